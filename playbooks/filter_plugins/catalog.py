@@ -1,0 +1,79 @@
+"""What follows from the catalog: listeners and the gateway's backends.
+
+Pure functions: services and inventory in, plain lists and mappings out. `services` is always the resolved
+catalog of a host (`appliance_services`), a mapping from key to entry.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+Entry = Mapping[str, Any]
+Services = Mapping[str, Entry]
+
+
+def listeners(services: Services, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Every listener of the services `names`: the main one is called `api`, others by their key.
+
+    Bound to loopback when `allow_from` is empty, else to all addresses, behind the firewall.
+    """
+    return [
+        {
+            "service": service,
+            "name": name,
+            "port": entry["port"],
+            "bind": "0.0.0.0" if entry["allow_from"] else "127.0.0.1",  # noqa: S104 - the firewall's rule comes first
+            "allow_from": list(entry["allow_from"]),
+            "user": services[service]["user"],
+            "unit": services[service]["unit"],
+            "health": entry["health"],
+        }
+        for service in names
+        for name, entry in _named_listeners(services[service])
+    ]
+
+
+def _named_listeners(entry: Entry) -> list[tuple[str, Entry]]:
+    return [("api", entry), *entry.get("listeners", {}).items()]
+
+
+def address(hostvars: Mapping[str, Any], host: str) -> str:
+    """Where others reach `host`: `appliance_address`, else `ansible_host`, else its name; IPv6 in brackets."""
+    variables = hostvars[host]
+    found = str(variables.get("appliance_address") or variables.get("ansible_host") or host)
+    return f"[{found}]" if ":" in found else found
+
+
+def backends(
+    services: Services, groups: Mapping[str, list[str]], hostvars: Mapping[str, Any], gateway_host: str
+) -> dict[str, Any]:
+    """The document backends.yaml of `gateway_host`: a backend for each host of each service that is one."""
+    return {
+        "backends": {
+            f"{entry['backend']['class']}@{host}": _backend(
+                entry, "127.0.0.1" if host == gateway_host else address(hostvars, host)
+            )
+            for service in services
+            for host in groups.get(service, [])
+            if "backend" in (entry := hostvars[host]["appliance_services"][service])
+        }
+    }
+
+
+def _backend(entry: Entry, reached_at: str) -> dict[str, Any]:
+    backend = entry["backend"]
+    return {
+        "class": backend["class"],
+        "base_url": f"http://{reached_at}:{entry['port']}{backend['base_path']}",
+        "description": entry["description"],
+        "supported_capabilities": list(backend["capabilities"]),
+        "concurrency_limits": dict(backend["limits"]),
+        "health": {"liveness": entry["health"], "readiness": entry["health"]},
+        "optional": backend["optional"],
+    }
+
+
+class FilterModule:
+    """Ansible's way to find filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {"listeners": listeners, "backends": backends}

@@ -1,0 +1,134 @@
+"""Listeners and backends follow from the catalog, at all three levels of override."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from catalog import address, backends, listeners
+
+ROOT = Path(__file__).parents[2]
+SERVICES_YML = ROOT / "playbooks/group_vars/all/services.yml"
+CATALOG: dict[str, Any] = yaml.safe_load(SERVICES_YML.read_text())["appliance_catalog"]
+
+
+def test_every_listener_of_a_host_is_named() -> None:
+    found = listeners(CATALOG, ["gateway", "llamacpp"])
+    assert [(item["service"], item["name"], item["port"]) for item in found] == [
+        ("gateway", "api", 8800),
+        ("gateway", "observability", 8801),
+        ("llamacpp", "api", 8088),
+    ]
+    assert found[1] == {
+        "service": "gateway",
+        "name": "observability",
+        "port": 8801,
+        "bind": "127.0.0.1",
+        "allow_from": [],
+        "user": "gateway",
+        "unit": "gateway",
+        "health": "/readyz",
+    }
+
+
+def test_a_listener_is_open_only_when_somebody_is_allowed() -> None:
+    opened = {"gateway": CATALOG["gateway"] | {"allow_from": ["10.10.22.0/24"]}}
+    assert [(item["bind"], item["allow_from"]) for item in listeners(opened, ["gateway"])] == [
+        ("0.0.0.0", ["10.10.22.0/24"]),
+        ("127.0.0.1", []),
+    ]
+
+
+def test_one_backend_per_host_of_the_group_local_by_loopback_remote_by_address() -> None:
+    hostvars = {
+        "mini": {"appliance_services": CATALOG},
+        "studio": {"appliance_services": CATALOG, "ansible_host": "10.10.22.20"},
+        "ada2": {"appliance_services": CATALOG | {"llamacpp": CATALOG["llamacpp"] | {"port": 8090}}},
+    }
+    groups = {"gateway": ["mini"], "gateway_embed": ["mini"], "llamacpp": ["studio", "ada2"]}
+    made = backends(CATALOG, groups, hostvars, "mini")["backends"]
+    assert {name: backend["base_url"] for name, backend in made.items()} == {
+        "gateway_embed@mini": "http://127.0.0.1:8802/v1",
+        "llamacpp@studio": "http://10.10.22.20:8088/v1",
+        "llamacpp@ada2": "http://ada2:8090/v1",
+    }
+    assert made["llamacpp@studio"] == {
+        "class": "llamacpp",
+        "base_url": "http://10.10.22.20:8088/v1",
+        "description": CATALOG["llamacpp"]["description"],
+        "supported_capabilities": ["chat", "completions"],
+        "concurrency_limits": {"chat": 4, "completions": 4},
+        "health": {"liveness": "/health", "readiness": "/health"},
+        "optional": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "box1"),
+        ({"ansible_host": "10.10.22.20"}, "10.10.22.20"),
+        ({"ansible_host": "10.10.22.20", "appliance_address": "192.0.2.7"}, "192.0.2.7"),
+        ({"appliance_address": "2001:db8::7"}, "[2001:db8::7]"),
+    ],
+)
+def test_address_of_a_host(variables: dict[str, str], expected: str) -> None:
+    assert address({"box1": variables}, "box1") == expected
+
+
+def _write_inventory(directory: Path, level: dict[str, Any]) -> Path:
+    """Two hosts in the group llamacpp, one gateway; the override at the levels asked."""
+    directory.mkdir()
+    hosts = {"hosts": {"box1": None, "box2": None}}
+    (directory / "hosts.yml").write_text(
+        yaml.safe_dump({"all": {"children": {"gateway": {"hosts": {"box1": None}}, "llamacpp": hosts}}})
+    )
+    for path, port in level.items():
+        target = directory / f"{path}.yml"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(yaml.safe_dump({"appliance_services_override": {"llamacpp": {"port": port}}}))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("level", "box1", "box2"),
+    [
+        ({}, 8088, 8088),
+        ({"group_vars/all": 9001}, 9001, 9001),
+        ({"group_vars/all": 9001, "group_vars/llamacpp": 9002}, 9002, 9002),
+        ({"group_vars/all": 9001, "group_vars/llamacpp": 9002, "host_vars/box2": 9003}, 9002, 9003),
+    ],
+)
+def test_the_nearest_level_of_override_wins(
+    tmp_path: Path, level: dict[str, int], box1: int, box2: int
+) -> None:
+    inventory = _write_inventory(tmp_path / "inventory", level)
+    seen = ansible_debug(inventory, "appliance_services.llamacpp.port")
+    assert seen == {"box1": box1, "box2": box2}
+    through_hostvars = ansible_debug(inventory, "hostvars.box2.appliance_services.llamacpp.port")
+    assert through_hostvars == {"box1": box2, "box2": box2}
+    made = ansible_debug(inventory, "(appliance_services | backends(groups, hostvars, 'box1')).backends")[
+        "box1"
+    ]
+    assert made["llamacpp@box1"]["base_url"] == f"http://127.0.0.1:{box1}/v1"
+    assert made["llamacpp@box2"]["base_url"] == f"http://box2:{box2}/v1"
+
+
+def ansible_debug(inventory: Path, expression: str) -> dict[str, Any]:
+    """What real ansible makes of `expression` on each host of the inventory."""
+    command = [sys.executable, "-m", "ansible", "adhoc", "all", "--playbook-dir", "playbooks", "--one-line"]
+    done = subprocess.run(
+        [*command, "-i", str(inventory), "-m", "ansible.builtin.debug", "-a", f"msg={{{{ {expression} }}}}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.partition(" | SUCCESS => ") for line in done.stdout.splitlines()]
+    return {host.strip(): json.loads(answer)["msg"] for host, found, answer in lines if found}
