@@ -37,7 +37,7 @@ def _named_listeners(entry: Entry) -> list[tuple[str, Entry]]:
 
 
 def address(hostvars: Mapping[str, Any], host: str) -> str:
-    """Where others reach `host`: `appliance_address`, else `ansible_host`, else its name; IPv6 in brackets."""
+    """Where others reach `host`: `appliance_address`, else `ansible_host`, else its name (IPv6 bracketed)."""
     variables = hostvars[host]
     found = str(variables.get("appliance_address") or variables.get("ansible_host") or host)
     return f"[{found}]" if ":" in found else found

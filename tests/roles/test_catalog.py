@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-
 from catalog import address, backends, listeners
 
 ROOT = Path(__file__).parents[2]
