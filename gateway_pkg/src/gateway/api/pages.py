@@ -1,0 +1,96 @@
+"""The typed, documented routes: health, models, metrics."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from gateway.http.errors import ApiError
+from gateway.observe import health
+from gateway.observe.metrics import CONTENT_TYPE, Metrics
+from gateway.routing.policy import AUTO, unknown_model
+from gateway.routing.registry import Registry
+
+
+class Ok(BaseModel):
+    ok: Literal[True] = True
+
+
+class Model(BaseModel):
+    """OpenAI's model object; aliases also say what they stand for."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str
+    backend: str | None = None
+    upstream_model: str | None = None
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+def make_router(registry: Registry, metrics: Metrics | None) -> APIRouter:
+    """The routes, bound to the gateway's state; `metrics` is None where METRICS_ENABLED is false."""
+    router = APIRouter()
+
+    @router.get("/health", tags=["health"], summary="The process answers")
+    async def get_health() -> Ok:
+        return Ok()
+
+    @router.get(
+        "/readyz",
+        tags=["health"],
+        summary="The gateway can serve",
+        responses={503: {"description": "It cannot"}},
+    )
+    async def get_readyz(response: Response) -> dict[str, Any]:
+        status, report = health.readiness(registry)
+        response.status_code = status
+        return report
+
+    @router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
+    async def get_metrics() -> Response:
+        if metrics is None:
+            raise ApiError(404, "Metrics are off; set METRICS_ENABLED=true", code="metrics_disabled")
+        return Response(metrics.text(), media_type=CONTENT_TYPE.decode())
+
+    @router.get("/v1/models", tags=["models"], summary="List models and aliases", response_model_exclude_none=True)
+    async def list_models() -> ModelList:
+        return ModelList(data=list(known_models(registry).values()))
+
+    @router.get(
+        "/v1/models/{model_id:path}",
+        tags=["models"],
+        summary="Show one model",
+        response_model_exclude_none=True,
+    )
+    async def get_model(model_id: str) -> Model:
+        models = known_models(registry)
+        found = models.get(model_id) or models.get(model_id.casefold())
+        if found is None:
+            found = next((model for model in models.values() if model.upstream_model == model_id), None)
+        if found is None:
+            raise unknown_model(model_id, registry.names)
+        return found
+
+    return router
+
+
+def known_models(registry: Registry) -> dict[str, Model]:
+    """Everything that may stand in `model`: what the backends serve, `auto`, and the aliases, in this order."""
+    models = [
+        Model(id=f"{backend_class}:{name}", owned_by="local", backend=backend_class, upstream_model=name)
+        for backend_class, names in registry.names.served.items()
+        for name in names
+    ]
+    models.append(Model(id=AUTO, owned_by="gateway"))
+    models += [
+        Model(id=name, owned_by="gateway", backend=alias.backend, upstream_model=alias.model)
+        for name, alias in registry.names.aliases.items()
+    ]
+    return {model.id: model for model in models}

@@ -1,0 +1,76 @@
+"""Request bodies of the OpenAI routes: what is checked here, and shown in the OpenAPI page.
+
+Bodies are checked as parsed, never copied: fields that are not listed are forwarded as they came.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+_OPEN = ConfigDict(extra="allow", strict=True)
+Model = Annotated[str, Field(max_length=500, description="An alias, a served model, `<class>:<model>`, or `auto`.")]
+
+
+@with_config(_OPEN)
+class Message(TypedDict):
+    role: str
+    content: NotRequired[str | list[dict[str, Any]] | None]
+
+
+@with_config(_OPEN)
+class StreamOptions(TypedDict):
+    include_usage: NotRequired[bool | None]
+
+
+@with_config(_OPEN)
+class _Sampling(TypedDict):
+    model: NotRequired[Model | None]
+    stream: NotRequired[bool | None]
+    stream_options: NotRequired[StreamOptions | None]
+    temperature: NotRequired[float | None]
+    top_p: NotRequired[float | None]
+    n: NotRequired[int | None]
+    max_tokens: NotRequired[int | None]
+    stop: NotRequired[str | list[str] | None]
+    seed: NotRequired[int | None]
+    presence_penalty: NotRequired[float | None]
+    frequency_penalty: NotRequired[float | None]
+    user: NotRequired[str | None]
+
+
+@with_config(_OPEN)
+class ChatRequest(_Sampling):
+    """OpenAI's `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: NotRequired[int | None]
+    tools: NotRequired[list[dict[str, Any]] | None]
+    tool_choice: NotRequired[str | dict[str, Any] | None]
+    parallel_tool_calls: NotRequired[bool | None]
+    response_format: NotRequired[dict[str, Any] | None]
+    logprobs: NotRequired[bool | None]
+    top_logprobs: NotRequired[int | None]
+
+
+@with_config(_OPEN)
+class CompletionRequest(_Sampling):
+    """OpenAI's `POST /v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    echo: NotRequired[bool | None]
+    logprobs: NotRequired[int | None]
+    suffix: NotRequired[str | None]
+
+
+@with_config(_OPEN)
+class EmbeddingRequest(TypedDict):
+    """OpenAI's `POST /v1/embeddings`."""
+
+    input: str | list[str] | list[int] | list[list[int]]
+    model: NotRequired[Model | None]
+    encoding_format: NotRequired[Literal["float", "base64"] | None]
+    dimensions: NotRequired[int | None]
+    user: NotRequired[str | None]

@@ -1,0 +1,82 @@
+"""The console script `gateway`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from gateway import __version__
+from gateway.refusal import Refusal
+from gateway.settings import HOME, Settings, load_settings
+
+EXIT_REFUSED = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; returns the exit code: 0 well, 2 refused with one line per problem on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = _settings(arguments)
+        if arguments.verb == "check":
+            from gateway.app import build  # only what a verb needs is imported: start-up is counted
+
+            build(settings)
+            print("ok")
+        else:
+            from gateway.server import serve
+
+            serve(settings)
+    except Refusal as refusal:
+        for problem in refusal.problems:
+            print(f"gateway: {problem}", file=sys.stderr)
+        return EXIT_REFUSED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gateway", description="OpenAI-compatible API in front of your model servers")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, summary in (
+        ("serve", "serve the API until a signal"),
+        ("check", "check settings and files, then exit"),
+    ):
+        verb = verbs.add_parser(name, help=summary, description=summary)
+        verb.add_argument(
+            "--env-file",
+            type=Path,
+            metavar="FILE",
+            help=f"settings, NAME=value lines (default: {HOME}/app/.env if there)",
+        )
+        verb.add_argument("--backends", type=Path, metavar="FILE", help="backends.yaml (setting GATEWAY_BACKENDS_PATH)")
+        verb.add_argument("--aliases", type=Path, metavar="FILE", help="model aliases (setting MODEL_ALIASES_PATH)")
+        verb.add_argument("--host", help="address of the API (setting GATEWAY_HOST)")
+        verb.add_argument("--port", type=int, help="port of the API (setting GATEWAY_PORT)")
+        verb.add_argument("--data-dir", type=Path, metavar="DIR", help="where the request log is written")
+    return parser
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    env_file = arguments.env_file
+    if env_file is None and (HOME / "app/.env").is_file():
+        env_file = HOME / "app/.env"
+    log = None
+    if arguments.data_dir is not None:
+        if not arguments.data_dir.is_dir():
+            raise Refusal(
+                f"--data-dir {arguments.data_dir} is not a directory; make it with: mkdir -p {arguments.data_dir}"
+            )
+        log = arguments.data_dir / "requests.jsonl"
+    return load_settings(
+        env_file,
+        gateway_backends_path=arguments.backends,
+        model_aliases_path=arguments.aliases,
+        gateway_host=arguments.host,
+        gateway_port=arguments.port,
+        request_log_path=log,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""OpenAI's error object, and the exception that becomes one."""
+
+from __future__ import annotations
+
+import orjson
+
+# What OpenAI's SDKs and other gateways put into `type`, by status.
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    502: "upstream_error",
+    503: "service_unavailable_error",
+    504: "upstream_timeout_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error. `headers` are further response headers, lower-case names."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """`{"error": {message, type, param, code}}` as JSON."""
+        kind = TYPES.get(self.status, "internal_error")
+        return orjson.dumps({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+
+    def event(self) -> bytes:
+        """The same as one server-sent event, for a stream that has begun."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+def retry_after(seconds: int) -> tuple[tuple[bytes, bytes], ...]:
+    return ((b"retry-after", str(seconds).encode()),)

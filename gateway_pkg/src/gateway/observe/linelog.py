@@ -1,0 +1,90 @@
+"""A file of lines that is written beside the event loop and rotated by size."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+FLUSH_SEC = 0.05
+PENDING_MAX_LINES = 20_000
+
+
+class LineLog:
+    """Lines go out in batches, by one thread. A full disk loses lines, which `dropped` counts, never a request."""
+
+    def __init__(self, path: Path, max_bytes: int, keep: int) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._keep = keep
+        self._pending: list[bytes] = []
+        self._writing: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="line-log")
+        self._failing = False
+        self.dropped = 0
+
+    def write(self, line: bytes) -> None:
+        """Takes one line, its line break included; returns at once."""
+        if len(self._pending) >= PENDING_MAX_LINES:
+            self.dropped += 1
+            return
+        self._pending.append(line)
+        if self._timer is None and self._writing is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SEC, self._flush)
+
+    async def close(self) -> None:
+        """Writes what is pending."""
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._writing is not None or self._pending:
+            if self._writing is None:
+                self._flush()
+            await asyncio.sleep(FLUSH_SEC / 10)
+        self._thread.shutdown()
+
+    def _flush(self) -> None:
+        self._timer = None
+        lines, self._pending = self._pending, []
+        self._writing = asyncio.get_running_loop().run_in_executor(self._thread, self._append, lines)
+        self._writing.add_done_callback(self._flushed)
+
+    def _flushed(self, _: asyncio.Future[None]) -> None:
+        self._writing = None
+        if self._pending and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SEC, self._flush)
+
+    def _append(self, lines: list[bytes]) -> None:
+        try:
+            with open(self._path, "ab", opener=_private) as file:
+                file.write(b"".join(lines))
+                size = file.tell()
+            if size >= self._max_bytes:
+                self._rotate()
+        except OSError as error:
+            self.dropped += len(lines)
+            if not self._failing:
+                log.warning("request log %s cannot be written: %s", self._path, error.strerror)
+            self._failing = True
+        else:
+            self._failing = False
+
+    def _rotate(self) -> None:
+        """`requests.jsonl` becomes `.1`, `.1` becomes `.2`, … and the one beyond `keep` is gone."""
+        for number in range(self._keep, 1, -1):
+            older = self._numbered(number - 1)
+            if older.exists():
+                older.replace(self._numbered(number))
+        self._path.replace(self._numbered(1))
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}")
+
+
+def _private(path: str, flags: int) -> int:
+    # Lines tell who asked for what.
+    return os.open(path, flags, 0o640)

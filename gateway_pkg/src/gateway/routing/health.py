@@ -1,0 +1,97 @@
+"""Probes the backends: are they alive and ready, and which models do they serve."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import httpx
+
+from gateway.routing.registry import Backend, Registry
+
+log = logging.getLogger(__name__)
+
+# A backend that is down is looked at this often, so that it is back soon after its restart.
+RETRY_SEC = 1.0
+MODELS_MAX = 10_000
+
+
+class Prober:
+    """One task per backend, from `start` to `stop`."""
+
+    def __init__(self, registry: Registry, client: httpx.AsyncClient, interval: float) -> None:
+        self._registry = registry
+        self._client = client
+        self._interval = interval
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        for backend in self._registry.backends:
+            wake = asyncio.Event()
+            backend.on_failure = wake.set
+            self._tasks.append(asyncio.create_task(self._watch(backend, wake), name=f"probe {backend.name}"))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _watch(self, backend: Backend, wake: asyncio.Event) -> None:
+        while True:
+            wake.clear()
+            await self._probe(backend)
+            pause = self._interval if backend.ready else min(RETRY_SEC, self._interval)
+            try:
+                async with asyncio.timeout(pause):
+                    await wake.wait()
+                # A request saw a failure: give the service manager a moment before the probe.
+                await asyncio.sleep(min(RETRY_SEC, self._interval) / 4)
+            except TimeoutError:
+                pass
+
+    async def _probe(self, backend: Backend) -> None:
+        healthy = ready = False
+        error: str | None = None
+        try:
+            healthy, error = await self._ask(backend, backend.record.health.liveness)
+            if healthy and backend.record.health.readiness != backend.record.health.liveness:
+                ready, error = await self._ask(backend, backend.record.health.readiness)
+            else:
+                ready = healthy
+            if ready:
+                await self._list_models(backend)
+        except (httpx.HTTPError, ValueError) as failure:
+            healthy = ready = False
+            error = f"{type(failure).__name__}: {failure}"[:300]
+        if ready != backend.ready or (ready and backend.last_check is None):
+            log.log(
+                logging.INFO if ready else logging.WARNING,
+                "backend %s: %s",
+                backend.name,
+                "ready" if ready else error,
+            )
+        backend.healthy, backend.ready, backend.error, backend.last_check = healthy, ready, error, time.time()
+
+    async def _ask(self, backend: Backend, path: str) -> tuple[bool, str | None]:
+        response = await self._client.get(
+            httpx.URL(backend.record.base_url).join(path), headers=_authorization(backend)
+        )
+        return response.is_success, None if response.is_success else f"{path} answered {response.status_code}"
+
+    async def _list_models(self, backend: Backend) -> None:
+        url = backend.record.base_url.rstrip("/") + "/models"
+        response = await self._client.get(url, headers=_authorization(backend))
+        response.raise_for_status()
+        data = response.json().get("data")
+        if not isinstance(data, list):
+            raise ValueError("/models has no list 'data'")
+        models = tuple(str(item["id"]) for item in data[:MODELS_MAX] if isinstance(item, dict) and "id" in item)
+        if models != backend.models:
+            backend.models = models
+            self._registry.refresh_names()
+
+
+def _authorization(backend: Backend) -> dict[str, str]:
+    return {"Authorization": f"Bearer {backend.record.api_key}"} if backend.record.api_key else {}

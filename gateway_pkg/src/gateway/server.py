@@ -1,0 +1,111 @@
+"""Runs the two listeners in one event loop until a signal, then lets answers and streams end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from gateway.app import build
+from gateway.observe import logs
+from gateway.refusal import Refusal
+from gateway.settings import Settings
+
+KEEP_ALIVE_SEC = 75
+BACKLOG = 2048
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, without its own signal handlers: one signal stops two servers, in order, and exits with 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT; a second signal cuts what is still under way.
+
+    Raises:
+        Refusal: wrong configuration, or a port that is taken; nothing has been opened then.
+    """
+    logs.configure(settings.gateway_log_level)
+    house = build(settings)
+    with contextlib.ExitStack() as stack:
+        api_socket = stack.enter_context(_listen(settings.gateway_host, settings.gateway_port, "GATEWAY"))
+        observe_socket = None
+        if settings.observability_enabled:
+            observe_socket = stack.enter_context(
+                _listen(settings.observability_host, settings.observability_port, "OBSERVABILITY")
+            )
+        api = _Server(_config(house.api, settings, with_tls=True))
+        observability = _Server(_config(house.observability, settings, with_tls=False))
+        # What is built by now lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        uvloop.run(_run(api, api_socket, observability, observe_socket))
+
+
+async def _run(
+    api: uvicorn.Server,
+    api_socket: socket.socket,
+    observability: uvicorn.Server,
+    observe_socket: socket.socket | None,
+) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _stop, api)
+    watching = None
+    if observe_socket is not None:
+        watching = loop.create_task(observability.serve(sockets=[observe_socket]))
+    await api.serve(sockets=[api_socket])
+    if watching is not None:
+        observability.should_exit = True
+        await watching
+
+
+def _stop(api: uvicorn.Server) -> None:
+    api.force_exit = api.should_exit
+    api.should_exit = True
+
+
+def _config(app: ASGIApp, settings: Settings, *, with_tls: bool) -> uvicorn.Config:
+    tls = {}
+    if with_tls and settings.gateway_tls_cert_path is not None:
+        tls = {"ssl_certfile": settings.gateway_tls_cert_path, "ssl_keyfile": settings.gateway_tls_key_path}
+        for setting, path in (("CERT", tls["ssl_certfile"]), ("KEY", tls["ssl_keyfile"])):
+            if path is None or not path.is_file():
+                raise Refusal(f"GATEWAY_TLS_{setting}_PATH {path or ''} is not a file; set both TLS paths, or neither")
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="on" if with_tls else "off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SEC,
+        timeout_graceful_shutdown=int(settings.gateway_shutdown_timeout_sec),
+        **tls,  # type: ignore[arg-type]  # two keyword arguments of one type
+    )
+
+
+def _listen(host: str, port: int, prefix: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise Refusal(f"port {port} on {host} is taken; stop what listens there or set {prefix}_PORT") from None
+        raise Refusal(
+            f"cannot listen on {host} port {port} ({error.strerror}); set {prefix}_HOST or {prefix}_PORT"
+        ) from None

@@ -1,0 +1,133 @@
+"""Every setting, typed and described once; `docs/settings.md` is generated from here.
+
+A setting is read from the environment, else from the env file, else has the default below. Names are those of the
+earlier gateway, in either case; keys of the env file that the gateway does not know are ignored.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gateway.refusal import Refusal
+
+HOME = Path("/var/lib/gateway")
+PLACEHOLDERS = frozenset(
+    {
+        "change-me-in-production",
+        "changeme-changeme",
+        "your-token-here-123",
+        "replace-me-with-a-token",
+        "gateway_bearer_token",
+    }
+)
+TOKEN_MIN_CHARS = 16
+MAKE_ONE = """python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Settings(BaseSettings):
+    """The gateway's settings. Sizes are bytes, times seconds."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    gateway_host: str = Field("127.0.0.1", description="Address of the API listener.")
+    gateway_port: int = Field(8800, ge=1, le=65535, description="Port of the API listener.")
+    gateway_tls_cert_path: Path | None = Field(None, description="Certificate chain (PEM) of the API listener.")
+    gateway_tls_key_path: Path | None = Field(None, description="Private key (PEM) of the API listener.")
+    gateway_shutdown_timeout_sec: float = Field(
+        60, ge=0, description="How long a stop waits for answers and streams under way."
+    )
+    gateway_log_level: str = Field(
+        "INFO", pattern="(?i)^(debug|info|warning|error)$", description="Level of the process log on stderr."
+    )
+    gateway_bearer_token: SecretStr = Field(
+        SecretStr(""), description="The token that clients send, 16 or more characters."
+    )
+    gateway_bearer_tokens: SecretStr = Field(
+        SecretStr(""),
+        description="Several tokens, comma-separated; when set, `GATEWAY_BEARER_TOKEN` is not used.",
+    )
+    ip_allowlist: Annotated[tuple[Network, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated addresses and CIDRs that may call the API; empty: any that reaches it.",
+    )
+    max_request_bytes: int = Field(1_000_000, ge=1, description="Largest JSON body of a request.")
+    gateway_backends_path: Path = Field(HOME / "app/backends.yaml", description="The backends, rendered by Ansible.")
+    model_aliases_path: Path = Field(HOME / "app/model_aliases.json", description="The model aliases.")
+    observability_enabled: bool = Field(True, description="Whether the listener for health and metrics is opened.")
+    observability_host: str = Field("127.0.0.1", description="Address of that listener; it asks for no token.")
+    observability_port: int = Field(8801, ge=1, le=65535, description="Port of that listener.")
+    metrics_enabled: bool = Field(True, description="Whether `/metrics` answers (404 otherwise).")
+    request_log_enabled: bool = Field(True, description="Whether each request is logged as one JSON line.")
+    request_log_path: Path = Field(HOME / "data/requests.jsonl", description="File of the request log.")
+    request_log_max_bytes: int = Field(50_000_000, ge=1_000, description="Size at which the request log is rotated.")
+    request_log_keep: int = Field(3, ge=1, le=100, description="Rotated request logs that are kept.")
+    upstream_connect_timeout_sec: float = Field(5, gt=0, description="Longest wait for a connection to a backend.")
+    upstream_first_byte_timeout_sec: float = Field(
+        600, gt=0, description="Longest wait for the first byte of a backend's answer."
+    )
+    upstream_idle_timeout_sec: float = Field(300, gt=0, description="Longest silence within a backend's answer.")
+    upstream_max_response_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, description="Largest non-streamed answer that is taken from a backend."
+    )
+    backend_verify_tls: bool = Field(True, description="Whether certificates of https backends are verified.")
+    backend_ca_bundle: Path | None = Field(None, description="CA certificates (PEM) for https backends.")
+    health_check_interval_sec: float = Field(30, gt=0, description="Pause between probes of a ready backend.")
+    health_check_timeout_sec: float = Field(5, gt=0, description="Longest wait for the answer to a probe.")
+
+    @field_validator("ip_allowlist", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(ipaddress.ip_network(part.strip(), strict=False) for part in value.split(",") if part.strip())
+
+    def tokens(self) -> tuple[str, ...]:
+        """The accepted tokens.
+
+        Raises:
+            Refusal: there is none, or one that is short or a known placeholder. The message shows no token.
+        """
+        several = [part.strip() for part in self.gateway_bearer_tokens.get_secret_value().split(",") if part.strip()]
+        name = "GATEWAY_BEARER_TOKENS" if several else "GATEWAY_BEARER_TOKEN"
+        tokens = several or [self.gateway_bearer_token.get_secret_value().strip()]
+        for token in tokens:
+            if not token:
+                raise Refusal(f"{name} is not set; make a token with: {MAKE_ONE}")
+            if len(token) < TOKEN_MIN_CHARS or token.lower() in PLACEHOLDERS:
+                why = "a known placeholder" if len(token) >= TOKEN_MIN_CHARS else f"{len(token)} characters long"
+                raise Refusal(f"{name} is {why}; at least {TOKEN_MIN_CHARS} are needed, make one with: {MAKE_ONE}")
+            if not token.isascii() or any(char.isspace() or not char.isprintable() for char in token):
+                raise Refusal(f"{name} may hold only printable ASCII without spaces; make one with: {MAKE_ONE}")
+        return tuple(tokens)
+
+
+def load_settings(env_file: Path | None = None, **overrides: object) -> Settings:
+    """Reads the settings; `overrides` (field name to value, None = not given) beat environment and file.
+
+    Raises:
+        Refusal: a value is not of its type or range, or the env file cannot be read; one line per problem.
+    """
+    if env_file is not None:
+        try:
+            env_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refusal(f"env file {env_file} cannot be read ({_reason(error)}); check its path and mode") from None
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(_env_file=env_file, _env_file_encoding="utf-8", **given)  # type: ignore[call-arg, arg-type]  # pydantic-settings' own arguments
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        ]
+        raise Refusal(*problems) from None
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "not UTF-8"

@@ -1,0 +1,63 @@
+"""What a client is told when its backend fails: OpenAI errors with the statuses of the contract."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from gateway.http.errors import ApiError
+from gateway.routing.registry import Backend, not_ready
+from gateway.upstream.http1 import ConnectFailed, UpstreamClosed, UpstreamError, UpstreamTimeout
+
+QUOTED_CHARS = 500
+
+
+def failure(error: UpstreamError, backend: Backend) -> ApiError:
+    """503 where the backend was not there, 504 where it was too slow, 502 where it answered wrongly or broke off."""
+    name = backend.record.backend_class
+    if isinstance(error, ConnectFailed) or (isinstance(error, UpstreamClosed) and not error.sent_first_byte):
+        backend.fail(str(error))
+        return not_ready(name)
+    if isinstance(error, UpstreamTimeout):
+        return ApiError(504, f"Backend '{name}' did not answer in time ({error})", code="upstream_timeout")
+    if isinstance(error, UpstreamClosed):
+        return ApiError(502, f"Backend '{name}' broke off its answer", code="upstream_closed")
+    return ApiError(502, f"Backend '{name}' answered wrongly: {error}", code="upstream_protocol_error")
+
+
+def refused(status: int, body: bytes, backend: Backend) -> ApiError:
+    """The error for a backend's answer that is not 200. Its own words are kept, its shape is made OpenAI's.
+
+    400 to 499 is the client's to know, but for 401 and 403: those refuse the gateway's key, not the client's.
+    """
+    name = backend.record.backend_class
+    message, param, code = _words(body)
+    if status == 503:
+        return ApiError(
+            503,
+            f"Backend '{name}' is not ready: {message}",
+            code="backend_not_ready",
+            headers=not_ready(name).headers,
+        )
+    if 400 <= status < 500 and status not in (401, 403, 407):
+        return ApiError(status, message, param=param, code=code)
+    return ApiError(502, f"Backend '{name}' answered {status}: {message}", code="upstream_error")
+
+
+def _words(body: bytes) -> tuple[str, str | None, str | None]:
+    """Message, param and code of an error in OpenAI's shape, or of one of the shapes that servers use instead."""
+    try:
+        content: Any = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body[:QUOTED_CHARS].decode("utf-8", "replace").strip() or "no details", None, None
+    error = content.get("error", content.get("detail", content)) if isinstance(content, dict) else content
+    if not isinstance(error, dict):
+        return str(error)[:QUOTED_CHARS], None, None
+    message = error.get("message") or orjson.dumps(error).decode()
+    param, code = error.get("param"), error.get("code")
+    return (
+        str(message)[:QUOTED_CHARS],
+        None if param is None else str(param),
+        None if code is None else str(code),
+    )
