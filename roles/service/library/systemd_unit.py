@@ -1,0 +1,116 @@
+#!/usr/bin/python
+"""Keep one systemd service as its definition says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Callable, Dict
+
+from ansible.module_utils.appliance_service import ARGUMENTS, Manager, command, run
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+---
+module: systemd_unit
+short_description: Write, load, enable and restart a systemd service, and wait until it is healthy
+description:
+  - Restarts only when the unit or a file in O(reads) changed, or when an earlier run was interrupted before its restart.
+options:
+  name: {description: Unit without suffix., type: str, required: true}
+  state: {description: What to bring it to., type: str, choices: [present, stopped, absent], default: present}
+  path: {description: Where the unit lies., type: path, required: true}
+  content: {description: Its text; C(@revision@) becomes the hash of it and of O(reads)., type: str}
+  reads: {description: What the process reads., type: list, elements: path, default: []}
+  logs: {description: Log files; created for O(user), shown when the service fails., type: list, elements: path, default: []}
+  user: {description: Owner of the logs., type: str}
+  health: {description: URL that answers 200., type: str}
+  health_timeout: {description: Seconds to wait for it., type: int, default: 60}
+  stop_timeout: {description: Seconds that the process may take to stop., type: int, default: 15}
+author: AI Appliance
+"""
+
+EXAMPLES = r"""
+- name: Run the gateway
+  systemd_unit:
+    name: gateway
+    path: /etc/systemd/system/gateway.service
+    content: "{{ lookup('ansible.builtin.template', 'systemd.service.j2') }}"
+"""
+
+PENDING = "/run/appliance"  # emptied by a reboot, which starts everything anew anyway
+
+
+class Systemd(Manager):
+    """One unit, read by `systemctl show`."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self._module = module
+        self._unit = module.params["name"] + ".service"
+        self._marker = os.path.join(PENDING, module.params["name"] + ".restart")
+        self._systemctl = module.get_bin_path("systemctl", required=True)
+
+    def _run(self, *arguments: str) -> str:
+        return str(command(self._module, [self._systemctl, *arguments])[1])
+
+    def _show(self) -> Dict[str, str]:
+        wanted = "LoadState,ActiveState,UnitFileState,NeedDaemonReload"
+        lines = self._run("show", "--property", wanted, self._unit).splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+    def current(self, revision: str) -> bool:
+        return not os.path.exists(self._marker) and self._show()["NeedDaemonReload"] == "no"
+
+    def running(self) -> bool:
+        return self._show()["ActiveState"] in ("active", "activating", "reloading")
+
+    def known(self) -> bool:
+        return self._show()["LoadState"] == "loaded"
+
+    def enabled(self) -> bool:
+        return self._show()["UnitFileState"] == "enabled"
+
+    def prepare(self) -> None:
+        os.makedirs(PENDING, mode=0o755, exist_ok=True)
+        with open(self._marker, "w", encoding="utf-8"):
+            pass
+
+    def apply(self, restart: bool) -> None:
+        self._run("daemon-reload")
+        self._run("enable", "--quiet", self._unit)
+        if restart:
+            self._run("restart", self._unit)
+            self._unmark()
+
+    def stop(self) -> None:
+        self._run("stop", self._unit)
+
+    def forget(self, delete: Callable[[], None]) -> None:
+        if self.known():
+            self._run("disable", "--quiet", "--now", self._unit)
+        delete()
+        self._run("daemon-reload")
+        self._module.run_command([self._systemctl, "reset-failed", self._unit])  # fails when there is nothing to reset
+        self._unmark()
+
+    def _unmark(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._marker)
+
+    def diagnosis(self) -> str:
+        _code, out, _err = self._module.run_command(
+            ["journalctl", "--unit", self._unit, "--lines", "10", "--output", "cat", "--no-pager"]
+        )
+        return "Last lines of the journal:\n" + out.rstrip() if out.strip() else ""
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={"name": {"type": "str", "required": True}, **ARGUMENTS}, supports_check_mode=True
+    )
+    run(module, Systemd(module))
+
+
+if __name__ == "__main__":
+    main()

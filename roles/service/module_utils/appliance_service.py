@@ -1,0 +1,263 @@
+"""What the modules for systemd, launchd and supervisor share: one definition, brought to one state, then healthy.
+
+A definition names its revision, a hash of its text and of what the process reads; each manager can tell whether what it
+runs was started from that revision, so that a run that was interrupted is completed by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import pwd
+import tempfile
+import time
+import xmlrpc.client
+from abc import ABC, abstractmethod
+from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional
+from urllib.parse import urlsplit
+
+from ansible.module_utils.basic import AnsibleModule
+
+REVISION = "@revision@"
+POLL_SECONDS = 0.1
+TAIL_LINES = 15
+
+ARGUMENTS: Dict[str, Dict[str, Any]] = {
+    "state": {"type": "str", "choices": ["present", "stopped", "absent"], "default": "present"},
+    "path": {"type": "path", "required": True},
+    "content": {"type": "str"},
+    "reads": {"type": "list", "elements": "path", "default": []},
+    "logs": {"type": "list", "elements": "path", "default": []},
+    "user": {"type": "str"},
+    "health": {"type": "str"},
+    "health_timeout": {"type": "int", "default": 60},
+    "stop_timeout": {"type": "int", "default": 15},
+}
+
+
+class Definition(NamedTuple):
+    """The text of a definition and the revision written in it."""
+
+    text: str
+    revision: str
+
+    @classmethod
+    def of(cls, content: str, reads: List[str]) -> Definition:
+        """Replace `@revision@` in `content` by the hash of `content` and of everything in `reads`."""
+        digest = hashlib.sha256(content.encode())
+        for path in sorted(reads):
+            digest.update(b"\0" + path.encode() + b"\0" + fingerprint(path))
+        revision = digest.hexdigest()[:16]
+        return cls(content.replace(REVISION, revision), revision)
+
+
+def fingerprint(path: str) -> bytes:
+    """What a process that reads `path` depends on: a symlink's target, a file's bytes, a directory's files; else nothing."""
+    if os.path.islink(path):
+        return b"link " + os.readlink(path).encode()
+    if os.path.isdir(path):
+        digest = hashlib.sha256()
+        for name in sorted(os.listdir(path)):
+            digest.update(name.encode() + b"\0" + fingerprint(os.path.join(path, name)))
+        return b"directory " + digest.digest()
+    if os.path.isfile(path):
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+        return b"file " + digest.digest()
+    return b"absent"
+
+
+class Failure(Exception):
+    """A refusal or a broken service, in words for the operator."""
+
+
+class Manager(ABC):
+    """A service manager's view of one service. Reading it changes nothing."""
+
+    @abstractmethod
+    def current(self, revision: str) -> bool:
+        """Whether what runs was started from this revision of the definition on disk."""
+
+    @abstractmethod
+    def running(self) -> bool:
+        """Whether the manager keeps a process up."""
+
+    @abstractmethod
+    def known(self) -> bool:
+        """Whether the manager knows the service at all."""
+
+    def enabled(self) -> bool:
+        """Whether it starts with the machine."""
+        return True
+
+    def prepare(self) -> None:  # noqa: B027 - most managers need nothing here
+        """Called before the definition is written: remember that a restart is due."""
+
+    @abstractmethod
+    def apply(self, restart: bool) -> None:
+        """Load the definition on disk, enable it and, if asked, (re)start the process."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop every process of the service; returns when they are gone."""
+
+    @abstractmethod
+    def forget(self, delete: Callable[[], None]) -> None:
+        """Stop, disable, `delete` the definition, and have the manager forget it."""
+
+    def diagnosis(self) -> str:
+        """What the manager says about a service that does not answer."""
+        return ""
+
+
+def run(module: AnsibleModule, manager: Manager) -> NoReturn:
+    """Bring the service to the module's `state` and exit; a failure is one message."""
+    try:
+        handler = {"present": _present, "stopped": _stopped, "absent": _absent}[module.params["state"]]
+        result = handler(module, manager)
+    except (Failure, OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+def _present(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
+    params = module.params
+    if not params["content"]:
+        raise Failure("content is required when state is present")
+    definition = Definition.of(params["content"], params["reads"])
+    before = _read(params["path"])
+    written = before == definition.text
+    restart = not (written and manager.running() and manager.current(definition.revision))
+    missing = [log for log in params["logs"] if not os.path.exists(log)]
+    changed = bool(restart or missing or not manager.enabled())
+    if changed and not module.check_mode:
+        _create_logs(missing, params["user"])
+        if restart:
+            manager.prepare()
+        if not written:
+            write(module, params["path"], definition.text)
+        manager.apply(restart)
+    if params["health"] and not (changed and module.check_mode):
+        _wait_until_healthy(params, manager)
+    return {
+        "changed": changed,
+        "restarted": restart,
+        "revision": definition.revision,
+        "diff": {
+            "before_header": params["path"],
+            "after_header": params["path"],
+            "before": before or "",
+            "after": definition.text,
+        },
+    }
+
+
+def _stopped(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
+    changed = manager.running()
+    if changed and not module.check_mode:
+        manager.stop()
+    return {"changed": changed}
+
+
+def _absent(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
+    path = module.params["path"]
+
+    def delete() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    changed = os.path.lexists(path) or manager.known()
+    if changed and not module.check_mode:
+        manager.forget(delete)
+    return {"changed": changed}
+
+
+def _read(path: str) -> Optional[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def write(module: AnsibleModule, path: str, text: str) -> None:
+    """Put `text` at `path` by rename, mode 0644; its directory is created."""
+    directory = os.path.dirname(path)
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=directory, prefix="." + os.path.basename(path) + ".")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.chmod(temporary, 0o644)
+    module.atomic_move(temporary, path)
+
+
+def _create_logs(paths: List[str], user: Optional[str]) -> None:
+    for path in paths:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
+        with os.fdopen(handle, "a") as file:
+            if user:
+                account = pwd.getpwnam(user)
+                os.fchown(file.fileno(), account.pw_uid, account.pw_gid)
+
+
+def poll(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether `condition` came true within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _wait_until_healthy(params: Dict[str, Any], manager: Manager) -> None:
+    answer = "no answer"
+
+    def healthy() -> bool:
+        nonlocal answer
+        answer = _answer(params["health"])
+        return answer == "200"
+
+    if not poll(healthy, params["health_timeout"]):
+        details = [manager.diagnosis(), *(tail(log) for log in params["logs"])]
+        raise Failure(
+            f"{params['name']} is not healthy after {params['health_timeout']} s: {params['health']} gave {answer}.\n"
+            + "\n".join(detail for detail in details if detail)
+        )
+
+
+def _answer(url: str) -> str:
+    """The status code of a GET, straight to the host whatever proxy is set, or why there was none."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
+    try:
+        connection.request("GET", parts.path or "/")
+        return str(connection.getresponse().status)
+    except (OSError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__
+    finally:
+        connection.close()
+
+
+def tail(path: str, lines: int = TAIL_LINES) -> str:
+    """The last lines of a log, under its name; empty when there are none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - 16384))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    last = text.splitlines()[-lines:]
+    return "\n".join([f"Last lines of {path}:", *("  " + line for line in last)]) if last else ""
+
+
+def command(module: AnsibleModule, argv: List[str], accepted: tuple = (0,)) -> tuple:
+    """Run `argv`; return code and output, a `Failure` for a code that is not accepted."""
+    code, out, err = module.run_command(argv)
+    if code not in accepted:
+        raise Failure(f"`{' '.join(argv)}` failed with {code}: {(err or out).strip()}")
+    return code, out

@@ -1,0 +1,53 @@
+"""supervisord's XML-RPC interface over its unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from typing import Any
+from xmlrpc.client import Fault, ServerProxy, Transport
+
+__all__ = ["BAD_NAME", "Fault", "Supervisor"]
+
+BAD_NAME = 10  # supervisor.xmlrpc.Faults.BAD_NAME
+
+
+class _Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.host)
+
+
+class _Transport(Transport):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__()
+        self._path = path
+        self._timeout = timeout
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        connection = _Connection("localhost", timeout=self._timeout)
+        connection.host = self._path
+        return connection
+
+    def send_host(self, connection: Any, host: Any) -> None:
+        """Nothing: http.client writes the header."""
+
+
+class Supervisor:
+    """Calls `supervisor.<method>`; a refused call is a `Fault`, no supervisord an `OSError`."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        self._proxy = ServerProxy("http://localhost", transport=_Transport(path, timeout))
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """The answer of one method."""
+        return getattr(self._proxy.supervisor, method)(*arguments)
+
+    def answers(self) -> bool:
+        """Whether a supervisord listens."""
+        try:
+            self.call("getState")
+        except (OSError, http.client.HTTPException):
+            return False
+        return True
