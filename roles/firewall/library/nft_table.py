@@ -44,7 +44,7 @@ REVERT_UNIT = "appliance-firewall-revert"
 
 
 class Table:
-    """The table on this host; every method fails the module with one line when nft refuses."""
+    """The table on this host; a refusal by nft or systemd ends the module with one line."""
 
     def __init__(self, module: AnsibleModule, family: str, name: str) -> None:
         self.module = module
@@ -55,18 +55,17 @@ class Table:
         """The table as nft prints it, counters left out; empty when there is none."""
         if self.nft is None:
             return ""
-        return self._run([self.nft, "--stateless", "list", "table", *self.ref], may_fail=True)
+        status, stdout, _ = self.module.run_command([self.nft, "--stateless", "list", "table", *self.ref])
+        return str(stdout) if status == 0 else ""
 
     def normal_form(self, ruleset: str) -> str:
         """How nft would print the table after loading `ruleset`, learned in a network namespace of its own."""
-        with _temporary_file(ruleset) as path:
-            self._run([self.nft, "--check", "--file", path])
-            script = f'"{self.nft}" --file "$1" && "{self.nft}" --stateless list table "$2" "$3"'
-            return self._run(["unshare", "--net", "sh", "-c", script, "sh", path, *self.ref])
+        self._run([self.nft, "--check", "--file", "-"], ruleset)
+        script = f'"{self.nft}" --file - && exec "{self.nft}" --stateless list table "$@"'
+        return self._run(["unshare", "--net", "sh", "-c", script, "sh", *self.ref], ruleset)
 
     def load(self, ruleset: str) -> None:
-        with _temporary_file(ruleset) as path:
-            self._run([self.nft, "--file", path])
+        self._run([self.nft, "--file", "-"], ruleset)
 
     def replacement(self, body: str) -> str:
         """A ruleset that puts `body` in the place of whatever the table holds, in one transaction."""
@@ -79,40 +78,24 @@ class Table:
         with open(former, "w") as file:
             file.write(self.replacement(self.loaded()))
         timer = [f"--on-active={seconds}", "--timer-property=AccuracySec=1s", f"--unit={REVERT_UNIT}"]
-        self._run(["systemd-run", "--quiet", *timer, self.nft, "--file", former])
+        self._run(["systemd-run", "--quiet", "--collect", *timer, self.nft, "--file", former])
 
     def revert_pending(self) -> bool:
         timer = ["systemctl", "is-active", "--quiet", f"{REVERT_UNIT}.timer"]
-        return self.module.run_command(timer)[0] == 0
+        return bool(self.module.run_command(timer)[0] == 0)
 
     def revert_now(self) -> None:
         self._run(["systemctl", "start", f"{REVERT_UNIT}.service"])
+        self.disarm_revert()
 
     def disarm_revert(self) -> None:
         self._run(["systemctl", "stop", f"{REVERT_UNIT}.timer"])
 
-    def _run(self, argv: list[str], may_fail: bool = False) -> str:
-        status, stdout, stderr = self.module.run_command(argv)
-        if status == 0:
-            return str(stdout)
-        if may_fail:
-            return ""
-        self.module.fail_json(msg=f"{argv[0]} refused: {' '.join((stderr or stdout).split())}")
-        raise AssertionError("fail_json ends the module")
-
-
-class _temporary_file:  # noqa: N801 - used as a function
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __enter__(self) -> str:
-        with tempfile.NamedTemporaryFile("w", suffix=".nft", delete=False) as file:
-            file.write(self.text)
-        self.path = file.name
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        os.unlink(self.path)
+    def _run(self, argv: list[str | None], stdin: str | None = None) -> str:
+        status, stdout, stderr = self.module.run_command(argv, data=stdin)
+        if status != 0:
+            self.module.fail_json(msg=f"{argv[0]} refused: {' '.join((stderr or stdout).split())}")
+        return str(stdout)
 
 
 def read(path: str) -> str:
@@ -125,12 +108,10 @@ def read(path: str) -> str:
 
 def write(module: AnsibleModule, path: str, text: str) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with _temporary_file(text) as source:
-        os.chmod(source, 0o600)
-        copy = f"{path}.new"
-        module.atomic_move(source, copy)
-        os.rename(copy, path)
-        open(source, "w").close()
+    with tempfile.NamedTemporaryFile("w", dir=module.tmpdir, delete=False) as file:
+        file.write(text)
+    os.chmod(file.name, 0o644)
+    module.atomic_move(file.name, path)
 
 
 def present(module: AnsibleModule, table: Table) -> None:
@@ -159,8 +140,14 @@ def present(module: AnsibleModule, table: Table) -> None:
 
 def confirmed(module: AnsibleModule, table: Table) -> None:
     if not table.revert_pending():
-        module.fail_json(msg="The former firewall rules are back: nothing is left to confirm; run the playbook again.")
+        module.fail_json(
+            msg="The former firewall rules are back: nothing is left to confirm; run the playbook again."
+        )
     table.disarm_revert()
+    if table.loaded() != table.normal_form(module.params["ruleset"]):
+        module.fail_json(
+            msg="The former firewall rules came back before the new ones were confirmed; run it again."
+        )
     write(module, module.params["path"], module.params["ruleset"])
     module.exit_json(changed=True, pending=False)
 

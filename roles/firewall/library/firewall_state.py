@@ -22,6 +22,7 @@ EXAMPLES = """
 """
 
 RETURN = """
+nft: {description: Whether nft is installed, returned: always, type: bool}
 nftables: {description: The `nftables` array of `nft --json list ruleset`, returned: always, type: list}
 ufw: {description: Whether ufw is active, returned: always, type: bool}
 ufw_rules: {description: The rules that were added by hand, as `ufw show added` lists them, returned: always, type: list}
@@ -33,8 +34,11 @@ sockets: {description: Lines of `ss -Hltunp`, returned: always, type: list}
 def main() -> None:
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
 
+    def find(program: str) -> str | None:
+        return module.get_bin_path(program, opt_dirs=["/usr/sbin", "/sbin"])
+
     def output(program: str, *arguments: str) -> str:
-        path = module.get_bin_path(program, opt_dirs=["/usr/sbin", "/sbin"])
+        path = find(program)
         if path is None:
             return ""
         status, stdout, _ = module.run_command([path, *arguments], environ_update={"LC_ALL": "C"})
@@ -43,6 +47,7 @@ def main() -> None:
     ruleset = output("nft", "--json", "list", "ruleset")
     module.exit_json(
         changed=False,
+        nft=find("nft") is not None,
         nftables=json.loads(ruleset)["nftables"] if ruleset else [],
         ufw=output("ufw", "status").startswith("Status: active"),
         ufw_rules=[line for line in output("ufw", "show", "added").splitlines() if line.startswith("ufw ")],
