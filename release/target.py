@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from packaging.tags import mac_platforms
 
@@ -21,17 +22,15 @@ class Target:
     macos: str = ""
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, object]) -> Target:
+    def from_facts(cls, facts: Mapping[str, Any]) -> Target:
         """Read what the module `release` reports as `interpreter`.
 
         Raises:
-            ValueError: the host is neither glibc's Linux nor macOS on a 64-bit machine; one line for the operator.
+            ValueError: the host is neither glibc's Linux nor macOS ; one line for the operator.
         """
-        markers = facts["markers"]
-        assert isinstance(markers, Mapping)
-        target = cls(markers, str(facts.get("glibc", "")), str(facts.get("macos", "")))
+        target = cls(facts["markers"], facts["glibc"], facts["macos"])
         if not target.glibc and not target.macos:
-            raise ValueError(f"no wheels for {markers['sys_platform']}: use Linux with glibc, or macOS")
+            raise ValueError(f"no wheels for {target.markers['sys_platform']} here: use Linux with glibc, or macOS")
         return target
 
     @property
@@ -43,7 +42,8 @@ class Target:
     def name(self) -> str:
         """Directory of the target's wheels, such as `linux-x86_64-glibc2.36-cp311`."""
         system = f"macos{self.macos.split('.')[0]}" if self.macos else f"glibc{self.glibc}"
-        return f"{self.markers['sys_platform']}-{self.markers['platform_machine']}-{system}-cp{self.python.replace('.', '')}"
+        platform = f"{self.markers['sys_platform']}-{self.markers['platform_machine']}"
+        return f"{platform}-{system}-cp{self.python.replace('.', '')}"
 
     def platforms(self) -> list[str]:
         """Platform tags that the host takes, best first."""

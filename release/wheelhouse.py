@@ -5,8 +5,8 @@ The lock's markers are evaluated for that host, plain pip would use its own. The
 and the wheel of pip that installs them: a host needs neither pip nor a network. It is made whole or not at all, and
 made once: its version names what is in it.
 
-usage: python -m release.wheelhouse --lock LOCK [--wheel WHEEL|PROJECT]… --package NAME --python PATH [--fetch] < facts.json
-prints {"version": …, "directory": …, "fetched": …}
+usage: python -m release.wheelhouse --lock LOCK [--wheel WHEEL|PROJECT]… --package NAME --python PATH [--fetch]
+reads the host's facts, as the module `release` reports them, from stdin; prints {"version", "directory", "fetched"}
 """
 
 from __future__ import annotations
@@ -130,14 +130,14 @@ def _fill(directory: Path, release: Release, shelf: Path) -> int:
 
 def _download(absent: Sequence[Pin], target: Target, directory: Path) -> None:
     """Download with pip, so that its settings (index, proxy, certificates, cache) hold here as elsewhere."""
-    print(f"downloading {len(absent)} wheels for {target.name}", file=sys.stderr)  # noqa: T201 - progress
+    print(f"downloading {len(absent)} wheels for {target.name}", file=sys.stderr)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
         for pin in absent:
             hashes = " ".join(f"--hash=sha256:{digest}" for digest in pin.hashes)
             requirements.write(f"{pin.name}=={pin.version} {hashes}\n")
         requirements.flush()
         platforms = [f"--platform={platform}" for platform in target.platforms()]
-        done = subprocess.run(  # noqa: S603 - this interpreter; versions and hashes come from the lock
+        done = subprocess.run(
             [
                 *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "download"),
                 *("--no-deps", "--only-binary=:all:", "--require-hashes", "--implementation=cp"),
@@ -223,7 +223,7 @@ def main() -> None:
     except (WheelhouseError, RuntimeError, ValueError, OSError) as error:
         sys.exit(str(error))
     answer = {"version": release.version, "directory": directory and str(directory), "fetched": fetched}
-    print(json.dumps(answer))  # noqa: T201 - the answer of a command
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         try:
-            return self._present(task_vars) if self._option("state", "present") == "present" else self._module(task_vars)
+            present = self._option("state", "present") == "present"
+            return self._present(task_vars) if present else self._module(task_vars)
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
 
@@ -42,10 +43,11 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible-core ships no t
         if found.get("failed") or found.get("python_missing"):
             return found
         release = self._wheelhouse(found, fetch=False)
-        if found["current"] == release["version"]:
+        missing = release["version"] not in found["installed"]
+        if found["current"] == release["version"] and not missing:
             return {key: value for key, value in found.items() if key != "interpreter"}
         source = None
-        if release["version"] not in found["installed"] and not self._task.check_mode:
+        if missing and not self._task.check_mode:
             source = self._reachable(Path(self._wheelhouse(found, fetch=True)["directory"]))
         done = self._module(task_vars, version=release["version"], source=source)
         return {**done, "changed": done.get("changed", False) or found["changed"]}

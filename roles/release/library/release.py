@@ -37,19 +37,22 @@ RETURN = r"""
 current: {type: str, returned: always, description: The selected release; empty when there is none.}
 previous: {type: str, returned: always, description: The release that was selected before it.}
 installed: {type: list, elements: str, returned: always, description: All finished releases, oldest first.}
-interpreter: {type: dict, returned: without version, description: PEP 508 markers, glibc and macOS version of the interpreter.}
+interpreter: {type: dict, returned: without version, description: PEP 508 markers and platform of the interpreter.}
 """
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import tarfile
+from typing import Any, Dict, List, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
 
 MARKER = ".complete"
 OLDEST, NEWEST = (3, 11), (3, 14)  # what the locks hold wheels for
+ADVICE = "install python3.11 or newer with: apt-get install python3; or set appliance_python to one"
 
 # Runs under the interpreter that releases are made with, whatever Python Ansible itself uses on the host.
 PROBE = """
@@ -70,91 +73,109 @@ print(json.dumps({
 }))
 """
 
-ADVICE = "install python3.11 or newer with: apt-get install python3; or set appliance_python to one"
-
 
 class Refusal(Exception):
     """What stops the installation, in one line that says what to type."""
 
 
+class Failed(Exception):
+    """The last line that a command wrote before it failed."""
+
+
 class Releases:
     """The directories below `path`; nothing outside of them is touched."""
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self.path = path
         self.releases = os.path.join(path, "releases")
 
-    def link(self, name):
-        """The version that the symlink `name` selects; empty when there is no such link."""
+    def directory(self, version: str) -> str:
+        return os.path.join(self.releases, version)
+
+    def selected(self, link: str) -> str:
+        """The version that a symlink selects; empty when there is no such link."""
         try:
-            return os.path.basename(os.readlink(os.path.join(self.path, name)))
+            return os.path.basename(os.readlink(os.path.join(self.path, link)))
         except OSError:
             return ""
 
-    def complete(self, version):
-        return bool(version) and os.path.isfile(os.path.join(self.releases, version, MARKER))
+    def complete(self, version: str) -> bool:
+        return bool(version) and os.path.isfile(os.path.join(self.directory(version), MARKER))
 
-    def installed(self):
+    def installed(self) -> List[str]:
         """Finished releases, oldest first."""
         names = os.listdir(self.releases) if os.path.isdir(self.releases) else []
         finished = [name for name in names if self.complete(name)]
-        return sorted(finished, key=lambda name: os.stat(os.path.join(self.releases, name, MARKER)).st_mtime)
+        return sorted(finished, key=lambda name: os.stat(os.path.join(self.directory(name), MARKER)).st_mtime)
 
-    def report(self):
-        return {"current": self.link("env"), "previous": self.link("previous"), "installed": self.installed()}
+    def report(self) -> Dict[str, Any]:
+        return {
+            "current": self.selected("env"),
+            "previous": self.selected("previous"),
+            "installed": self.installed(),
+        }
 
-    def select(self, version):
+    def select(self, version: str) -> None:
         """Switch `env` by rename: a process that starts meanwhile sees the old release or the new one."""
-        current = self.link("env")
+        current = self.selected("env")
         if current == version:
             return
         if self.complete(current):
             self._point("previous", current)
         self._point("env", version)
 
-    def _point(self, name, version):
+    def _point(self, name: str, version: str) -> None:
         link = os.path.join(self.path, name)
-        fresh = link + ".new"
-        if os.path.lexists(fresh):
-            os.unlink(fresh)
-        os.symlink(os.path.join("releases", version), fresh)
-        os.replace(fresh, link)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link + ".new")
+        os.symlink(os.path.join("releases", version), link + ".new")
+        os.replace(link + ".new", link)
 
-    def prune(self, keep):
+    def prune(self, keep: int) -> None:
         """Remove what an interruption left, and the oldest releases beyond `keep`; never one that a link selects."""
-        selected = {self.link("env"), self.link("previous")}
-        rest = [version for version in self.installed() if version not in selected]
-        surplus = rest[: max(0, len(rest) + len(selected - {""}) - keep)]
-        for name in os.listdir(self.releases):
-            if name in surplus or not self.complete(name):
-                self.discard(name)
+        selected = {self.selected("env"), self.selected("previous")} - {""}
+        others = [version for version in self.installed() if version not in selected]
+        kept = selected.union(others[len(others) - max(0, keep - len(selected)) :])
+        for name in set(os.listdir(self.releases)) - kept:
+            self.discard(name)
 
-    def discard(self, version):
+    def discard(self, version: str) -> None:
         """Remove a release, its marker first, so that no half of one ever counts."""
-        directory = os.path.join(self.releases, version)
-        if self.complete(version):
-            os.unlink(os.path.join(directory, MARKER))
-        shutil.rmtree(directory)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.directory(version), MARKER))
+        shutil.rmtree(self.directory(version))
 
-    def remove(self):
-        """Remove everything that this module made; true when there was something."""
-        made = [os.path.join(self.path, name) for name in ("env", "previous", "releases", "python")]
-        present = [path for path in made if os.path.lexists(path)]
-        return present
+    def made(self) -> List[str]:
+        """Everything there that this module made."""
+        paths = [os.path.join(self.path, name) for name in ("env", "previous", "releases", "python")]
+        return [path for path in paths if os.path.lexists(path)]
 
 
-def interpreter(python):
+def run(argv: List[str]) -> str:
+    """Give what a command prints.
+
+    Raises:
+        Failed: it ended with another status than 0.
+    """
+    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise Failed(((done.stderr or done.stdout).strip().splitlines() or ["exit {}".format(done.returncode)])[-1])
+    return done.stdout
+
+
+def interpreter(python: str) -> Dict[str, Any]:
     """Facts about `python`: markers, glibc and macOS version.
 
     Raises:
         Refusal: it is missing, cannot make virtual environments, or is of a version that there are no wheels for.
     """
     try:
-        facts = json.loads(run([python, "-I", "-c", PROBE]))
+        facts: Dict[str, Any] = json.loads(run([python, "-I", "-c", PROBE]))
     except OSError as error:
-        raise Refusal("{}: {}: {}".format(python, error.strerror, ADVICE))
+        raise Refusal("{}: {}: {}".format(python, error.strerror, ADVICE)) from None
     except Failed as error:
-        raise Refusal("{} makes no virtual environments ({}): {}".format(python, error, ADVICE))
+        raise Refusal("{} makes no virtual environments ({}): {}".format(python, error, ADVICE)) from None
     version = tuple(facts.pop("version"))
     if facts["markers"]["implementation_name"] != "cpython" or not OLDEST <= version <= NEWEST:
         name = "{} {}.{}".format(facts["markers"]["platform_python_implementation"], *version)
@@ -162,65 +183,51 @@ def interpreter(python):
     return facts
 
 
-class Failed(Exception):
-    """A command that this module ran failed; the last line that it wrote."""
-
-
-def run(argv):
-    environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull}
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise Failed(((done.stderr or done.stdout).strip().splitlines() or ["exit {}".format(done.returncode)])[-1])
-    return done.stdout
-
-
-def install(releases, version, python, source, scratch):
+def install(releases: Releases, version: str, python: str, source: str, scratch: str) -> None:
     """Make the release in place, since scripts name their interpreter, and mark it when it is whole."""
-    directory = os.path.join(releases.releases, version)
+    directory = releases.directory(version)
     if os.path.lexists(directory):
         shutil.rmtree(directory)
     os.makedirs(directory)
     wheels = source if os.path.isdir(source) else unpack(source, os.path.join(scratch, "wheels"))
     run([python, "-m", "venv", "--without-pip", directory])
     inside = os.path.join(directory, "bin", "python")
-    pip = [name for name in os.listdir(wheels) if name.startswith("pip-") and name.endswith(".whl")]
-    run(
-        [inside, os.path.join(wheels, pip[0], "pip"), "--isolated", "--disable-pip-version-check", "--no-cache-dir"]
-        + ["--no-input", "--quiet", "install", "--no-index", "--no-deps", "--require-hashes", "--no-compile"]
-        + ["--root-user-action=ignore", "--only-binary=:all:", "--find-links", wheels]
-        + ["--requirement", os.path.join(wheels, "requirements.txt")]
-    )
+    pip = next(name for name in os.listdir(wheels) if name.startswith("pip-") and name.endswith(".whl"))
+    run([
+        *(inside, os.path.join(wheels, pip, "pip"), "--isolated", "--disable-pip-version-check", "--no-cache-dir"),
+        *("--no-input", "--quiet", "install", "--no-index", "--no-deps", "--require-hashes", "--no-compile"),
+        *("--root-user-action=ignore", "--only-binary=:all:", "--find-links", wheels),
+        *("--requirement", os.path.join(wheels, "requirements.txt")),
+    ])  # fmt: skip
     compile_sources(inside, directory)
-    fresh = os.path.join(directory, MARKER + ".new")
-    with open(fresh, "w") as marker:
-        json.dump({"version": version, "python": python}, marker)
-        marker.flush()
-        os.fsync(marker.fileno())
-    os.replace(fresh, os.path.join(directory, MARKER))
+    marker = os.path.join(directory, MARKER)
+    with open(marker + ".new", "w") as file:
+        json.dump({"version": version, "python": python}, file)
+    os.sync()  # the marker says that the files are there, after a power cut too
+    os.replace(marker + ".new", marker)
 
 
-def compile_sources(python, directory):
+def compile_sources(python: str, directory: str) -> None:
     """Compile all modules: the service may not write here, and sources that never change need no check at start."""
-    try:
-        run([python, "-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash"]
-            + [os.path.join(directory, "lib")])
-    except Failed:
-        pass  # packages ship templates and examples that are no valid modules; pip passes over them as well
+    # A status is no failure: packages ship templates and examples that are no valid modules; pip passes over them too.
+    with contextlib.suppress(Failed):
+        mode = ["--invalidation-mode", "unchecked-hash"]
+        run([python, "-m", "compileall", "-q", "-j", "0", *mode, os.path.join(directory, "lib")])
 
 
-def unpack(archive, directory):
+def unpack(archive: str, directory: str) -> str:
+    """Unpack an archive that the control node made or checked by its sha256."""
     os.makedirs(directory)
     with tarfile.open(archive) as tar:
-        # The archive is ours; the filter is there since 3.8.17 and keeps modes and paths sane where it is known.
-        tar.extractall(directory, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        if hasattr(tarfile, "data_filter"):
+            tar.extractall(directory, filter="data")
+        else:
+            tar.extractall(directory)  # noqa: S202 - a Python without filters; the archive is ours
     return directory
 
 
-def standalone(releases, archive, sha256, check_mode):
-    """The interpreter of the standalone CPython with this sha256; unpacks it when it is absent.
-
-    Returns its path and whether it had to be, or in check mode would have to be, unpacked.
-    """
+def standalone(releases: Releases, archive: str, sha256: str, check_mode: bool) -> Tuple[str, bool]:
+    """The interpreter of the standalone CPython with this sha256, and whether it is or would be unpacked now."""
     home = os.path.join(releases.path, "python", sha256[:12])
     python = os.path.join(home, "bin", "python3")
     if os.path.exists(home) or check_mode or not archive:
@@ -234,30 +241,32 @@ def standalone(releases, archive, sha256, check_mode):
     return python, True
 
 
-def absent(module, releases):
-    present = releases.remove()
+def absent(module: AnsibleModule, releases: Releases) -> Dict[str, Any]:
+    made = releases.made()
     if not module.check_mode:
-        for path in present:
-            os.unlink(path) if os.path.islink(path) else shutil.rmtree(path)
-    return {"changed": bool(present), "diff": {"before": "\n".join(present) + "\n" if present else "", "after": ""}}
+        for path in made:
+            if os.path.islink(path):
+                os.unlink(path)
+            else:
+                shutil.rmtree(path)
+    return {"changed": bool(made), "diff": {"before": "".join(path + "\n" for path in made), "after": ""}}
 
 
-def present(module, releases):
+def present(module: AnsibleModule, releases: Releases) -> Dict[str, Any]:
     options = module.params
     python, changed = options["python"], False
     if options["python_sha256"]:
         python, changed = standalone(releases, options["python_archive"], options["python_sha256"], module.check_mode)
-        if changed and not os.path.exists(python):
-            return {"changed": True, "python": python, "python_missing": True}
+        if not os.path.exists(python):
+            return {"changed": True, "python_missing": True}
     version = options["version"]
     if not version:
         return {"changed": changed, "python": python, "interpreter": interpreter(python)}
-    before = releases.link("env")
-    missing = not releases.complete(version)
+    before, missing = releases.selected("env"), not releases.complete(version)
     if not module.check_mode:
+        if missing and not options["source"]:
+            raise Refusal("release {} is not installed and no wheels were given".format(version))
         if missing:
-            if not options["source"]:
-                raise Refusal("release {} is not installed and no wheels were given".format(version))
             install(releases, version, python, options["source"], module.tmpdir)
         releases.select(version)
         releases.prune(options["keep"])
@@ -267,7 +276,7 @@ def present(module, releases):
     }
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
