@@ -13,6 +13,8 @@ from gateway.http.errors import ApiError
 # A request that is answered sooner than this needs nobody to watch whether its client is still there.
 WATCH_AFTER_SEC = 0.005
 JSON = (b"content-type", b"application/json")
+# What is left of an oversized body is not read: it may never end.
+HANG_UP = ((b"connection", b"close"),)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -175,4 +177,9 @@ class Exchange:
 
 
 def too_large(limit: int, setting: str) -> ApiError:
-    return ApiError(413, f"The body is larger than {limit} bytes, the limit set by {setting}", code="request_too_large")
+    return ApiError(
+        413,
+        f"The body is larger than {limit} bytes, the limit set by {setting}",
+        code="request_too_large",
+        headers=HANG_UP,
+    )

@@ -1,0 +1,169 @@
+"""The gateway as a real process on real sockets, in front of the shared small model server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.gateway.upstream import Upstream, upstream
+
+TOKEN = "test-token-0123456789abcdef"  # a test's own
+PORTS_TRIED = 5
+
+
+@dataclass
+class Gateway:
+    """A running gateway. `client` sends the token, `observe` asks the second listener."""
+
+    process: subprocess.Popen[str]
+    port: int
+    observe_port: int
+    home: Path
+    client: httpx.Client
+    observe: httpx.Client
+
+    def chat(self, model: str, **fields: Any) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], **fields}
+        return self.client.post("/v1/chat/completions", json=body)
+
+    def log_entries(self, count: int) -> list[dict[str, Any]]:
+        """The request log's entries, once it has `count` of them."""
+        path = self.home / "data/requests.jsonl"
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            lines = path.read_text().splitlines() if path.exists() else []
+            if len(lines) >= count:
+                return [json.loads(line) for line in lines]
+            time.sleep(0.01)
+        raise AssertionError(f"the request log has {lines}")
+
+
+def write_files(home: Path, url: str, **record: Any) -> None:
+    """backends.yaml with one backend of class `test`, aliases, an empty data directory."""
+    (home / "data").mkdir(exist_ok=True)
+    backend = {
+        "class": "test",
+        "base_url": url,
+        "supported_capabilities": ["chat", "completions", "embeddings"],
+        "concurrency_limits": {"chat": 64},
+        **record,
+    }
+    (home / "backends.yaml").write_text(yaml.safe_dump({"backends": {"test@here": backend}}))
+    aliases = {"default": "test:echo", "fast": {"backend": "test", "model": "echo"}}
+    (home / "model_aliases.json").write_text(json.dumps({"aliases": aliases}))
+
+
+def environment(home: Path, **settings: str) -> dict[str, str]:
+    """What a gateway process is started with: nothing of the caller's own settings."""
+    return {
+        "PATH": os.environ["PATH"],
+        "GATEWAY_BEARER_TOKEN": TOKEN,
+        "GATEWAY_BACKENDS_PATH": str(home / "backends.yaml"),
+        "MODEL_ALIASES_PATH": str(home / "model_aliases.json"),
+        "REQUEST_LOG_PATH": str(home / "data/requests.jsonl"),
+        **settings,
+    }
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return ports
+
+
+@contextmanager
+def gateway(home: Path, **settings: str) -> Iterator[Gateway]:
+    """Runs `gateway serve` until the end of the block; fails when it does not end well by itself on SIGTERM."""
+    port, observe_port = free_ports(2)
+    env = environment(home, GATEWAY_PORT=str(port), OBSERVABILITY_PORT=str(observe_port), **settings)
+    process = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=env, stderr=subprocess.PIPE, text=True)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with (
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=20, trust_env=False) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{observe_port}", timeout=20, trust_env=False) as observe,
+    ):
+        try:
+            _wait_until_up(process, client)
+            yield Gateway(process, port, observe_port, home, client, observe)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                _, errors = process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors, errors
+
+
+def _wait_until_up(process: subprocess.Popen[str], client: httpx.Client) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"the gateway ended: {process.communicate()[1]}")
+        try:
+            # Not before the backends are probed, so that the models' names are known.
+            if "test:echo" in client.get("/v1/models").text:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError("the gateway did not come up")
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[Upstream]:
+    with upstream() as double:
+        yield double
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Gateway]:
+    """A gateway that a module's tests share."""
+    home = tmp_path_factory.mktemp("gateway")
+    write_files(home, backend.url)
+    with gateway(home) as running:
+        yield running
+
+
+@pytest.fixture
+def seen(backend: Upstream) -> Upstream:
+    """The module's backend, with nothing seen yet."""
+    backend.seen.clear()
+    return backend
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Callable[..., str]:
+    """Runs a gateway that must refuse to start with exit code 2; gives what it said on stderr."""
+
+    def run(**settings: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", "serve"],
+            env=environment(tmp_path, **settings),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    return run

@@ -1,0 +1,122 @@
+"""Who may come in: tokens, addresses, sizes; nothing open by accident."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.upstream import Upstream
+
+OPEN = {"/health", "/readyz", "/docs", "/openapi.json"}
+
+
+def test_every_route_but_the_open_ones_asks_for_a_token(served: Gateway) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{served.port}", trust_env=False) as stranger:
+        page = stranger.get("/openapi.json").json()
+        paths = {
+            *page["paths"],
+            "/docs",
+            "/openapi.json",
+            "/docs/oauth2-redirect",
+            "/redoc",
+            "/nowhere",
+            "/",
+            "//health",
+        }
+        assert len(paths) > 10
+        for path in paths:
+            for method in ("GET", "POST", "HEAD", "DELETE"):
+                answer = stranger.request(method, path.replace("{model_id}", "x"))
+                if path in OPEN:
+                    assert answer.status_code != 401
+                else:
+                    assert answer.status_code == 401, (method, path)
+                    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "Bearer", "Basic abc", f"Token {TOKEN}", f"Bearer {TOKEN}x", f"Bearer x{TOKEN}", "Bearer \x80"],
+)
+def test_wrong_tokens(served: Gateway, value: str) -> None:
+    answer = served.client.get("/v1/models", headers=[(b"Authorization", value.encode("latin-1"))])
+    assert answer.status_code == 401
+    assert TOKEN not in answer.text
+
+
+def test_scheme_is_case_insensitive(served: Gateway) -> None:
+    assert served.client.get("/v1/models", headers={"Authorization": f"bearer {TOKEN}"}).status_code == 200
+
+
+def test_several_tokens_replace_the_single_one(tmp_path: Path, backend: Upstream) -> None:
+    write_files(tmp_path, backend.url)
+    with gateway(
+        tmp_path, GATEWAY_BEARER_TOKENS=f"first-token-0123456789, {TOKEN}", GATEWAY_BEARER_TOKEN="single-token-012345"
+    ) as running:
+        for token, status in (("first-token-0123456789", 200), (TOKEN, 200), ("single-token-012345", 401)):
+            answer = running.client.get("/v1/models", headers={"Authorization": f"Bearer {token}"})
+            assert answer.status_code == status
+
+
+def test_addresses_outside_the_allowlist(tmp_path: Path, backend: Upstream) -> None:
+    write_files(tmp_path, backend.url)
+    with gateway(tmp_path, IP_ALLOWLIST="127.0.0.1") as running:
+        assert running.chat("fast").status_code == 200
+        transport = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(transport=transport, headers=dict(running.client.headers)) as other:
+            answer = other.get(f"http://127.0.0.1:{running.port}/v1/models")
+            assert answer.status_code == 403
+            assert "IP_ALLOWLIST" in answer.json()["error"]["message"]
+
+
+def test_size_guard_with_and_without_a_length(tmp_path: Path, backend: Upstream) -> None:
+    write_files(tmp_path, backend.url)
+    with gateway(tmp_path, MAX_REQUEST_BYTES="1000") as running:
+        for content in (b"x" * 1001, (b"x" * 100 for _ in range(11))):
+            answer = running.client.post("/v1/chat/completions", content=content)
+            assert answer.status_code == 413
+            assert "MAX_REQUEST_BYTES" in answer.json()["error"]["message"]
+        assert running.chat("fast").status_code == 200
+
+
+def test_never_ending_body_is_cut_at_the_limit(served: Gateway) -> None:
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Bearer {TOKEN}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        block = b"%x\r\n%b\r\n" % (65536, b"x" * 65536)
+        sent = 0
+        try:
+            while sent < 50_000_000:
+                sent += connection.send(block)
+        except OSError:
+            pass
+        assert sent < 50_000_000
+    assert served.client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"GATEWAY_BEARER_TOKEN": "abc"}, "secrets.token_urlsafe"),
+        ({"GATEWAY_BEARER_TOKEN": ""}, "GATEWAY_BEARER_TOKEN is not set"),
+        ({"GATEWAY_BEARER_TOKEN": "change-me-in-production"}, "placeholder"),
+        ({"GATEWAY_BEARER_TOKENS": f"{TOKEN},abc"}, "GATEWAY_BEARER_TOKENS is 3 characters long"),
+        ({"GATEWAY_BEARER_TOKEN": "with a space in the token"}, "printable ASCII"),
+        ({"GATEWAY_PORT": "70000"}, "GATEWAY_PORT"),
+        ({"GATEWAY_BEARER_TOKEN": TOKEN, "IP_ALLOWLIST": "10.0.0.300"}, "IP_ALLOWLIST"),
+    ],
+)
+def test_settings_that_refuse_to_start(
+    refused: Callable[..., str], tmp_path: Path, settings: dict[str, str], says: str
+) -> None:
+    write_files(tmp_path, "http://127.0.0.1:9/v1")
+    errors = refused(**settings)
+    assert says in errors
+    assert len(errors.splitlines()) == 1
+    assert TOKEN not in errors

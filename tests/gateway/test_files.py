@@ -1,0 +1,101 @@
+"""backends.yaml, model_aliases.json, the env file: what is wrong with one is said in a line, before anything opens."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from gateway.refusal import Refusal
+from gateway.routing.aliases import Alias, load_aliases
+from gateway.routing.backends import load_backends
+from gateway.settings import load_settings
+
+from tests.gateway.conftest import environment, write_files
+
+GOOD = "backends: {a: {class: test, base_url: 'http://127.0.0.1:1/v1', supported_capabilities: [chat]"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            GOOD + ", base_ulr: x}}",
+            "base_ulr: unknown key; remove it or correct its spelling (did you mean 'base_url'?)",
+        ),
+        ("backends: {a: {class: test}}", "base_url: Field required"),
+        (GOOD.replace("[chat]", "[caht]") + "}}", "supported_capabilities.0"),
+        (GOOD.replace("http:", "ftp:") + "}}", "base_url"),
+        (GOOD.replace("class: test", "class: 'a b'") + "}}", "class"),
+        (GOOD + ", concurrency_limits: {chat: 0}}}", "concurrency_limits.chat"),
+        (GOOD + ", api_key: '${NOT_SET}'}}", "${NOT_SET} is not set"),
+        (GOOD + ', api_key: "a\\r\\nX: y"}}', "api_key"),
+        ("backends: [", "not YAML"),
+        ("backends: {}", "at least one record"),
+        ("- a", "at least one record"),
+        ("", "at least one record"),
+    ],
+)
+def test_wrong_backends(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "backends.yaml"
+    path.write_text(text)
+    with pytest.raises(Refusal) as caught:
+        load_backends(path, {})
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_variables_are_filled(tmp_path: Path) -> None:
+    path = tmp_path / "backends.yaml"
+    path.write_text(GOOD + ", api_key: '${KEY}'}}")
+    assert load_backends(path, {"KEY": "secret"})["a"].api_key == "secret"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"a": 1}',
+        '{"a": "no-colon"}',
+        '{"a": {"backend": "x"}}',
+        '{"a": {"backend": "x", "model": "m", "mdoel": 1}}',
+    ],
+)
+def test_wrong_aliases(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "model_aliases.json"
+    path.write_text(text)
+    with pytest.raises(Refusal) as caught:
+        load_aliases(path)
+    assert str(path) in str(caught.value)
+
+
+def test_aliases_in_each_of_their_forms(tmp_path: Path) -> None:
+    path = tmp_path / "model_aliases.json"
+    path.write_text('{"aliases": {"A": "x:m:1", "b": {"backend": "x", "upstream_model": "m"}}}')
+    assert load_aliases(path) == {"a": Alias("x", "m:1"), "b": Alias("x", "m")}
+
+
+def test_env_file_is_read_and_the_environment_beats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / ".env"
+    path.write_text("GATEWAY_PORT=1234\nMAX_REQUEST_BYTES=99\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("MAX_REQUEST_BYTES", "77")
+    settings = load_settings(path)
+    assert (settings.gateway_port, settings.max_request_bytes) == (1234, 77)
+    with pytest.raises(Refusal, match="cannot be read"):
+        load_settings(tmp_path / "missing")
+
+
+def test_process_refuses_in_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
+    write_files(tmp_path, "http://127.0.0.1:9/v1", base_ulr="x")
+    errors = refused()
+    assert "base_ulr" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_taken_port_is_a_refusal(refused: Callable[..., str], tmp_path: Path) -> None:
+    import socket
+
+    write_files(tmp_path, "http://127.0.0.1:9/v1")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port} on 127.0.0.1 is taken" in refused(GATEWAY_PORT=str(port))
+    assert environment(tmp_path)["GATEWAY_BACKENDS_PATH"].startswith(str(tmp_path))

@@ -1,0 +1,127 @@
+"""When a client leaves, its backend sees it at once; when a gateway is stopped, answers under way end well."""
+
+import json
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.upstream import DONE, EVENT, Upstream, upstream
+
+
+def send(port: int, model: str, stream: bool) -> socket.socket:
+    """A request on a connection of its own, not waited for."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hi"}], "stream": stream}).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def inflight(running: Gateway) -> float:
+    lines = running.observe.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("gateway_backend_inflight{"))
+
+
+def wait_until_idle(running: Gateway) -> None:
+    deadline = time.monotonic() + 5
+    while inflight(running):
+        assert time.monotonic() < deadline, "a slot was not given back"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("model", "stream"),
+    [("hang", False), ("hang", True), ("hang-mid", True)],
+    ids=["non-streaming", "before the first token", "mid-stream"],
+)
+def test_backend_sees_its_client_leave(served: Gateway, seen: Upstream, model: str, stream: bool) -> None:
+    connection = send(served.port, model, stream)
+    seen.wait_for(1)
+    if model == "hang-mid":
+        assert b"data: " in connection.recv(65536)
+    connection.close()
+    seen.wait_for(1, left=True)
+    wait_until_idle(served)
+    entry = served.log_entries(1)[-1]
+    assert entry["abort_reason"] == "client_disconnected"
+    assert entry["status"] == (200 if model == "hang-mid" else 499)
+
+
+def test_client_that_leaves_the_queue_for_a_connection(tmp_path: Path) -> None:
+    with upstream() as backend:
+        write_files(tmp_path, backend.url, max_connections=1)
+        with gateway(tmp_path) as running:
+            first = send(running.port, "hang", False)
+            backend.wait_for(1)
+            send(running.port, "hang", False).close()
+            deadline = time.monotonic() + 5
+            while inflight(running) != 1:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            first.close()
+            backend.wait_for(1, left=True)
+            assert len(backend.seen) == 1
+            assert running.chat("echo").status_code == 200
+
+
+def test_slots_are_held_until_the_last_byte_and_then_free(tmp_path: Path) -> None:
+    with upstream() as backend:
+        write_files(tmp_path, backend.url, concurrency_limits={"chat": 1})
+        with gateway(tmp_path) as running:
+            connection = send(running.port, "hang-mid", True)
+            assert connection.recv(65536)
+            refused = running.chat("echo")
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "backend_overloaded"
+            assert refused.headers["retry-after"] == "5"
+            connection.close()
+            wait_until_idle(running)
+            assert running.chat("echo").status_code == 200
+
+
+def test_backend_that_is_gone_is_a_503_until_it_is_back(tmp_path: Path) -> None:
+    with upstream() as backend:
+        port = backend.port
+        write_files(tmp_path, backend.url)
+        with gateway(tmp_path) as running:
+            assert running.chat("echo").status_code == 200
+            assert running.chat("die-before").status_code == 503
+            deadline = time.monotonic() + 10
+            while running.chat("echo").status_code != 200:
+                assert time.monotonic() < deadline, "not probed back in"
+                time.sleep(0.05)
+            backend.healthy = False
+            assert running.chat("die-before").status_code == 503
+            answer = running.chat("echo")
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "backend_not_ready"
+            assert answer.headers["retry-after"] == "30"
+            assert running.client.get("/readyz").status_code == 503
+            assert running.observe.get("/readyz").json()["backends"]["test@here"]["ready"] is False
+            assert running.client.get("/health").status_code == 200
+            backend.healthy = True
+            while running.chat("echo").status_code != 200:
+                assert time.monotonic() < deadline + 10, "not probed back in"
+                time.sleep(0.05)
+            assert running.observe.get("/readyz").status_code == 200
+    assert port
+
+
+def test_stop_lets_a_stream_end(tmp_path: Path, backend: Upstream) -> None:
+    write_files(tmp_path, backend.url)
+    with gateway(tmp_path) as running:
+        with send(running.port, "echo", True) as connection:
+            received = connection.recv(65536)
+            running.process.send_signal(signal.SIGTERM)
+            while data := connection.recv(65536):
+                received += data
+        assert EVENT % 2 in received
+        assert DONE in received
+        assert running.process.wait(10) == 0

@@ -1,0 +1,138 @@
+"""Request log, metrics, the second listener."""
+
+import asyncio
+import json
+import re
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from gateway.observe.linelog import LineLog
+
+from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.upstream import Upstream
+
+
+def test_request_log_has_the_fields_of_the_contract(tmp_path: Path, backend: Upstream) -> None:
+    write_files(tmp_path, backend.url)
+    with gateway(tmp_path) as running:
+        before = len(running.log_entries(1))
+        request_id = running.chat("fast").headers["x-request-id"]
+        running.chat("echo", stream=True)
+        running.chat("no such model")
+        plain, streamed, failed = running.log_entries(before + 3)[-3:]
+    assert plain["request_id"] == request_id
+    assert plain["token"] == sha256(TOKEN.encode()).hexdigest()[:8]
+    assert {
+        k: plain[k] for k in ("method", "path", "status", "stream", "op", "backend", "backend_class", "upstream_model")
+    } == {
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "status": 200,
+        "stream": False,
+        "op": "chat.completions",
+        "backend": "test@here",
+        "backend_class": "test",
+        "upstream_model": "echo",
+    }
+    assert plain["router_reason"] == "alias:model"
+    assert 0 < plain["upstream_ms"] <= plain["duration_ms"]
+    assert streamed["stream"] is True
+    assert streamed["chunks_out"] >= 1
+    assert streamed["bytes_out"] > 100
+    assert 0 < streamed["ttft_ms"] <= streamed["duration_ms"]
+    assert streamed["abort_reason"] is None
+    assert failed["status"] == 404
+    text = (tmp_path / "data/requests.jsonl").read_text()
+    assert TOKEN not in text
+    for line in text.splitlines():
+        assert list(json.loads(line)) == sorted(json.loads(line))
+    assert (tmp_path / "data/requests.jsonl").stat().st_mode & 0o777 == 0o640
+
+
+def test_metrics_count_routes_and_statuses(served: Gateway, backend: Upstream) -> None:
+    def count(path: str, status: int) -> float:
+        text = served.observe.get("/metrics").text
+        found = re.search(rf'^gateway_requests_total{{path="{path}",status="{status}"}} (\S+)$', text, re.M)
+        return float(found.group(1)) if found else 0
+
+    chat = "/v1/chat/completions"
+    ok, missing, other = count(chat, 200), count(chat, 404), count("other", 404)
+    served.chat("fast")
+    served.chat("nothing")
+    served.client.get("/no/such/page/1")
+    served.client.get("/no/such/page/2")
+    assert (count(chat, 200), count(chat, 404), count("other", 404)) == (ok + 1, missing + 1, other + 2)
+    text = served.observe.get("/metrics").text
+    assert "gateway_request_duration_ms_sum{" in text
+    assert 'gateway_request_duration_ms_bucket{le="+Inf"' in text
+    assert 'gateway_backend_ready{backend="test@here"} 1.0' in text
+    assert "no/such" not in text
+    assert served.client.get("/metrics").status_code == 200
+
+
+def test_observability_listener(served: Gateway) -> None:
+    assert served.observe.get("/health").json() == {"ok": True}
+    assert served.observe.head("/health").status_code == 200
+    assert served.observe.get("/readyz").json()["ok"] is True
+    assert served.observe.get("/health/upstreams").json()["upstreams"]["test@here"]["ready"] is True
+    assert served.observe.get("/v1/models").status_code == 404
+    assert served.observe.post("/health").status_code == 405
+
+
+def test_switched_off(tmp_path: Path, backend: Upstream) -> None:
+    write_files(tmp_path, backend.url)
+    with gateway(
+        tmp_path, OBSERVABILITY_ENABLED="false", METRICS_ENABLED="false", REQUEST_LOG_ENABLED="false"
+    ) as running:
+        assert running.chat("fast").status_code == 200
+        answer = running.client.get("/metrics")
+        assert answer.status_code == 404
+        assert "METRICS_ENABLED" in answer.json()["error"]["message"]
+        assert not (tmp_path / "data/requests.jsonl").exists()
+
+
+def test_optional_backend_that_is_down_is_reported_not_fatal(tmp_path: Path, backend: Upstream) -> None:
+    import yaml
+
+    write_files(tmp_path, backend.url)
+    path = tmp_path / "backends.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["backends"]["gone@here"] = {
+        "class": "gone",
+        "base_url": "http://127.0.0.1:9/v1",
+        "supported_capabilities": ["embeddings"],
+        "optional": True,
+    }
+    path.write_text(yaml.safe_dump(content))
+    with gateway(tmp_path) as running:
+        report = running.observe.get("/readyz")
+        assert report.status_code == 200
+        assert report.json()["backends"]["gone@here"]["optional"] is True
+        answer = running.client.post("/v1/embeddings", json={"model": "gone:x", "input": "x"})
+        assert answer.status_code == 503
+
+
+def test_log_is_rotated_and_bounded(tmp_path: Path) -> None:
+    async def run() -> LineLog:
+        log = LineLog(tmp_path / "log", max_bytes=1000, keep=2)
+        for _ in range(5):
+            for _ in range(60):
+                log.write(b"x" * 19 + b"\n")
+            await asyncio.sleep(0.12)
+        await log.close()
+        return log
+
+    assert asyncio.run(run()).dropped == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.1", "log.2"]
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_unwritable_log_drops_lines_and_nothing_else(tmp_path: Path, missing: bool) -> None:
+    async def run() -> LineLog:
+        log = LineLog(tmp_path / "missing/log" if missing else tmp_path, max_bytes=1000, keep=2)
+        log.write(b"line\n")
+        await log.close()
+        return log
+
+    assert asyncio.run(run()).dropped == 1
