@@ -72,8 +72,14 @@ def _backend(entry: Entry, reached_at: str) -> dict[str, Any]:
     }
 
 
+def chosen(names: Iterable[str], run_tags: Iterable[str], verbs: Iterable[str] = ("install", "setup")) -> list[str]:
+    """The services that `--tags` asks for, as `install-<name>` or `setup-<name>`; all of them without tags."""
+    tags = set(run_tags)
+    return [name for name in names if "all" in tags or any(f"{verb}-{name}" in tags for verb in verbs)]
+
+
 class FilterModule:
     """Ansible's way to find filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"listeners": listeners, "backends": backends}
+        return {"listeners": listeners, "backends": backends, "chosen": chosen}

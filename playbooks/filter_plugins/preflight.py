@@ -19,6 +19,17 @@ SETTABLE = (
     "appliance_services_override",
 )
 GOOD_TOKEN = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"  # noqa: S105 - a command, no secret
+MINIMUM_TOKEN = 16  # the gateway's own limit; it refuses these placeholders too
+PLACEHOLDERS = frozenset(
+    {
+        "change-me-in-production",
+        "changeme-changeme",
+        "your-token-here-123",
+        "replace-me-with-a-token",
+        "gateway_bearer_token",
+    }
+)
+MINIMUM_CORE, BELOW_CORE = (2, 19), (2, 22)  # ansible-core, as pyproject.toml says
 MINIMUM_PYTHON = (3, 11)
 MINIMUM_DISK_MB = 1500  # two releases of everything: 2 x 450 MB of wheels unpacked, and room for logs
 MINIMUM_MEMORY_MB = 1000  # the model 360 MB, the embedder 200 MB, the gateway 90 MB, and the system
@@ -39,18 +50,19 @@ def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(check(item) for item in value)
 
 
-def _is_cidr(value: Any) -> bool:
+def _is_network(value: Any) -> bool:
     try:
-        return isinstance(value, str) and "/" in value and bool(ipaddress.ip_network(value))
+        ipaddress.ip_network(value)
     except ValueError:
         return False
+    return isinstance(value, str) and "/" in value
 
 
 NAME: Check = (_matches(r"[a-z_][a-z0-9_-]{0,30}"), "lower-case letters, digits, - and _")
 PATH: Check = (_matches(r"(/[\w.~-]+)+"), "a path such as /health")
 COUNT: Check = (_whole(1, 10**6), "a whole number from 1")
 FIELDS: Mapping[str, Check] = {
-    "allow_from": (_list_of(_is_cidr), "a list of networks such as [10.10.22.0/24, 192.0.2.7/32]"),
+    "allow_from": (_list_of(_is_network), "a list of networks such as [10.10.22.0/24, 192.0.2.7/32]"),
     "base_path": PATH,
     "capabilities": (_list_of(_matches(r"[a-z_]+")), "a list such as [chat, completions]"),
     "class": NAME,
@@ -98,7 +110,7 @@ def inventory_problems(
 ) -> list[str]:
     """All that is wrong with the inventory, before any host is asked."""
     hosts = groups["all"]
-    problems = _group_problems(catalog, groups)
+    problems = list(_group_problems(catalog, groups))
     overrides: dict[str, list[str]] = {}
     for host in hosts:
         variables = hostvars[host]
@@ -124,3 +136,161 @@ def _group_problems(catalog: Mapping[str, Any], groups: Mapping[str, Sequence[st
             yield f"group {group} is no service; rename it to {near[0]} in the inventory"
     if not groups.get("gateway"):
         yield "no host is in the group gateway; add to the inventory: gateway: {hosts: {<name of a host>: }}"
+
+
+def _misspelt(host: str, variables: Mapping[str, Any]) -> Iterator[str]:
+    """Variables that nearly have the name of a setting would be ignored without a word."""
+    for name in variables:
+        near = difflib.get_close_matches(name, SETTABLE, n=1, cutoff=0.9)
+        if near and name not in SETTABLE and not name.endswith("_services"):
+            yield f"{host}: {name} sets nothing; write {near[0]}"
+
+
+def _clashes(host: str, listeners: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    holders: dict[int, Mapping[str, Any]] = {}
+    for listener in listeners:
+        first = holders.setdefault(listener["port"], listener)
+        if first is not listener:
+            other = _override(listener, _free_port(listener["port"], listeners))
+            yield f"{host}: port {listener['port']} is wanted by {_called(first)} and {_called(listener)}; set {other}"
+
+
+def _called(listener: Mapping[str, Any]) -> str:
+    api = listener["name"] == "api"
+    return str(listener["service"]) if api else f"{listener['service']} ({listener['name']})"
+
+
+def _free_port(port: int, listeners: Iterable[Mapping[str, Any]]) -> int:
+    taken = {listener["port"] for listener in listeners}
+    return next(number for number in range(port + 1, 65536) if number not in taken)
+
+
+def _override(listener: Mapping[str, Any], port: int) -> str:
+    """The line that gives a listener another port."""
+    inner = f"port: {port}"
+    if listener["name"] != "api":
+        inner = f"listeners: {{{listener['name']}: {{{inner}}}}}"
+    return f"appliance_services_override: {{{listener['service']}: {{{inner}}}}}"
+
+
+def _rootless_problems(host: str, variables: Mapping[str, Any]) -> Iterator[str]:
+    mode = variables["appliance_mode"]
+    if mode not in ("system", "rootless"):
+        yield f"{host}: appliance_mode is {mode!r}; write system or rootless"
+    if mode == "rootless":
+        for listener in variables["appliance_listeners"]:
+            if listener["allow_from"]:
+                yield (
+                    f"{host}: {_called(listener)} has allow_from, but rootless has no firewall; "
+                    "set allow_from: [] or appliance_mode: system"
+                )
+
+
+def _unreachable(gateway: str, groups: Mapping[str, Sequence[str]], hostvars: Mapping[str, Any]) -> Iterator[str]:
+    """Backends on other hosts that listen on loopback."""
+    for service, entry in hostvars[gateway]["appliance_services"].items():
+        for host in groups.get(service, []) if "backend" in entry else []:
+            if host != gateway and not hostvars[host]["appliance_services"][service]["allow_from"]:
+                yield (
+                    f"{host}: {service} listens on loopback, out of reach of the gateway on {gateway}; set "
+                    f"appliance_services_override: {{{service}: {{allow_from: [<address of {gateway}>/32]}}}}"
+                )
+
+
+def token_problems(host: str, token: Any) -> Iterator[str]:
+    """A token that the operator chose and that is easily guessed; the token itself is never shown."""
+    if token is None:
+        return  # one is made
+    if len(str(token)) < MINIMUM_TOKEN or str(token).lower() in PLACEHOLDERS:
+        yield (
+            f"{host}: gateway_bearer_token is easily guessed ({len(str(token))} characters, {MINIMUM_TOKEN} is the "
+            f"least, no placeholder); take what this prints: {GOOD_TOKEN}"
+        )
+
+
+def core_problems(version: str) -> list[str]:
+    """`version` of ansible-core, such as `2.19.14`."""
+    major, minor = version.split(".")[:2]
+    if MINIMUM_CORE <= (int(major), int(minor)) < BELOW_CORE:
+        return []
+    least, below = (".".join(map(str, bound)) for bound in (MINIMUM_CORE, BELOW_CORE))
+    return [f"ansible-core {version} was not tried; type: pip install 'ansible-core>={least},<{below}'"]
+
+
+def python_problems(version: str, path: str) -> list[str]:
+    """`version` as `3.11.2`, or anything else when `path` gave none."""
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found and (int(found[1]), int(found[2])) >= MINIMUM_PYTHON:
+        return []
+    least = ".".join(map(str, MINIMUM_PYTHON))
+    return [
+        f"no Python {least} or newer at {path} ({version if found else 'none'}); install one (Debian 12, Ubuntu "
+        f"24.04: sudo apt-get install python3; macOS: python.org) and set appliance_python: <its path>"
+    ]
+
+
+def host_problems(facts: Mapping[str, Any], variables: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+    """All that keeps the declared services from a host.
+
+    `facts` are Ansible's, `variables` the host's, `state` the answer of the module `host_state`.
+    """
+    return [
+        *(_system_problems(facts, variables) if variables["appliance_mode"] == "system" else ()),
+        *_room_problems(facts, variables, state),
+        *(
+            problem
+            for listener in variables["appliance_listeners"]
+            for problem in _taken(listener, variables, state["listeners"])
+        ),
+    ]
+
+
+def _system_problems(facts: Mapping[str, Any], variables: Mapping[str, Any]) -> Iterator[str]:
+    name, version = facts["distribution"], facts["distribution_version"]
+    number = re.match(r"\d+(\.\d+)?", version)
+    if name not in SYSTEMS or not number or float(number[0]) < SYSTEMS[name]:
+        least = ", ".join(f"{system} {release}" for system, release in SYSTEMS.items())
+        yield f"{name} {version} is not supported; take {least} or newer, or set appliance_mode: rootless"
+    if variables["appliance_service_manager"] == "supervisor":
+        yield f"{facts['service_mgr']} runs this host, no systemd or launchd; set appliance_mode: rootless"
+
+
+def _room_problems(facts: Mapping[str, Any], variables: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
+    if not variables["appliance_host_services"]:
+        return
+    if state["free_mb"] < MINIMUM_DISK_MB and not state["services"]:
+        where = variables["appliance_lib"]
+        yield f"{state['free_mb']} MB are free for {where}, {MINIMUM_DISK_MB} MB are needed; make room there"
+    if facts["memtotal_mb"] < MINIMUM_MEMORY_MB:
+        yield f"{facts['memtotal_mb']} MB of memory, {MINIMUM_MEMORY_MB} MB are needed; take a larger host"
+
+
+def _taken(
+    listener: Mapping[str, Any], variables: Mapping[str, Any], held: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """The foreign process on the port of `listener`, if there is one."""
+    for other in held:
+        if other["port"] != listener["port"] or _is_ours(other, variables):
+            continue
+        if listener["bind"] == "0.0.0.0" or other["address"] in ("0.0.0.0", "::", listener["bind"]):  # noqa: S104
+            who = f"pid {other['pid']} ({other['name']})" if other["pid"] else "a process of another user"
+            free = _free_port(listener["port"], [*held, *variables["appliance_listeners"]])
+            yield f"port {listener['port']} is held by {who}; stop it or set {_override(listener, free)}"
+            return
+
+
+def _is_ours(process: Mapping[str, Any], variables: Mapping[str, Any]) -> bool:
+    homes = [f"{variables['appliance_lib']}/{entry['unit']}/" for entry in variables["appliance_services"].values()]
+    return any(home in process["command"] for home in homes)
+
+
+class FilterModule:
+    """Ansible's way to find filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "catalog_problems": inventory_problems,
+            "core_problems": core_problems,
+            "host_problems": host_problems,
+            "python_problems": python_problems,
+        }

@@ -1,0 +1,135 @@
+#!/usr/bin/python
+"""Read what preflight judges a host by: who listens on which TCP port, free disk, and what was declared before."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import struct
+from collections.abc import Container, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: host_state
+short_description: Read TCP listeners, free disk and the services that an earlier run declared
+description:
+  - Changes nothing. Without root, a listener of another user has no process.
+options:
+  path: {description: Directory whose disk is asked; it need not exist, type: path, required: true}
+  services_json: {description: The services.json of an earlier run; it need not exist, type: path, required: true}
+author: AI Appliance
+"""
+
+EXAMPLES = """
+- name: Read the state of the host
+  host_state:
+    path: "{{ appliance_lib }}"
+    services_json: "{{ appliance_etc }}/services.json"
+  register: appliance_host_state
+"""
+
+RETURN = """
+listeners: {description: "Address, port, pid (0 unknown), name, command of each", returned: always, type: list}
+free_mb: {description: Free disk space in MB, returned: always, type: int}
+services: {description: Keys of the services that were declared before, returned: always, type: list}
+"""
+
+LISTEN = "0A"  # TCP_LISTEN of include/net/tcp_states.h, as /proc/net/tcp prints it
+
+
+def linux_listeners(proc: Path) -> Iterator[dict[str, Any]]:
+    sockets = {}
+    for table in ("tcp", "tcp6"):
+        path = proc / "net" / table
+        for line in path.read_text().splitlines()[1:] if path.exists() else []:
+            fields = line.split()
+            if fields[3] == LISTEN:
+                sockets[fields[9]] = _address(fields[1])
+    holders = dict(_holders(proc, sockets.keys()))
+    for inode, (address, port) in sockets.items():
+        yield {"address": address, "port": port, **holders.get(inode, {"pid": 0, "name": "", "command": ""})}
+
+
+def _address(text: str) -> tuple[str, int]:
+    """`0100007F:2260` is 127.0.0.1 and 8800: words of 32 bits in the host's byte order."""
+    words, port = text.split(":")
+    packed = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed), int(port, 16)
+
+
+def _holders(proc: Path, inodes: Container[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for process in proc.iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            links = list(_links(process / "fd"))
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            name = (process / "comm").read_text().strip()
+        except OSError:  # gone meanwhile, or another user's
+            continue
+        for link in links:
+            if link.startswith("socket:[") and link[8:-1] in inodes:
+                yield link[8:-1], {"pid": int(process.name), "name": name, "command": command}
+
+
+def _links(directory: Path) -> Iterator[str]:
+    for link in directory.iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            yield str(link.readlink())
+
+
+def darwin_listeners(module: AnsibleModule) -> Iterator[dict[str, Any]]:
+    """By lsof's fields: p a process, n one of its sockets, such as `n127.0.0.1:8800` or `n*:22`."""
+    _, output, _ = module.run_command(["/usr/sbin/lsof", "-nP", "-iTCP", "-sTCP:LISTEN", "-Fpcn"])
+    holder: dict[str, Any] = {}
+    for line in output.splitlines():
+        kind, value = line[:1], line[1:]
+        if kind == "p":
+            _, command, _ = module.run_command(["/bin/ps", "-o", "command=", "-p", value])
+            holder = {"pid": int(value), "command": command.strip()}
+        elif kind == "c":
+            holder["name"] = value
+        elif found := re.fullmatch(r"n(.+):(\d+)", line):
+            yield {"address": found[1].strip("[]").replace("*", "0.0.0.0"), "port": int(found[2]), **holder}  # noqa: S104 - what lsof calls *
+
+
+def free_mb(path: Path) -> int:
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    return shutil.disk_usage(existing).free // 1_000_000
+
+
+def declared(path: Path) -> list[str]:
+    return list(json.loads(path.read_text())["services"]) if path.exists() else []
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "services_json": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    proc = Path("/proc")
+    found = linux_listeners(proc) if (proc / "net/tcp").exists() else darwin_listeners(module)
+    services_json = Path(module.params["services_json"])
+    try:
+        services = declared(services_json)
+    except (OSError, ValueError, LookupError, TypeError):
+        module.fail_json(msg=f"{services_json} is not what an earlier run wrote; move it away and run again")
+    module.exit_json(
+        changed=False,
+        listeners=sorted(found, key=lambda item: (item["port"], item["address"])),
+        free_mb=free_mb(Path(module.params["path"])),
+        services=services,
+    )
+
+
+if __name__ == "__main__":
+    main()

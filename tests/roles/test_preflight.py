@@ -1,0 +1,334 @@
+"""Preflight refuses bad inventories and hosts with one line each, before anything is installed."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import gateway.settings
+import preflight
+import pytest
+import yaml
+from catalog import listeners
+from host_state import declared, linux_listeners
+
+ROOT = Path(__file__).parents[2]
+SERVICES_YML = ROOT / "playbooks/group_vars/all/services.yml"
+CATALOG: dict[str, Any] = yaml.safe_load(SERVICES_YML.read_text())["appliance_catalog"]
+TOKEN_COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+
+
+def fleet(groups: dict[str, list[str]], **variables: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Groups and hostvars as Ansible would hand them in; `variables` by host, `services` in them is merged."""
+    hosts = list(dict.fromkeys(host for members in groups.values() for host in members))
+    hostvars: dict[str, Any] = {}
+    for host in hosts:
+        given = variables.get(host, {})
+        services = deepcopy(CATALOG)
+        for service, changes in given.get("appliance_services_override", {}).items():
+            services.get(service, {}).update(changes)
+        names = [name for name in CATALOG if host in groups.get(name, [])]
+        hostvars[host] = {
+            "appliance_mode": "system",
+            "appliance_services": services,
+            "appliance_listeners": listeners(services, names),
+            "appliance_host_services": names,
+            "appliance_lib": "/var/lib",
+            **given,
+        }
+    return {"all": hosts, **groups}, hostvars
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ({"llamacpp": {"port": 8090, "allow_from": ["10.10.22.0/24"], "limits": {"memory": "80%"}}}, []),
+        ({"gateway": {"listeners": {"observability": {"port": 9801}}}}, []),
+        ({"llamacpp": {"backend": {"limits": {"embeddings": 2}}}}, []),
+        ({"llamcpp": {}}, ["llamcpp is not in the catalog; write llamacpp"]),
+        ({"qqq": {}}, ["qqq is not in the catalog; it has gateway, gateway_embed, llamacpp"]),
+        ({"llamacpp": {"prot": 1}}, ["llamacpp.prot is not in the catalog; write port"]),
+        (
+            {"gateway": {"listeners": {"obs": {"port": 1}}}},
+            ["gateway.listeners.obs is not in the catalog; it has observability"],
+        ),
+        ({"llamacpp": 8090}, ["llamacpp is 8090; write a mapping of description, label, unit, user"]),
+        ({"llamacpp": {"port": "8090"}}, ["llamacpp.port is '8090'; write a whole number from 1 to 65535"]),
+        ({"llamacpp": {"port": 70000}}, ["llamacpp.port is 70000; write a whole number from 1 to 65535"]),
+        ({"llamacpp": {"port": True}}, ["llamacpp.port is True; write a whole number from 1 to 65535"]),
+        ({"llamacpp": {"backend": {"optional": "yes"}}}, ["llamacpp.backend.optional is 'yes'; write true or false"]),
+        ({"gateway": {"limits": {"memory": "1 GB"}}}, ["gateway.limits.memory is '1 GB'; write a size such as 2G"]),
+        *(
+            ({"gateway": {"allow_from": value}}, [f"gateway.allow_from is {value!r}; write a list of networks such as"])
+            for value in ("10.10.22.0/24", ["10.10.22.300/24"], ["10.10.22.5/24"], ["10.10.22.5"], [7])
+        ),
+    ],
+)
+def test_an_override_may_hold_what_the_catalog_has(override: dict[str, Any], expected: list[str]) -> None:
+    problems = preflight.override_problems(override, CATALOG)
+    assert len(problems) == len(expected)
+    for problem, beginning in zip(problems, expected, strict=True):
+        assert problem.startswith(f"appliance_services_override.{beginning}")
+
+
+def test_the_catalog_passes_its_own_check() -> None:
+    assert preflight.override_problems(CATALOG, CATALOG) == []
+
+
+ONE = {"gateway": ["box1"], "gateway_embed": ["box1"], "llamacpp": ["box1"]}
+TWO = {"gateway": ["box1"], "llamacpp": ["box2"]}
+
+
+@pytest.mark.parametrize(
+    ("groups", "variables", "expected"),
+    [
+        (ONE, {}, []),
+        (TWO, {"box2": {"appliance_services_override": {"llamacpp": {"allow_from": ["192.0.2.1/32"]}}}}, []),
+        (
+            TWO,
+            {},
+            [
+                "box2: llamacpp listens on loopback, out of reach of the gateway on box1; set "
+                "appliance_services_override: {llamacpp: {allow_from: [<address of box1>/32]}}"
+            ],
+        ),
+        (
+            ONE,
+            {"box1": {"appliance_services_override": {"llamacpp": {"port": 8801}}}},
+            [
+                "box1: port 8801 is wanted by gateway (observability) and llamacpp; set "
+                "appliance_services_override: {llamacpp: {port: 8803}}"
+            ],
+        ),
+        (
+            ONE,
+            {"box1": {"appliance_services_override": {"gateway": {"port": 8801}}}},
+            [
+                "box1: port 8801 is wanted by gateway and gateway (observability); set "
+                "appliance_services_override: {gateway: {listeners: {observability: {port: 8803}}}}"
+            ],
+        ),
+        (
+            {"llamacpp": ["box1"]},
+            {},
+            ["no host is in the group gateway; add to the inventory: gateway: {hosts: {<name of a host>: }}"],
+        ),
+        (
+            {**ONE, "llamacp": ["box1"]},
+            {},
+            ["group llamacp is no service; rename it to llamacpp in the inventory"],
+        ),
+        (
+            ONE,
+            {"box1": {"appliance_service_override": {}}},
+            ["box1: appliance_service_override sets nothing; write appliance_services_override"],
+        ),
+        (ONE, {"box1": {"appliance_mode": "root"}}, ["box1: appliance_mode is 'root'; write system or rootless"]),
+        (
+            ONE,
+            {
+                "box1": {
+                    "appliance_mode": "rootless",
+                    "appliance_services_override": {"gateway": {"allow_from": ["10.10.22.0/24"]}},
+                }
+            },
+            [
+                "box1: gateway has allow_from, but rootless has no firewall; "
+                "set allow_from: [] or appliance_mode: system"
+            ],
+        ),
+    ],
+)
+def test_inventories_are_judged(groups: dict[str, list[str]], variables: dict[str, Any], expected: list[str]) -> None:
+    assert preflight.inventory_problems(CATALOG, *fleet(groups, **variables)) == expected
+
+
+@pytest.mark.parametrize("token", ["abc", "", *gateway.settings.PLACEHOLDERS])
+def test_a_token_that_is_easily_guessed_is_refused_and_never_shown(token: str) -> None:
+    (problem,) = preflight.inventory_problems(CATALOG, *fleet(ONE, box1={"gateway_bearer_token": token}))
+    assert problem.startswith("box1: gateway_bearer_token is easily guessed")
+    assert problem.endswith(TOKEN_COMMAND)
+    assert not token or token not in problem.replace("gateway_bearer_token", "")
+
+
+def test_preflight_and_gateway_agree_on_tokens() -> None:
+    assert preflight.PLACEHOLDERS == gateway.settings.PLACEHOLDERS
+    assert preflight.MINIMUM_TOKEN == gateway.settings.TOKEN_MIN_CHARS
+
+
+def test_settable_names_are_those_of_the_platform() -> None:
+    text = (ROOT / "playbooks/group_vars/all/platform.yml").read_text()
+    facts = set(yaml.safe_load(text)) | {"appliance_services_override", "appliance_address"}
+    assert set(preflight.SETTABLE) <= facts
+
+
+@pytest.mark.parametrize(("version", "fits"), [("2.18.9", 0), ("2.19.0", 1), ("2.21.3rc1", 1), ("2.22.0", 0)])
+def test_range_of_ansible_core(version: str, fits: bool) -> None:
+    assert (preflight.core_problems(version) == []) is bool(fits)
+
+
+def test_range_of_ansible_core_is_that_of_the_lock() -> None:
+    least, below = (".".join(map(str, bound)) for bound in (preflight.MINIMUM_CORE, preflight.BELOW_CORE))
+    assert f'"ansible-core>={least},<{below}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(("version", "fits"), [("3.11.2", 1), ("3.14.0", 1), ("3.10.12", 0), ("", 0), ("Python", 0)])
+def test_python_of_a_host(version: str, fits: bool) -> None:
+    problems = preflight.python_problems(version, "/usr/bin/python3")
+    assert (problems == []) is bool(fits)
+    assert all(problem.startswith("no Python 3.11 or newer at /usr/bin/python3") for problem in problems)
+
+
+FACTS = {"distribution": "Debian", "distribution_version": "12.11", "service_mgr": "systemd", "memtotal_mb": 8000}
+STATE: dict[str, Any] = {"listeners": [], "free_mb": 50_000, "services": []}
+
+
+def held(port: int, address: str = "0.0.0.0", command: str = "nginx: master", pid: int = 123) -> dict[str, Any]:
+    listener = {"address": address, "port": port, "pid": pid, "name": "nginx", "command": command}
+    return {**STATE, "listeners": [listener]}
+
+
+@pytest.mark.parametrize(
+    ("facts", "state", "expected"),
+    [
+        ({}, STATE, []),
+        ({"distribution": "Ubuntu", "distribution_version": "24.04"}, STATE, []),
+        (
+            {"distribution": "Fedora", "distribution_version": "41"},
+            STATE,
+            [
+                "Fedora 41 is not supported; take Debian 12, Ubuntu 22.04, MacOSX 13 or newer, "
+                "or set appliance_mode: rootless"
+            ],
+        ),
+        (
+            {"memtotal_mb": 512},
+            STATE,
+            ["512 MB of memory, 1000 MB are needed; take a larger host"],
+        ),
+        ({}, {**STATE, "free_mb": 90}, ["90 MB are free for /var/lib, 1500 MB are needed; make room there"]),
+        (
+            {},
+            held(8088),
+            [
+                "port 8088 is held by pid 123 (nginx); stop it or set "
+                "appliance_services_override: {llamacpp: {port: 8089}}"
+            ],
+        ),
+        (
+            {},
+            held(8801, pid=0),
+            [
+                "port 8801 is held by a process of another user; stop it or set "
+                "appliance_services_override: {gateway: {listeners: {observability: {port: 8803}}}}"
+            ],
+        ),
+        ({}, held(8088, address="192.0.2.7"), []),
+        ({}, held(8088, command="/var/lib/llamacpp/env/bin/python serve"), []),
+        ({}, held(9999), []),
+    ],
+)
+def test_hosts_are_judged(facts: dict[str, Any], state: dict[str, Any], expected: list[str]) -> None:
+    _, hostvars = fleet(ONE, box1={"appliance_service_manager": "systemd"})
+    assert preflight.host_problems(FACTS | facts, hostvars["box1"], state) == expected
+
+
+def test_system_mode_needs_a_service_manager() -> None:
+    _, hostvars = fleet(ONE, box1={"appliance_service_manager": "supervisor"})
+    assert preflight.host_problems(FACTS | {"service_mgr": "sysvinit"}, hostvars["box1"], STATE) == [
+        "sysvinit runs this host, no systemd or launchd; set appliance_mode: rootless"
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_the_holder_of_a_port_is_found(family: socket.AddressFamily, address: str) -> None:
+    with socket.create_server((address, 0), family=family) as server:
+        port = server.getsockname()[1]
+        (found,) = [item for item in linux_listeners(Path("/proc")) if item["port"] == port]
+    assert found["pid"] == os.getpid()
+    assert found["address"] == address
+    assert "python" in found["command"]
+
+
+def test_services_of_an_earlier_run(tmp_path: Path) -> None:
+    path = tmp_path / "services.json"
+    assert declared(path) == []
+    path.write_text('{"schema": 1, "services": {"gateway": {}, "llamacpp": {}}}')
+    assert declared(path) == ["gateway", "llamacpp"]
+
+
+# The real playbook, against this machine and a directory of the test's own.
+
+
+def refusals(tmp_path: Path, variables: dict[str, Any], groups: dict[str, Any] | None = None) -> list[str]:
+    """The lines of the refusal of site.yml; asserts that nothing ran after it and nothing was written."""
+    host = {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "appliance_mode": "rootless",
+        "appliance_root": str(tmp_path / "root"),
+        **variables,
+    }
+    members = {"hosts": {"box1": None}}
+    children = dict.fromkeys(CATALOG, members) | (groups or {})
+    inventory = tmp_path / "inventory.yml"
+    inventory.write_text(yaml.safe_dump({"all": {"hosts": {"box1": host}, "children": children}}))
+    command = [sys.executable, "-m", "ansible", "playbook", "playbooks/site.yml", "--tags", "preflight"]
+    done = subprocess.run(
+        [*command, "-i", str(inventory)],
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 2, output
+    assert "Traceback" not in output
+    assert "PLAY [What is no longer declared]" not in output
+    assert not (tmp_path / "root").exists()
+    (answer,) = re.findall(r"^fatal: \[box1\]: FAILED! => (\{.*\})$", done.stdout, re.MULTILINE)
+    message: str = json.loads(answer)["msg"]
+    return message.splitlines()
+
+
+def test_the_playbook_refuses_a_bad_inventory(tmp_path: Path) -> None:
+    override = {"gateway": {"prot": 9000, "allow_from": ["10.10.22.999/24"]}, "llamcpp": {"port": 1}}
+    lines = refusals(tmp_path, {"appliance_services_override": override}, {"gatway_embed": {"hosts": {"box1": None}}})
+    assert lines == [
+        "group gatway_embed is no service; rename it to gateway_embed in the inventory",
+        "box1: appliance_services_override.gateway.allow_from is ['10.10.22.999/24']; write a list of networks such as "
+        "[10.10.22.0/24, 192.0.2.7/32]",
+        "box1: appliance_services_override.gateway.prot is not in the catalog; write port",
+        "box1: appliance_services_override.llamcpp is not in the catalog; write llamacpp",
+    ]
+
+
+def test_the_playbook_refuses_a_token_of_three_letters(tmp_path: Path) -> None:
+    (line,) = refusals(tmp_path, {"gateway_bearer_token": "xyz"})
+    assert line.startswith("box1: gateway_bearer_token is easily guessed (3 characters")
+    assert line.endswith(TOKEN_COMMAND)
+    assert "xyz" not in line
+
+
+def test_the_playbook_refuses_a_taken_port(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        override = {"llamacpp": {"port": port}} | {
+            "gateway": {"port": 28800, "listeners": {"observability": {"port": 28801}}},
+            "gateway_embed": {"port": 28802},
+        }
+        (line,) = refusals(tmp_path, {"appliance_services_override": override})
+    assert f"box1: port {port} is held by pid {os.getpid()} (" in line
+
+
+def test_the_playbook_refuses_a_missing_python(tmp_path: Path) -> None:
+    (line,) = refusals(tmp_path, {"appliance_python": str(tmp_path / "python3")})
+    assert f"no Python 3.11 or newer at {tmp_path / 'python3'} (none); install one" in line
