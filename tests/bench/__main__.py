@@ -1,0 +1,142 @@
+"""`make bench`: the gateway's figures beside a peer's, on this machine, in one run. Times are printed, never asserted.
+
+The program under measurement has one core to itself; the trivial upstream and the load generator share another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import orjson
+import uvloop
+
+from tests.bench import measures, subjects
+from tests.bench.load import Target
+from tests.bench.measures import FULL, QUICK, Bounds
+from tests.bench.processes import CORES, GATEWAY_CORE, LOAD_CORE, resident_megabytes
+from tests.bench.results import Results
+
+PARTS = ("requests", "streams", "latency", "leaving", "memory", "start")
+PHASES = ("queued", "before first token", "mid-stream", "non-streaming")
+PEER = "LiteLLM"
+
+
+def say(text: str) -> None:
+    print(f"bench: {text} (load {os.getloadavg()[0]:.2f})", file=sys.stderr, flush=True)
+
+
+class Bench:
+    """One run: an upstream, the bounds, the parts that are wanted, and the figures so far."""
+
+    def __init__(self, upstream: Target, bounds: Bounds, parts: set[str], place: Path) -> None:
+        self.upstream, self.bounds, self.parts, self.place = upstream, bounds, parts, place
+        self.results = Results()
+
+    def directory(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self.place))
+
+    def column(self, column: str, start: subjects.Start) -> None:
+        """All wanted parts of one column of the table."""
+        if self.parts & {"requests", "streams", "latency"}:
+            self.throughput(column, start)
+        if "leaving" in self.parts:
+            self.leavings(column, start)
+        if self.parts & {"memory", "start"}:
+            self.memory_and_start(column, start)
+
+    def throughput(self, column: str, start: subjects.Start) -> None:
+        """Rows that load one running subject; the bare pass-through takes turns with the gateway."""
+        with contextlib.ExitStack() as stack:
+            subject = stack.enter_context(start(self.directory(), self.upstream.port))
+            bare = None
+            if column == "gateway":
+                bare = stack.enter_context(subjects.passthrough(self.directory(), self.upstream.port))
+            for turn in range(self.bounds.rounds):
+                say(f"{column}: requests, streams, latency, round {turn + 1} of {self.bounds.rounds}")
+                self.one_round(column, subject, bare)
+
+    def one_round(self, column: str, subject: subjects.Subject, bare: subjects.Subject | None) -> None:
+        add, bounds = self.results.add, self.bounds
+        if "requests" in self.parts:
+            rate = uvloop.run(measures.requests_per_cpu_second(subject, bounds))
+            add("requests", column, rate)
+            if bare:
+                most = uvloop.run(measures.requests_per_cpu_second(bare, bounds))
+                add("requests", "pass-through", most)
+                add("share", column, 100 * rate / most)
+        if "streams" in self.parts:
+            add("streams", column, uvloop.run(measures.stream_cpu_ms(subject, bounds)))
+            if bare:
+                add("streams", "pass-through", uvloop.run(measures.stream_cpu_ms(bare, bounds)))
+        if "latency" in self.parts:
+            add("latency", column, uvloop.run(measures.added_latency_ms(subject, self.upstream, bounds)))
+            if bare:
+                add("latency", "pass-through", uvloop.run(measures.added_latency_ms(bare, self.upstream, bounds)))
+
+    def leavings(self, column: str, start: subjects.Start) -> None:
+        """One client leaves, again and again, in each phase; waiting for a connection needs a backend with one."""
+        for connections, phases in ((1, PHASES[:1]), (None, PHASES[1:])):
+            with start(self.directory(), self.upstream.port, connections) as subject:
+                for phase in phases:
+                    say(f"{column}: a client leaves, {phase}")
+                    for took in measures.leavings_ms(subject, self.upstream, phase, self.bounds):
+                        self.results.add(f"leaving {phase}", column, took)
+
+    def memory_and_start(self, column: str, start: subjects.Start) -> None:
+        """Rows that need a fresh process each time."""
+        for turn in range(self.bounds.rounds):
+            say(f"{column}: start and memory, round {turn + 1} of {self.bounds.rounds}")
+            with start(self.directory(), self.upstream.port) as subject:
+                self.results.add("start", column, subject.started)
+                if "memory" not in self.parts:
+                    continue
+                self.results.add("memory idle", column, resident_megabytes(subject.pid))
+                after, requests = uvloop.run(measures.memory_mb(subject, self.bounds))
+                self.results.add("memory after", column, after)
+                self.results.add("memory requests", column, requests)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round with fewer requests, for development")
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure this part only; may be repeated")
+    parser.add_argument("--no-peer", action="store_true", help="leave the peer out, for development")
+    parser.add_argument("--json", type=Path, default=subjects.BUILD.parent / "bench.json", help="where the figures go")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    if not hasattr(os, "sched_setaffinity") or len(CORES) < 2:
+        sys.exit("bench: needs Linux and two cores, one for the gateway and one for what loads it")
+    os.sched_setaffinity(0, {LOAD_CORE})
+    subjects.BUILD.mkdir(parents=True, exist_ok=True)
+    machine = {
+        "python": platform.python_version(),
+        "uvicorn": version("uvicorn"),
+        "kernel": platform.release(),
+        "cores": f"{GATEWAY_CORE} gateway, {LOAD_CORE} upstream and load generator, of {os.cpu_count()}",
+        "load average at the start": [round(value, 2) for value in os.getloadavg()],
+    }
+    with tempfile.TemporaryDirectory(dir=subjects.BUILD, prefix="run-") as place, subjects.upstream() as upstream:
+        bench = Bench(upstream, QUICK if options.quick else FULL, set(options.only or PARTS), Path(place))
+        bench.column("gateway", subjects.gateway)
+        if not options.no_peer:
+            bench.column(PEER, subjects.litellm)
+    machine["load average at the end"] = [round(value, 2) for value in os.getloadavg()]
+    print(bench.results.table(("gateway", PEER, "pass-through"), machine))
+    report = {"machine": machine, "figures": bench.results.figures}
+    temporary = options.json.with_suffix(".tmp")
+    temporary.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
+    temporary.replace(options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The figures of a run and the table that is printed of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+NEVER = -1.0  # stands for a leaving that the upstream never saw
+
+# key, what it says, how a figure is written, what the gateway must reach
+ROWS = (
+    ("requests", "requests per CPU-second, non-streaming chat, 16 clients", "{:,.0f}", "15,000"),
+    ("share", "  as a share of the bare pass-through", "{:.0f} %", "75 %"),
+    ("latency", "added median latency, 1 client, ms", "{:.3f}", "0.2"),
+    ("streams", "CPU per stream of 33 events paced 10 ms, 64 clients, ms", "{:.2f}", "1.3"),
+    ("leaving queued", "upstream sees a leaving, ms: waiting for a connection", "{:.1f}", "25"),
+    ("leaving before first token", "  before the first token", "{:.1f}", "25"),
+    ("leaving mid-stream", "  mid-stream", "{:.1f}", "25"),
+    ("leaving non-streaming", "  non-streaming", "{:.1f}", "25"),
+    ("memory idle", "resident memory, MB: idle", "{:.0f}", "90"),
+    ("memory after", "  after the requests below, 2 % aborted streams", "{:.0f}", "90, flat"),
+    ("memory requests", "  requests sent for it", "{:,.0f}", "100,000"),
+    ("start", "start to first 200, s", "{:.2f}", "1"),
+)
+
+
+class Results:
+    """Every single figure, by row and column."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, dict[str, list[float]]] = {}
+
+    def add(self, row: str, column: str, value: float) -> None:
+        self.figures.setdefault(row, {}).setdefault(column, []).append(value)
+
+    def cell(self, row: str, column: str, form: str) -> str:
+        """The median; for leavings with the worst one behind it."""
+        values = self.figures.get(row, {}).get(column)
+        if not values:
+            return ""
+        if NEVER in values:
+            return "never"
+        middle = form.format(statistics.median(values))
+        return f"{middle} (worst {form.format(max(values))})" if row.startswith("leaving") else middle
+
+    def table(self, columns: Sequence[str], machine: dict[str, Any]) -> str:
+        head = ["", "must reach", *columns]
+        lines = [head]
+        for key, text, form, goal in ROWS:
+            if key in self.figures:
+                lines.append([text, goal, *(self.cell(key, column, form) for column in columns)])
+        widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
+        rows = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        rows.insert(1, "-|-".join("-" * width for width in widths))
+        facts = [f"{name}: {value}" for name, value in machine.items()]
+        return "\n".join(["", *rows, "", "median of the rounds", *facts])
