@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -22,7 +22,7 @@ import yaml
 from tests.gateway.upstream import Upstream, upstream
 
 TOKEN = "test-token-0123456789abcdef"  # a test's own
-PORTS_TRIED = 5
+T = TypeVar("T")
 
 
 @dataclass
@@ -42,14 +42,24 @@ class Gateway:
 
     def log_entries(self, count: int) -> list[dict[str, Any]]:
         """The request log's entries, once it has `count` of them."""
+        return _poll(lambda: entries if len(entries := self._log()) >= count else None, "the request log is short")
+
+    def log_entry(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first entry that fits, once there is one."""
+        return _poll(lambda: next(filter(fits, self._log()), None), "no entry fits")
+
+    def _log(self) -> list[dict[str, Any]]:
         path = self.home / "data/requests.jsonl"
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            lines = path.read_text().splitlines() if path.exists() else []
-            if len(lines) >= count:
-                return [json.loads(line) for line in lines]
-            time.sleep(0.01)
-        raise AssertionError(f"the request log has {lines}")
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _poll(get: Callable[[], T | None], problem: str) -> T:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if (found := get()) is not None:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(problem)
 
 
 def write_files(home: Path, url: str, **record: Any) -> None:

@@ -49,7 +49,7 @@ def test_backend_sees_its_client_leave(served: Gateway, seen: Upstream, model: s
     connection.close()
     seen.wait_for(1, left=True)
     wait_until_idle(served)
-    entry = served.log_entries(1)[-1]
+    entry = served.log_entry(lambda entry: entry.get("upstream_model") == model)
     assert entry["abort_reason"] == "client_disconnected"
     assert entry["status"] == (200 if model == "hang-mid" else 499)
 
