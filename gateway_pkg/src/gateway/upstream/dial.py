@@ -1,0 +1,56 @@
+"""Connect to an origin, racing the two address families of a name that has both: uvloop has no happy eyeballs."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+
+from gateway.upstream.connection import Connection
+from gateway.upstream.origin import Origin, is_address
+
+SECOND_FAMILY_AFTER = 0.25  # seconds; RFC 8305 section 5
+
+
+async def dial(origin: Origin, factory: Callable[[], Connection], tls: ssl.SSLContext | None) -> Connection:
+    """A connection made by `factory`. Raises OSError, of which ssl.SSLError is one."""
+    if is_address(origin.host):
+        return await _dial_family(origin, factory, tls, socket.AF_UNSPEC)
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    first, *others = dict.fromkeys(family for family, *_ in found)  # in the system's order of preference
+    if not others:
+        return await _dial_family(origin, factory, tls, first)
+    attempts = [loop.create_task(_dial_family(origin, factory, tls, first))]
+    winner: asyncio.Task[Connection] | None = None
+    try:
+        await asyncio.wait(attempts, timeout=SECOND_FAMILY_AFTER)
+        if not _is_connected(attempts[0]):
+            attempts.append(loop.create_task(_dial_family(origin, factory, tls, others[0])))
+        pending = set(attempts)
+        while pending and not any(map(_is_connected, attempts)):
+            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        winner = next(filter(_is_connected, attempts), attempts[0])
+        return winner.result()
+    finally:
+        for attempt in attempts:
+            if not attempt.done():
+                attempt.cancel()
+            elif attempt is not winner and _is_connected(attempt):
+                attempt.result().drop()
+
+
+async def _dial_family(
+    origin: Origin, factory: Callable[[], Connection], tls: ssl.SSLContext | None, family: int
+) -> Connection:
+    loop = asyncio.get_running_loop()
+    name = origin.host if tls else None
+    _, connection = await loop.create_connection(
+        factory, origin.host, origin.port, family=family, ssl=tls, server_hostname=name
+    )
+    return connection
+
+
+def _is_connected(attempt: asyncio.Task[Connection]) -> bool:
+    return attempt.done() and not attempt.cancelled() and attempt.exception() is None

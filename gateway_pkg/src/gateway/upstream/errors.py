@@ -1,0 +1,38 @@
+"""How a request to a backend can fail."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+class UpstreamError(Exception):
+    """A request to a backend failed. `sent_first_byte`: at least one byte of the response had arrived."""
+
+    def __init__(self, message: str, *, sent_first_byte: bool = False) -> None:
+        super().__init__(message)
+        self.sent_first_byte = sent_first_byte
+
+
+class ConnectFailed(UpstreamError):
+    """No connection: refused, unknown host, TLS, connect timeout, or no free one within the wait."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """The backend was silent for too long, in `phase`. (A connect timeout is a ConnectFailed.)"""
+
+    def __init__(
+        self, message: str, phase: Literal["connect", "first_byte", "idle"], *, sent_first_byte: bool = False
+    ) -> None:
+        super().__init__(message, sent_first_byte=sent_first_byte)
+        self.phase = phase
+
+
+class UpstreamClosed(UpstreamError):
+    """The connection ended before the message did."""
+
+
+class ProtocolViolation(UpstreamError):
+    """The answer is not HTTP/1.x as this client accepts it."""
+
+    def __init__(self, message: str, *, sent_first_byte: bool = True) -> None:
+        super().__init__(message, sent_first_byte=sent_first_byte)
