@@ -1,0 +1,138 @@
+"""Writes what the documentation repeats: the port table, the settings, the README of each role.
+
+python docs/generate.py            writes what is stale
+python docs/generate.py --check    names it and exits with 1
+"""
+
+import argparse
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from gateway.settings import Settings
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+ROOT = Path(__file__).parents[1]
+MARKED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+KINDS: Mapping[type, str] = {
+    bool: "yes or no",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    SecretStr: "secret",
+    Path: "path",
+    tuple: "list",
+}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def code(value: Any) -> str:
+    return f"`{value}`" if value not in (None, "") else ""
+
+
+def ports(catalog: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            code(key) if listener is entry else f"{code(key)} {name}",
+            str(listener["port"]),
+            code(listener["health"]),
+            ", ".join(listener["allow_from"]) or "this host",
+            code(entry["unit"]),
+            entry["description"] if listener is entry else "",
+        ]
+        for key, entry in catalog.items()
+        for name, listener in {"": entry, **entry.get("listeners", {})}.items()
+    ]
+    return table(["service", "port", "health", "open to", "unit", ""], rows)
+
+
+def settings() -> str:
+    rows = [
+        [code(name.upper()), kind(field), code(default(field)), field.description or ""]
+        for name, field in Settings.model_fields.items()
+    ]
+    return table(["variable", "kind", "default", ""], rows)
+
+
+def kind(field: FieldInfo) -> str:
+    annotation: Any = field.annotation
+    if isinstance(annotation, types.UnionType):  # X | None
+        annotation = next(part for part in typing.get_args(annotation) if part is not types.NoneType)
+    return KINDS[typing.get_origin(annotation) or annotation]
+
+
+def default(field: FieldInfo) -> str:
+    value = field.default.get_secret_value() if isinstance(field.default, SecretStr) else field.default
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
+
+
+def role_readme(role: str, specs: Mapping[str, Any]) -> str:
+    """The README of a role, from its argument specs, whose entry points are `main` and others."""
+    return f"# {role}\n\nGenerated from `meta/argument_specs.yml` by `docs/generate.py`.\n" + "".join(
+        part for name, spec in specs.items() for part in _entry_point(name, spec)
+    )
+
+
+def _entry_point(name: str, spec: Mapping[str, Any]) -> Iterator[str]:
+    if name != "main":
+        yield f"\n## `tasks_from: {name}`\n"
+    yield f"\n{markdown(spec['short_description'])}.\n"
+    if "description" in spec:
+        yield f"\n{markdown(spec['description'])}\n"
+    if spec.get("options"):
+        rows = [[code(key), *_option(option)] for key, option in spec["options"].items()]
+        yield "\n" + table(["variable", "type", "default", ""], rows)
+
+
+def _option(option: Mapping[str, Any]) -> list[str]:
+    kind = option["type"] + (f" of {option['elements']}" if "elements" in option else "")
+    if "choices" in option:
+        kind = ", ".join(map(code, option["choices"]))
+    value = option.get("default", "")
+    shown = "required" if option.get("required") else code(str(value).lower() if isinstance(value, bool) else value)
+    return [kind, shown, markdown(option["description"])]
+
+
+def markdown(text: str | Sequence[str]) -> str:
+    joined = text if isinstance(text, str) else " ".join(text)
+    return re.sub(r"C\((.+?)\)", r"`\1`", " ".join(joined.split()))
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """Each generated file with the text that it should have."""
+    catalog = yaml.safe_load((ROOT / "playbooks/group_vars/all/services.yml").read_text())["appliance_catalog"]
+    made = {"ports": ports(catalog), "settings": settings()}
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        yield page, MARKED.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n{found[3]}", page.read_text())
+    for specs in sorted((ROOT / "roles").glob("*/meta/argument_specs.yml")):
+        role = specs.parents[1]
+        yield role / "README.md", role_readme(role.name, yaml.safe_load(specs.read_text())["argument_specs"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 when a page is stale")
+    check = parser.parse_args().check
+    stale = [(path, text) for path, text in pages() if not path.exists() or path.read_text() != text]
+    for path, text in stale:
+        if check:
+            sys.stderr.write(f"{path.relative_to(ROOT)} is stale; type: python docs/generate.py\n")
+        else:
+            path.write_text(text)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

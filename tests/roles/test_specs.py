@@ -1,0 +1,91 @@
+"""Every role has the same shape, and its argument specs say what its defaults are."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SHARED = {"service", "firewall", "release"}
+ROLES = sorted(path.parent for path in (ROOT / "roles").glob("*/meta"))
+CATALOG: dict[str, Any] = yaml.safe_load((ROOT / "playbooks/group_vars/all/services.yml").read_text())[
+    "appliance_catalog"
+]
+
+
+def specs(role: Path) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]
+    return found
+
+
+def by_name(role: Path) -> str:
+    return role.name
+
+
+@pytest.mark.parametrize("role", ROLES, ids=by_name)
+def test_specs_and_defaults_have_the_same_keys_and_values(role: Path) -> None:
+    options = specs(role)["main"].get("options") or {}
+    defaults = yaml.safe_load((role / "defaults/main.yml").read_text()) or {}
+    optional = {name: option for name, option in options.items() if not option.get("required")}
+    assert set(optional) == set(defaults)
+    for name, value in defaults.items():
+        if "default" in optional[name] or "{{" not in str(value):
+            assert optional[name].get("default") == value, name
+
+
+@pytest.mark.parametrize("role", ROLES, ids=by_name)
+def test_every_variable_is_described_typed_and_named_after_its_role(role: Path) -> None:
+    prefix = role.name.replace("-", "_") + "_"
+    for entry_point in specs(role).values():
+        assert entry_point["short_description"]
+        for name, option in (entry_point.get("options") or {}).items():
+            assert name.startswith(prefix)
+            assert option["description"], name
+            assert option["type"], name
+
+
+@pytest.mark.parametrize("role", ROLES, ids=by_name)
+def test_a_role_has_the_anatomy_of_all_roles(role: Path) -> None:
+    tasks = ["main"] if role.name in SHARED else ["main", "install", "configure", "remove"]
+    expected = ["defaults/main.yml", "meta/argument_specs.yml", "meta/main.yml", "README.md"]
+    expected += [f"tasks/{name}.yml" for name in tasks]
+    assert [path for path in expected if not (role / path).is_file()] == []
+
+
+def test_the_catalog_has_a_role_for_each_service_and_no_role_is_left_over() -> None:
+    products = {role.name.replace("-", "_") for role in ROLES} - SHARED
+    assert products == set(CATALOG)
+
+
+def test_a_roles_defaults_hold_no_fact_of_the_catalog() -> None:
+    for role in ROLES:
+        defaults = yaml.safe_load((role / "defaults/main.yml").read_text()) or {}
+        facts = {f"{role.name.replace('-', '_')}_{fact}" for fact in ("port", "bind", "host", "allow_from")}
+        assert not facts & set(defaults)
+
+
+def test_generated_pages_are_fresh() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stale_page_is_named(tmp_path: Path) -> None:
+    for part in ("docs", "roles", "playbooks"):
+        (tmp_path / part).mkdir()
+    source = (ROOT / "docs/generate.py").read_text()
+    (tmp_path / "docs/generate.py").write_text(source)
+    (tmp_path / "docs/services.md").write_text("<!-- generated: ports -->\nold\n<!-- end -->\n")
+    (tmp_path / "playbooks/group_vars/all").mkdir(parents=True)
+    (tmp_path / "playbooks/group_vars/all/services.yml").write_text(yaml.safe_dump({"appliance_catalog": CATALOG}))
+    command = [sys.executable, str(tmp_path / "docs/generate.py")]
+    checked = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 1
+    assert checked.stderr == "docs/services.md is stale; type: python docs/generate.py\n"
+    assert subprocess.run(command, check=False).returncode == 0
+    assert "| `llamacpp` | 8088 |" in (tmp_path / "docs/services.md").read_text()
+    assert subprocess.run([*command, "--check"], check=False).returncode == 0
