@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Run a playbook on this machine. MODE=system becomes root, by sudo, which asks at most once.
+#
+# usage: release/play.sh PLAYBOOK [ARGUMENT OF ansible-playbook]…
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+arguments=(--inventory inventories/local)
+case ${MODE:-rootless} in
+  rootless) ;;
+  system)
+    arguments+=(--extra-vars appliance_mode=system)
+    if [[ $EUID -ne 0 ]]; then
+      command -v sudo >/dev/null || {
+        echo "make: MODE=system needs root: run it as root, or install sudo" >&2
+        exit 2
+      }
+      sudo -n true 2>/dev/null || arguments+=(--ask-become-pass)
+    fi
+    ;;
+  *)
+    echo "make: MODE=$MODE is not known; type: make up, or make up MODE=system" >&2
+    exit 2
+    ;;
+esac
+
+release/bootstrap.sh control
+# Named, since Ansible passes over the configuration of a directory that others may write. Quiet: what changes and fails.
+export ANSIBLE_CONFIG=$PWD/ansible.cfg ANSIBLE_DISPLAY_OK_HOSTS=false ANSIBLE_DISPLAY_SKIPPED_HOSTS=false
+exec .venv/bin/ansible-playbook "${arguments[@]}" "$@"
