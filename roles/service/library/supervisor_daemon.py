@@ -9,7 +9,7 @@ import subprocess
 from typing import Callable, Dict
 
 from ansible.module_utils.appliance_service import ARGUMENTS, Failure, Manager, poll, run, tail
-from ansible.module_utils.appliance_supervisor import Supervisor
+from ansible.module_utils.appliance_supervisor import SHUTDOWN_STATE, Fault, Supervisor
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
@@ -101,11 +101,16 @@ class Daemon(Manager):
         return {"HOME": self._params["home"], "PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
     def stop(self) -> None:
-        pid = self._supervisor.call("getPID")
-        self._supervisor.call("shutdown")
+        pid = None
+        try:
+            pid = self._supervisor.call("getPID")
+            self._supervisor.call("shutdown")
+        except Fault as fault:
+            if fault.faultCode != SHUTDOWN_STATE:  # an earlier run may have asked for it
+                raise
         seconds = self._params["stop_timeout"] + 10
-        if not poll(lambda: not self.running() and not _alive(pid), seconds):
-            raise Failure(f"supervisord (process {pid}) is still stopping its programs after {seconds} s: run this again")
+        if not poll(lambda: not self.running() and not (pid and _alive(pid)), seconds):
+            raise Failure(f"supervisord is still stopping its programs after {seconds} s: run this again")
 
     def forget(self, delete: Callable[[], None]) -> None:
         if self.running():

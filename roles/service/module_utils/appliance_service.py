@@ -86,6 +86,10 @@ class Manager(ABC):
     def running(self) -> bool:
         """Whether the manager keeps a process up."""
 
+    def stopped(self) -> bool:
+        """Whether it stays down until it is applied again or the machine starts."""
+        return not self.running()
+
     @abstractmethod
     def known(self) -> bool:
         """Whether the manager knows the service at all."""
@@ -157,7 +161,7 @@ def _present(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
 
 
 def _stopped(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
-    changed = manager.running()
+    changed = not manager.stopped()
     if changed and not module.check_mode:
         manager.stop()
     return {"changed": changed}

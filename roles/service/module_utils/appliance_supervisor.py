@@ -7,9 +7,11 @@ import socket
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy, Transport
 
-__all__ = ["BAD_NAME", "Fault", "Supervisor"]
+__all__ = ["BAD_NAME", "SHUTDOWN_STATE", "Fault", "Supervisor"]
 
-BAD_NAME = 10  # supervisor.xmlrpc.Faults.BAD_NAME
+# supervisor.xmlrpc.Faults
+SHUTDOWN_STATE = 6
+BAD_NAME = 10
 
 
 class _Connection(http.client.HTTPConnection):
@@ -45,9 +47,11 @@ class Supervisor:
         return getattr(self._proxy.supervisor, method)(*arguments)
 
     def answers(self) -> bool:
-        """Whether a supervisord listens."""
+        """Whether a supervisord listens, be it one that is shutting down."""
         try:
             self.call("getState")
+        except Fault:
+            return True
         except (OSError, http.client.HTTPException):
             return False
         return True

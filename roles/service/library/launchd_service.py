@@ -1,0 +1,142 @@
+#!/usr/bin/python
+"""Keep one LaunchDaemon as its property list says, by the launchctl of macOS 10.11 and later."""
+
+from __future__ import annotations
+
+import plistlib
+import re
+from typing import Callable, Optional
+
+from ansible.module_utils.appliance_service import ARGUMENTS, Failure, Manager, command, poll, run
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+---
+module: launchd_service
+short_description: Write, load and restart a LaunchDaemon, and wait until it is healthy
+description:
+  - Restarts only when launchd runs another definition than the one wanted. launchd loads a property list whole, so what
+    is loaded is what runs; the revision in its environment tells which one it is.
+options:
+  name: {description: Label of the job., type: str, required: true}
+  state: {description: What to bring it to., type: str, choices: [present, stopped, absent], default: present}
+  path: {description: Where the property list lies., type: path, required: true}
+  content: {description: Its text; C(@revision@) becomes the hash of it and of O(reads)., type: str}
+  reads: {description: What the process reads., type: list, elements: path, default: []}
+  logs: {description: Log files; created for O(user), shown when the service fails., type: list, elements: path, default: []}
+  user: {description: Owner of the logs., type: str}
+  health: {description: URL that answers 200., type: str}
+  health_timeout: {description: Seconds to wait for it., type: int, default: 60}
+  stop_timeout: {description: Seconds that the process may take to stop., type: int, default: 15}
+author: AI Appliance
+"""
+
+EXAMPLES = r"""
+- name: Run the gateway
+  launchd_service:
+    name: com.ai.gateway
+    path: /Library/LaunchDaemons/com.ai.gateway.plist
+    content: "{{ lookup('ansible.builtin.template', 'launchd.plist.j2') }}"
+"""
+
+DOMAIN = "system"
+# Exit codes of launchctl.
+NO_SUCH_PROCESS = 3  # bootout: not loaded
+IO_ERROR = 5  # bootstrap: the label is loaded, is still being booted out, or the property list is bad; bootout: as below
+IN_PROGRESS = 36  # bootout: accepted, the process is still stopping
+ALREADY = 37  # bootstrap: the label is loaded
+NOT_FOUND = 113  # print, bootout: no such service
+RETRY_SECONDS = 10
+
+
+class Launchd(Manager):
+    """One job of the system domain, read by `launchctl print`."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self._module = module
+        self._label = module.params["name"]
+        self._target = f"{DOMAIN}/{self._label}"
+        self._launchctl = module.get_bin_path("launchctl", required=True)
+
+    def _print(self) -> Optional[str]:
+        """What launchd says of the job, or None when it is not loaded; a job that is being booted out still is."""
+        code, out = command(self._module, [self._launchctl, "print", self._target], accepted=(0, NOT_FOUND))
+        return out if code == 0 else None
+
+    def _field(self, pattern: str) -> Optional[str]:
+        found = re.search(pattern, self._print() or "", re.MULTILINE)
+        return found.group(1) if found else None
+
+    def current(self, revision: str) -> bool:
+        return self._field(r"^\s*APPLIANCE_REVISION => (\S+)$") == revision
+
+    def running(self) -> bool:
+        """A job without KeepAlive, which launchd starts by the clock, counts when it is loaded."""
+        return self.known() and (
+            not self._kept_alive() or self._field(r"^\s*state = (.+)$") in ("running", "spawn scheduled", "xpcproxy")
+        )
+
+    def _kept_alive(self) -> bool:
+        with open(self._module.params["path"], "rb") as file:
+            return bool(plistlib.load(file).get("KeepAlive"))
+
+    def stopped(self) -> bool:
+        return not self.known()  # launchd starts again whatever it has loaded
+
+    def known(self) -> bool:
+        return self._print() is not None
+
+    def enabled(self) -> bool:
+        """Unless somebody ran `launchctl disable`; older releases of macOS print `true` for disabled."""
+        _code, out = command(self._module, [self._launchctl, "print-disabled", DOMAIN])
+        return not re.search(rf'^\s*"{re.escape(self._label)}" => (disabled|true)$', out, re.MULTILINE)
+
+    def apply(self, restart: bool) -> None:
+        if not self.enabled():
+            command(self._module, [self._launchctl, "enable", self._target])
+        if restart:
+            self.stop()
+            self._bootstrap()
+
+    def _bootstrap(self) -> None:
+        """Load the job. Code 5 may pass: a label can linger for a moment after `print` has stopped to show it."""
+        argv = [self._launchctl, "bootstrap", DOMAIN, self._module.params["path"]]
+        message = ""
+
+        def loaded() -> bool:
+            nonlocal message
+            code, _out, message = self._module.run_command(argv)
+            if code not in (0, IO_ERROR, ALREADY):
+                raise Failure(f"`{' '.join(argv)}` failed with {code}: {message.strip()}")
+            return bool(code == 0)
+
+        if not poll(loaded, RETRY_SECONDS):
+            raise Failure(f"`{' '.join(argv)}` failed for {RETRY_SECONDS} s: {message.strip()}")
+
+    def stop(self) -> None:
+        """Boot the job out, which is asynchronous, and wait until launchd has forgotten it."""
+        accepted = (0, NO_SUCH_PROCESS, IO_ERROR, IN_PROGRESS, NOT_FOUND)
+        code, _out = command(self._module, [self._launchctl, "bootout", self._target], accepted)
+        seconds = self._module.params["stop_timeout"] + RETRY_SECONDS
+        if not poll(lambda: not self.known(), seconds):
+            raise Failure(f"launchd still has {self._label} {seconds} s after `launchctl bootout` gave {code}")
+
+    def forget(self, delete: Callable[[], None]) -> None:
+        self.stop()
+        delete()
+
+    def diagnosis(self) -> str:
+        code = self._field(r"^\s*last exit code = (.+)$")
+        return f"launchd: state {self._field(r'^ *state = (.+)$') or 'not loaded'}, last exit code {code or 'none'}"
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={"name": {"type": "str", "required": True}, **ARGUMENTS}, supports_check_mode=True
+    )
+    run(module, Launchd(module))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""A launchctl and launchd for tests on machines without macOS: the system domain, kept in the directory FAKE_LAUNCHD.
+
+It reproduces what makes the real one hard to drive: bootout is asynchronous (36 while the process stops), bootstrap gives
+5 for a label that is loaded, disabled, draining or has just gone, bootout gives 3 and print 113 for an unknown label.
+Each loaded job has a keeper, a process of this file that starts the job again, as launchd does for KeepAlive.
+"""
+
+import json
+import os
+import plistlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+DIRECTORY = Path(os.environ["FAKE_LAUNCHD"])
+LINGER_SECONDS = 0.4
+
+
+def job_file(label: str) -> Path:
+    return DIRECTORY / f"{label}.job"
+
+
+def read_job(label: str) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(job_file(label).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def write_job(label: str, **job: Any) -> None:
+    temporary = job_file(label).with_suffix(".new")
+    temporary.write_text(json.dumps(job))
+    temporary.rename(job_file(label))
+
+
+def fail(code: int, message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def disabled() -> set[str]:
+    return {path.stem for path in DIRECTORY.glob("*.disabled")}
+
+
+def lingers(label: str) -> bool:
+    mark = DIRECTORY / f"{label}.gone"
+    return mark.exists() and time.time() - mark.stat().st_mtime < LINGER_SECONDS
+
+
+def bootstrap(domain: str, path: str) -> None:
+    try:
+        plist = plistlib.loads(Path(path).read_bytes())
+    except (OSError, plistlib.InvalidFileException):
+        fail(5, "Bootstrap failed: 5: Input/output error")
+    label = plist["Label"]
+    if read_job(label) or lingers(label) or label in disabled():
+        fail(5, "Bootstrap failed: 5: Input/output error\nTry re-running the command as root for richer errors.")
+    write_job(label, state="spawn scheduled", path=path, keeper=None, pid=None)
+    with open(DIRECTORY / f"{label}.calls", "a") as calls:
+        calls.write("bootstrap\n")
+    subprocess.Popen(
+        [sys.executable, __file__, "keep", label, path],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def bootout(target: str) -> None:
+    label = target.partition("/")[2]
+    job = read_job(label)
+    if job is None:
+        fail(3, "Boot-out failed: 3: No such process")
+    while job is not None and job["keeper"] is None:  # it is just being started
+        time.sleep(0.01)
+        job = read_job(label)
+    if job is not None:
+        os.kill(job["keeper"], signal.SIGTERM)
+        if job["pid"]:
+            fail(36, "Boot-out failed: 36: Operation now in progress")
+
+
+def show(target: str) -> None:
+    label = target.partition("/")[2]
+    job = read_job(label)
+    if job is None:
+        fail(113, f'Could not find service "{label}" in domain for system')
+    plist = plistlib.loads(Path(job["path"]).read_bytes()) if "environment" not in job else {}
+    environment = job.get("environment", plist.get("EnvironmentVariables", {}))
+    print(f"{target} = {{\n\tactive count = 1\n\tpath = {job['path']}\n\ttype = LaunchDaemon\n\tstate = {job['state']}\n")
+    print("\tenvironment = {")
+    for key, value in environment.items():
+        print(f"\t\t{key} => {value}")
+    print("\t}\n")
+    if job["pid"]:
+        print(f"\tpid = {job['pid']}")
+    print("\tlast exit code = (never exited)\n}")
+
+
+def show_disabled(_domain: str) -> None:
+    print("\tdisabled services = {")
+    for label in sorted(disabled()):
+        print(f'\t\t"{label}" => disabled')
+    print("\t}")
+
+
+def enable(target: str) -> None:
+    (DIRECTORY / f"{target.partition('/')[2]}.disabled").unlink(missing_ok=True)
+
+
+def disable(target: str) -> None:
+    (DIRECTORY / f"{target.partition('/')[2]}.disabled").touch()
+
+
+def keep(label: str, path: str) -> None:
+    """Run the job until SIGTERM; a job without KeepAlive waits for its time, which never comes in a test."""
+    plist = plistlib.loads(Path(path).read_bytes())
+    environment = plist.get("EnvironmentVariables", {})
+    child: subprocess.Popen[bytes] | None = None
+    stopping = False
+
+    def record(state: str) -> None:
+        pid = child.pid if child and child.poll() is None else None
+        write_job(label, state=state, path=path, keeper=os.getpid(), pid=pid, environment=environment)
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    record("not running")
+    while not stopping:
+        if plist.get("KeepAlive") and child is None:
+            with open(plist["StandardOutPath"], "ab") as out, open(plist["StandardErrorPath"], "ab") as err:
+                child = subprocess.Popen(
+                    plist["ProgramArguments"], env=environment, stdout=out, stderr=err, cwd=plist["WorkingDirectory"]
+                )
+            record("running")
+        elif child is not None and child.poll() is not None:
+            child = None
+            record("spawn scheduled")
+            time.sleep(plist.get("ThrottleInterval", 10))
+        time.sleep(0.02)
+    record("SIGTERMed")
+    if child is not None and child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(plist.get("ExitTimeOut", 20))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    time.sleep(LINGER_SECONDS)  # launchd takes its time to forget a job
+    (DIRECTORY / f"{label}.gone").touch()
+    job_file(label).unlink()
+
+
+COMMANDS = {
+    "bootstrap": bootstrap,
+    "bootout": bootout,
+    "print": show,
+    "print-disabled": show_disabled,
+    "enable": enable,
+    "disable": disable,
+    "keep": keep,
+}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        fail(64, f"Unrecognized subcommand: {sys.argv[1:]}")
+    COMMANDS[sys.argv[1]](*sys.argv[2:])
