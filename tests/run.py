@@ -97,7 +97,7 @@ def lint() -> Tally:
     listed = subprocess.run(
         ["git", "ls-files", "*.sh", ".ci/run"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    checks = [
+    checks: list[list[str | Path]] = [
         [BIN / "ruff", "check", "--quiet", "."],
         [BIN / "ruff", "format", "--check", "--quiet", "."],
         *([BIN / "mypy", "--no-error-summary", *group] for group in typed()),
