@@ -26,21 +26,20 @@ class Target:
     port: int
     token: str = ""
 
-    def request(self, *, model: str = "default", stream: bool = False, user: str = "") -> bytes:
-        """The bytes of one chat request."""
+    def request(self, *, model: str = "default", stream: bool = False, name: str = "") -> bytes:
+        """The bytes of one chat request; the upstream remembers it by `name`."""
+        question = "What does the fox do while the cat looks on? Answer from the text."
         body: dict[str, object] = {
             "model": model,
             "messages": [
                 {"role": "system", "content": "You are a helpful assistant that answers in one short sentence."},
-                {"role": "user", "content": "What does the fox do while the cat looks on? Answer from the text."},
+                {"role": "user", "content": f"I am {name}" if name else question},
             ],
             "max_tokens": 64,
             "temperature": 0.2,
         }
         if stream:
             body["stream"] = True
-        if user:
-            body["user"] = user
         return self.post("/v1/chat/completions", orjson.dumps(body))
 
     def post(self, path: str, body: bytes = b"") -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,15 +75,20 @@ async def memory_mb(subject: Subject, bounds: Bounds) -> tuple[float, int]:
     return resident_megabytes(subject.pid), budget.done
 
 
-def seen(upstream: Target, user: str, what: str) -> float | None:
+def seen(upstream: Target, name: str, what: str) -> float | None:
     """When the upstream saw this of that request; None when it did not within LIMIT seconds."""
     deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         requests = orjson.loads(once(upstream, upstream.post("/bench/log")).partition(b"\r\n\r\n")[2])
-        if what in requests.get(user, {}):
-            return float(requests[user][what])
+        if what in requests.get(name, {}):
+            return float(requests[name][what])
         time.sleep(POLL)
     return None
+
+
+def await_arrival(upstream: Target, name: str) -> None:
+    if seen(upstream, name, "arrived") is None:
+        sys.exit(f"bench: the request of {name} did not reach the upstream")
 
 
 def opened(target: Target, **request: object) -> socket.socket:
@@ -92,34 +98,32 @@ def opened(target: Target, **request: object) -> socket.socket:
     return connection
 
 
-def leaving(subject: Subject, upstream: Target, user: str, *, model: str, stream: bool) -> float | None:
+def leaving(subject: Subject, upstream: Target, name: str, *, model: str, stream: bool) -> float | None:
     """Seconds until the upstream sees that a client left: before anything came, or after the third event."""
-    connection = opened(subject.target, model=model, stream=stream, user=user)
-    if seen(upstream, user, "arrived") is None:
-        return None
+    connection = opened(subject.target, model=model, stream=stream, name=name)
+    await_arrival(upstream, name)
     received = b""
     while model == "endless" and received.count(b"data: ") < 3:
         received += connection.recv(65536)
     left_at = time.monotonic()
     connection.close()
-    saw_at = seen(upstream, user, "left")
+    saw_at = seen(upstream, name, "left")
     return None if saw_at is None else saw_at - left_at
 
 
-def leaving_queue(subject: Subject, upstream: Target, user: str) -> float | None:
+def leaving_queue(subject: Subject, upstream: Target, name: str) -> float | None:
     """Seconds until the place of a client that left while waiting for the upstream's one connection is free.
 
     A holds the connection, B waits for it, C waits behind B. B leaves, A ends 2 ms later, and the figure is the time
     from B's leaving until the upstream sees C, so those 2 ms are in it.
     """
-    holder, waiter, follower = (f"{user}-{name}" for name in "abc")
+    holder, waiter, follower = (f"{name}-{letter}" for letter in "abc")
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(opened(subject.target, model="hang", user=holder))
-        if seen(upstream, holder, "arrived") is None:
-            return None
-        second = opened(subject.target, model="hang", user=waiter)
+        first = stack.enter_context(opened(subject.target, model="hang", name=holder))
+        await_arrival(upstream, holder)
+        second = opened(subject.target, model="hang", name=waiter)
         time.sleep(0.05)  # B's place in the queue is before C's; nothing outside tells when B has it
-        stack.enter_context(opened(subject.target, model="hang", user=follower))
+        stack.enter_context(opened(subject.target, model="hang", name=follower))
         time.sleep(0.05)
         left_at = time.monotonic()
         second.close()
@@ -134,12 +138,12 @@ def leaving_queue(subject: Subject, upstream: Target, user: str) -> float | None
 def leavings_ms(subject: Subject, upstream: Target, phase: str, bounds: Bounds) -> Iterator[float]:
     """Milliseconds of every try in one phase; ends with results.NEVER when the upstream did not see one."""
     for number in range(bounds.leavings):
-        user = f"{phase}-{number}-{time.monotonic_ns()}"
+        name = f"{phase}-{number}-{time.monotonic_ns()}"
         if phase == "queued":
-            took = leaving_queue(subject, upstream, user)
+            took = leaving_queue(subject, upstream, name)
         else:
             model = "endless" if phase == "mid-stream" else "hang"
-            took = leaving(subject, upstream, user, model=model, stream=phase != "non-streaming")
+            took = leaving(subject, upstream, name, model=model, stream=phase != "non-streaming")
         for path in ("/bench/release", "/bench/clear"):
             once(upstream, upstream.post(path))
         yield NEVER if took is None else took * 1000

@@ -6,8 +6,8 @@ What a request gets is named by its model:
 - `bench-hang`: nothing, until `POST /bench/release` answers every request that hangs;
 - `bench-endless`: a stream that does not end by itself.
 
-A request with a `user` is remembered: when it arrived and when its client was seen to leave, on the clock that all
-processes of a Linux machine share (CLOCK_MONOTONIC). `GET /bench/log` tells.
+A request whose last message is `I am NAME` is remembered by that name: when it arrived and when its client was seen to
+leave, on the clock that all processes of a Linux machine share (CLOCK_MONOTONIC). `GET /bench/log` tells.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import uvloop
 
 EVENTS = 33
 PACE = 0.010  # seconds between two events
+I_AM = "I am "
 TEXT = "The quick brown fox jumps over the lazy dog while the cat looks on. "
 
 USAGE = {"prompt_tokens": 24, "completion_tokens": EVENTS, "total_tokens": 24 + EVENTS}
@@ -59,22 +60,22 @@ MODELS = framed(orjson.dumps({"object": "list", "data": [{"id": "bench-model", "
 WHOLE = framed(orjson.dumps(ANSWER))
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 FIRST = delta({"role": "assistant", "content": ""})
-TOKEN = delta({"content": " token"})
+TOKENS = [delta({"content": f" token {number}"}) for number in range(64)]  # LiteLLM takes repetition for a fault
 LAST = delta({}, "stop")
 USAGE_EVENT = event([], usage=USAGE)
 DONE = chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
 class Log:
-    """What happened to the requests that carry a `user`, and the requests that hang."""
+    """What happened to the requests that give a name, and the requests that hang."""
 
     def __init__(self) -> None:
         self.requests: dict[str, dict[str, float]] = {}
         self.hanging: set[Connection] = set()
 
-    def note(self, user: str | None, what: str) -> None:
-        if user:
-            self.requests.setdefault(user, {}).setdefault(what, time.monotonic())
+    def note(self, name: str, what: str) -> None:
+        if name:
+            self.requests.setdefault(name, {}).setdefault(what, time.monotonic())
 
     def clear(self) -> None:
         self.requests.clear()
@@ -87,7 +88,7 @@ class Connection(asyncio.Protocol):
         self.log = log
         self.loop = asyncio.get_running_loop()
         self.buffer = b""
-        self.user: str | None = None
+        self.name = ""
         self.timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -102,7 +103,7 @@ class Connection(asyncio.Protocol):
 
     def left(self) -> None:
         """The client is gone; what was under way for it is over."""
-        self.log.note(self.user, "left")
+        self.log.note(self.name, "left")
         if self.timer:
             self.timer.cancel()
 
@@ -138,8 +139,9 @@ class Connection(asyncio.Protocol):
             self.transport.write(framed(b'{"ok": true}'))
 
     def chat(self, request: dict[str, Any]) -> None:
-        self.user = request.get("user")
-        self.log.note(self.user, "arrived")
+        said: str = request["messages"][-1]["content"]
+        self.name = said.removeprefix(I_AM) if said.startswith(I_AM) else ""
+        self.log.note(self.name, "arrived")
         if request["model"] == "bench-hang":
             self.log.hanging.add(self)
         elif request.get("stream"):
@@ -155,7 +157,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(LAST)
             self.finish(USAGE_EVENT + DONE if usage else DONE)
         else:
-            self.transport.write(TOKEN)
+            self.transport.write(TOKENS[left % len(TOKENS)])
             self.timer = self.loop.call_later(PACE, self.next_event, left - 1, usage)
 
     def release(self) -> None:
@@ -163,8 +165,8 @@ class Connection(asyncio.Protocol):
         self.finish(WHOLE)
 
     def finish(self, data: bytes) -> None:
-        self.log.note(self.user, "finished")
-        self.user = None
+        self.log.note(self.name, "finished")
+        self.name = ""
         self.transport.write(data)
 
 
