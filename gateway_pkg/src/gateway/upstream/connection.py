@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
     """A transport with its parser. Its slot in the pool belongs to the response, to the pool while it is idle."""
 
     __slots__ = (
-        "_active", "_done", "_extra", "_feed", "_framed", "_framing", "_head_only", "_headers", "_keep_alive",
+        "_active", "_done", "_feed", "_framed", "_framing", "_head_only", "_headers", "_keep_alive",
         "_parser", "_paused", "_reused", "_start", "_status", "_transport", "_unread",
         "body", "dead", "deadline", "head_bytes", "on_body", "pool", "response",
     )  # fmt: skip
@@ -121,9 +121,10 @@ class Connection(asyncio.Protocol):
         self.head_bytes = 0
         self._start = b""  # of the head, until it is long enough to know the version
         self._framing = 0  # bytes on the wire since the last byte of body
-        self._framed = self._done = self._extra = False
+        self._framed = self._done = False
         self.deadline = pool.loop.time() + pool.timeouts.first_byte
-        self._transport.write(data)
+        if not self._transport.is_closing():  # else connection_lost is on its way, and finds this response
+            self._transport.write(data)
         return response
 
     def take(self) -> bytes:
@@ -134,7 +135,8 @@ class Connection(asyncio.Protocol):
         self._unread = 0
         if self._paused:
             self._paused = False
-            self._transport.resume_reading()
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
         return data
 
     # Called by the transport.
@@ -159,9 +161,11 @@ class Connection(asyncio.Protocol):
             else:
                 self._feed_head(data)
         except HttpParserError as error:
-            reason = error.__context__  # what a callback raised
-            self.fail(reason if isinstance(reason, ProtocolViolation) else ProtocolViolation(str(error)))
-            return
+            if not self._done:
+                reason = error.__context__  # what a callback raised
+                self.fail(reason if isinstance(reason, ProtocolViolation) else ProtocolViolation(str(error)))
+                return
+            self._keep_alive = False  # something came after the message: that is not this response's fault
         except ProtocolViolation as error:
             self.fail(error)
             return
@@ -229,7 +233,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._done:
-            self._extra = True
+            raise ProtocolViolation("a second response to one request")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._status:
@@ -244,8 +248,6 @@ class Connection(asyncio.Protocol):
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        if self._done:
-            raise ProtocolViolation("a second response to one request")
         status = self._parser.get_status_code()
         if not 200 <= status <= 599:
             if not 100 <= status < 200 or status == 101 or self._framed:
@@ -267,7 +269,7 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         """The message is complete; the connection is free again, or closed when anything about it is odd."""
         transport = self._transport
-        clean = self._keep_alive and not self._extra and not self._paused and not transport.is_closing()
+        clean = self._keep_alive and not self._paused and not transport.is_closing()
         self._end(None)
         # What is left of the request in the write buffer would run into the next one.
         if clean and not transport.get_write_buffer_size():

@@ -26,6 +26,8 @@ class Origin:
         """Raises ValueError with one line that says what is wrong."""
         if re.search(r"[^!-~]", url):
             raise ValueError(f"{url!r}: blanks, control and non-ASCII characters have no place in a URL")
+        if "@" in url.partition("://")[2].split("/")[0]:
+            raise ValueError("the URL must not hold a user or password")  # and is not repeated here for that
         try:
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port
@@ -33,8 +35,6 @@ class Origin:
             raise ValueError(f"{url!r}: {exc}") from None
         if parts.scheme not in ("http", "https"):
             raise ValueError(f"{url!r}: must begin with http:// or https://")
-        if "@" in parts.netloc:
-            raise ValueError(f"{url!r}: must not hold a user or password")
         if "?" in url or "#" in url:
             raise ValueError(f"{url!r}: must not have a query or fragment")
         if not (_NAME.fullmatch(host) or is_address(host)):

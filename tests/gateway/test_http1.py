@@ -1,0 +1,438 @@
+"""Messages of the upstream client: what goes out, what comes in, and what it refuses to take for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from gateway.upstream.http1 import (
+    Origin,
+    Pool,
+    ProtocolViolation,
+    Response,
+    Timeouts,
+    UpstreamClosed,
+    UpstreamError,
+)
+from tests.gateway.scripted import LOOPS, OK, Peer, Run, backend, pool, run_on, until
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(params=LOOPS, name="run")
+def _run(request: pytest.FixtureRequest) -> Run:
+    return partial(run_on, request.param)
+
+
+async def exchange(client: Pool, peer: Peer, answer: bytes) -> tuple[Response, bytes]:
+    """One request on a connection that `peer` has already, answered with `answer`."""
+    served = asyncio.create_task(peer.answer(answer))
+    response = await client.request(b"POST", b"/x", b"", b"{}")
+    body = await response.read(1 << 20)
+    await served
+    return response, body
+
+
+async def first(client: Pool, server, answer: bytes, method: bytes = b"GET"):  # type: ignore[no-untyped-def]
+    """Send the first request of a pool; gives the peer and the task of the response."""
+    task = asyncio.create_task(client.request(method, b"/x", b""))
+    peer = await server.accept()
+    await peer.answer(answer)
+    return peer, await task
+
+
+def test_request_goes_out_as_given_with_host_and_length(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            task = asyncio.create_task(client.request(b"POST", b"/v1/x?a=b", b"x-a: 1\r\nx-b:2\r\n", b"body"))
+            peer = await server.accept()
+            host = f"127.0.0.1:{server.port}".encode()
+            expected = b"POST /v1/x?a=b HTTP/1.1\r\nHost: %b\r\nx-a: 1\r\nx-b:2\r\nContent-Length: 4\r\n\r\nbody" % host
+            assert await peer.answer(OK) == expected
+            assert await (await task).read(2) == b"ok"
+            task = asyncio.create_task(client.request(b"GET", b"/", b""))
+            assert await peer.answer(OK) == b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host
+            await (await task).read(2)
+            task = asyncio.create_task(client.request(b"POST", b"/", b""))
+            assert b"Content-Length: 0\r\n\r\n" in await peer.answer(OK)
+            await task
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "status", "body", "is_reused"),
+    [
+        (b"GET", OK, 200, b"ok", True),
+        (b"GET", HEAD + b"Content-Length: 0\r\n\r\n", 200, b"", True),
+        (b"GET", HEAD + b"Content-Length: 2\r\nConnection: close\r\n\r\nok", 200, b"ok", False),
+        (b"GET", b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", 200, b"ok", False),
+        (b"GET", b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nok", 200, b"ok", True),
+        (b"GET", CHUNKED + b"2\r\nab\r\n3;x=y\r\ncde\r\n0\r\nTrailer: t\r\n\r\n", 200, b"abcde", True),
+        (b"GET", b"HTTP/1.1 204 No Content\r\n\r\n", 204, b"", True),
+        (b"GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", 304, b"", True),
+        (b"HEAD", HEAD + b"Content-Length: 5\r\n\r\n", 200, b"", False),
+        (b"GET", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: x\r\n\r\n" + OK, 200, b"ok", True),
+        (b"GET", b"HTTP/1.1 302 Found\r\nLocation: /y\r\nContent-Length: 0\r\n\r\n", 302, b"", True),
+        (b"GET", b"HTTP/1.1 503 \r\nContent-Length: 3\r\n\r\nbye", 503, b"bye", True),
+    ],
+)
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_bodies(
+    run: Run, method: bytes, answer: bytes, status: int, body: bytes, is_reused: bool, in_pieces: bool
+) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            task = asyncio.create_task(client.request(method, b"/x", b""))
+            peer = await server.accept()
+            await peer.request()
+            for piece in [bytes([byte]) for byte in answer] if in_pieces else [answer]:
+                await peer.send(piece)
+                await asyncio.sleep(0)
+            response = await task
+            assert (response.status, await response.read(100)) == (status, body)
+            assert response.complete
+            assert response.header(b"link") is None
+            assert client.open_connections == int(is_reused)
+            response.close()
+            response.close()
+            if is_reused:
+                assert (await exchange(client, peer, OK))[1] == b"ok"
+            assert server.accepted == 1
+
+    run(test)
+
+
+def test_a_body_without_length_ends_with_the_connection(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            peer, response = await first(client, server, HEAD + b"X: y\r\n\r\nsome")
+            assert not response.complete
+            assert (response.header(b"x"), await response.next_chunk()) == (b"y", b"some")
+            await peer.send(b"thing")
+            peer.close()
+            assert (await response.read(100), await response.next_chunk()) == (b"thing", b"")
+            assert response.complete
+            assert client.open_connections == 0
+
+    run(test)
+
+
+def test_chunks_come_as_they_came(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            peer, response = await first(client, server, CHUNKED)
+            for event in (b"data: 1\n\n", b"data: 22\n\n", b"\x00\xff"):
+                await peer.send(b"%x\r\n%b\r\n" % (len(event), event))
+                assert await response.next_chunk() == event
+            await peer.send(b"1\r\na\r\n1\r\nb\r\n1")
+            assert await response.next_chunk() == b"ab"
+            await peer.send(b"\r\nc\r\n0\r\n\r\n")
+            assert (await response.next_chunk(), await response.next_chunk()) == (b"c", b"")
+            assert (await response.next_chunk(), response.complete, client.open_connections) == (b"", True, 1)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("answer", "begins"),
+    [
+        (b"HTTP/1.1 20", False),
+        (HEAD + b"Content-Length: 5\r\n\r\nab", True),
+        (CHUNKED + b"5\r\nab", True),
+        (CHUNKED + b"2\r\nab\r\n", True),
+        (CHUNKED + b"2\r\nab\r\n0\r\n", True),
+    ],
+)
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_backend_that_dies_is_told_apart_from_one_that_ends(run: Run, answer: bytes, begins: bool, how: str) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            task = asyncio.create_task(client.request(b"GET", b"/x", b""))
+            peer = await server.accept()
+            await peer.answer(answer)
+            if begins:
+                response = await task
+                assert await response.next_chunk() == b"ab"
+                getattr(peer, how)()
+                with pytest.raises(UpstreamClosed) as error:
+                    await response.read(100)
+                assert not response.complete
+                with pytest.raises(UpstreamClosed):
+                    await response.next_chunk()
+            else:
+                # Of an answer that is reset unread nothing can be known.
+                peer.close()
+                with pytest.raises(UpstreamClosed) as error:
+                    await task
+            assert error.value.sent_first_byte
+            assert client.open_connections == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"garbage\r\n\r\n",
+        b"\r\n" + OK,
+        b"RTSP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/2.0 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/0.9 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 000 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 600 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\nContent-Length: 2\r\n\r\n",
+        HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nokk",
+        HEAD + b"Content-Length: 2, 3\r\n\r\nokk",
+        HEAD + b"Content-Length: -1\r\n\r\n",
+        HEAD + b"Content-Length: 99999999999999999999\r\n\r\n",
+        HEAD + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        HEAD + b"Transfer-Encoding: identity\r\n\r\nok",
+        HEAD + b"A : b\r\nContent-Length: 0\r\n\r\n",
+        HEAD + b"A: b\r\n folded\r\nContent-Length: 0\r\n\r\n",
+        HEAD + b"A: b\x00\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
+        CHUNKED + b"zz\r\n",
+        CHUNKED + b"-1\r\nok\r\n",
+        CHUNKED + b"2\r\nokay\r\n0\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_what_is_not_one_clear_answer_is_refused(run: Run, answer: bytes, in_pieces: bool) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            task = asyncio.create_task(client.request(b"GET", b"/x", b""))
+            peer = await server.accept()
+            await peer.request()
+            for piece in [bytes([byte]) for byte in answer] if in_pieces else [answer]:
+                await peer.offer(piece)
+            with pytest.raises(ProtocolViolation) as error:
+                await (await task).read(100)
+            assert error.value.sent_first_byte
+            assert client.open_connections == 0
+            await peer.gone()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + b"X: " + b"x" * 5000,
+        HEAD + b"x" * 5000,
+        HEAD + b"X: y\r\n" * 1000,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 1000,
+        CHUNKED + b"1\r\na\r\n0\r\n" + b"X: y\r\n" * 100_000,
+        CHUNKED + b"1;" + b"x" * 700_000,
+    ],
+)
+@pytest.mark.parametrize("size", [7, 100, 100_000])
+def test_what_has_no_end_is_cut_off(run: Run, answer: bytes, size: int) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server, max_header_bytes=2000) as client:
+            task = asyncio.create_task(client.request(b"GET", b"/x", b""))
+            peer = await server.accept()
+            await peer.request()
+            for start in range(0, len(answer), size):
+                if peer.writer.is_closing():
+                    break
+                await peer.offer(answer[start : start + size])
+            with pytest.raises(ProtocolViolation, match="longer than 2000 bytes|without end"):
+                await (await task).read(100)
+            await peer.gone()
+
+    run(test)
+
+
+@pytest.mark.parametrize("cut", [1, 1000, 2000])
+def test_a_head_of_exactly_the_limit_is_taken(run: Run, cut: int) -> None:
+    head = HEAD + b"Content-Length: 3\r\nX: %b\r\n\r\n"
+    fitting = head % (b"x" * (2000 - len(head) + 2))
+
+    async def test() -> None:
+        async with backend() as server, pool(server, max_header_bytes=2000) as client:
+            task = asyncio.create_task(client.request(b"GET", b"/x", b""))
+            peer = await server.accept()
+            await peer.answer(fitting[:cut])
+            await peer.send(fitting[cut:] + b"abc")
+            assert await (await task).read(3) == b"abc"
+
+    run(test)
+
+
+@pytest.mark.parametrize("extra", [OK, b"HTTP", b"x"])
+def test_bytes_after_a_message_cost_the_connection(run: Run, extra: bytes) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            peer, response = await first(client, server, OK + extra)
+            assert await response.read(100) == b"ok"
+            assert client.open_connections == 0
+            await peer.gone()
+            task = asyncio.create_task(client.request(b"GET", b"/y", b""))
+            other = await server.accept()
+            await other.answer(HEAD + b"Content-Length: 4\r\n\r\nmine")
+            assert await (await task).read(100) == b"mine"
+
+    run(test)
+
+
+@pytest.mark.parametrize("extra", [OK, b"\r\n", b"x"])
+def test_bytes_on_an_idle_connection_cost_it(run: Run, extra: bytes) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            peer, response = await first(client, server, OK)
+            assert await response.read(100) == b"ok"
+            assert client.open_connections == 1
+            await peer.send(extra)
+            await peer.gone()
+            await until(lambda: client.open_connections == 0)
+
+    run(test)
+
+
+def test_a_body_is_read_up_to_its_limit(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            peer, response = await first(client, server, OK)
+            with pytest.raises(ProtocolViolation, match="longer than 1 bytes"):
+                await response.read(1)
+            served = asyncio.create_task(peer.answer(HEAD + b"Content-Length: 100\r\n\r\n" + b"x" * 50))
+            response = await client.request(b"GET", b"/", b"")
+            with pytest.raises(ProtocolViolation, match="longer than 10 bytes"):
+                await response.read(10)
+            await served
+            await peer.gone()
+            assert client.open_connections == 0
+
+    run(test)
+
+
+def test_an_unread_body_holds_the_backend_up_and_none_of_it_is_lost(run: Run) -> None:
+    block = bytes(range(256)) * 256
+
+    async def test() -> None:
+        timeouts = Timeouts(idle=0.2)
+        async with backend() as server, pool(server, timeouts=timeouts) as client:
+            peer, response = await first(client, server, HEAD + b"Content-Length: %d\r\n\r\n" % (512 * len(block)))
+
+            async def pump() -> None:
+                for _ in range(512):
+                    await peer.send(block)
+
+            pumping = asyncio.create_task(pump())
+            await asyncio.sleep(0.6)  # several idle timeouts: a paused connection is not an idle one
+            assert not pumping.done()
+            received = b"".join([piece async for piece in _pieces(response)])
+            assert received == block * 512
+            await pumping
+
+    run(test)
+
+
+async def _pieces(response: Response):  # type: ignore[no-untyped-def]
+    while piece := await response.next_chunk():
+        assert len(piece) < 1 << 20
+        yield piece
+
+
+def test_an_answer_before_the_request_is_out_costs_the_connection(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            task = asyncio.create_task(client.request(b"POST", b"/x", b"", b"x" * (32 << 20)))
+            peer = await server.accept()
+            await peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
+            response = await task
+            assert (response.status, await response.read(10)) == (413, b"no")
+            assert client.open_connections == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers"),
+    [
+        (b"GET\r\nX: y", b"/", b""),
+        (b"GET ", b"/", b""),
+        (b"", b"/", b""),
+        (b"GET", b"/ HTTP/1.1\r\nX: y", b""),
+        (b"GET", b"/a b", b""),
+        (b"GET", b"", b""),
+        (b"GET", b"x", b""),
+        (b"GET", b"/#x", b""),
+        (b"GET", b"/\xc3\xa4", b""),
+        (b"GET", b"/", b"x: y"),
+        (b"GET", b"/", b"x: y\n"),
+        (b"GET", b"/", b"x: y\r\n\r\n"),
+        (b"GET", b"/", b"x: y\rz: a\r\n"),
+        (b"GET", b"/", b"x: y\r\n z\r\n"),
+        (b"GET", b"/", b"x: \x00\r\n"),
+        (b"GET", b"/", b"x y: z\r\n"),
+        (b"GET", b"/", b": z\r\n"),
+        (b"GET", b"/", b"a: b\r\nHOST: evil\r\n"),
+        (b"GET", b"/", b"Content-length: 3\r\n"),
+        (b"GET", b"/", b"transfer-encoding: chunked\r\n"),
+    ],
+)
+def test_what_would_break_a_request_is_not_sent(run: Run, method: bytes, target: bytes, headers: bytes) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            with pytest.raises(ValueError, match=r"method|target|header"):
+                await client.request(method, target, headers)
+            assert (server.accepted, client.open_connections) == (0, 0)
+
+    run(test)
+
+
+def test_every_error_is_an_upstream_error() -> None:
+    assert issubclass(UpstreamClosed, UpstreamError)
+    assert not UpstreamError("x").sent_first_byte
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "tls", "prefix", "header"),
+    [
+        ("http://127.0.0.1:8088/v1", "127.0.0.1", 8088, False, b"/v1", b"127.0.0.1:8088"),
+        ("http://Box.lan", "box.lan", 80, False, b"", b"box.lan"),
+        ("https://box.lan:443/a/b/", "box.lan", 443, True, b"/a/b", b"box.lan"),
+        ("https://box.lan:80/", "box.lan", 80, True, b"", b"box.lan:80"),
+        ("http://[::1]:11434/v1", "::1", 11434, False, b"/v1", b"[::1]:11434"),
+    ],
+)
+def test_origins(url: str, host: str, port: int, tls: bool, prefix: bytes, header: bytes) -> None:
+    origin = Origin.parse(url)
+    assert (origin.host, origin.port, origin.tls, origin.prefix, origin.host_header) == (host, port, tls, prefix, header)
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("", "must begin with http"),
+        ("box:8080", "must begin with http"),
+        ("ftp://box", "must begin with http"),
+        ("http://", "no valid host"),
+        ("http://:80", "no valid host"),
+        ("http://a..b-", "no valid host"),
+        ("http://a%20b", "no valid host"),
+        ("http://box:0", "port 0"),
+        ("http://box:99999", "(?i)port"),
+        ("http://box:x", "(?i)port"),
+        ("http://[::1", "(?i)ipv6"),
+        ("http://me:secret@box", "user or password"),
+        ("http://box/?q", "query or fragment"),
+        ("http://box/#f", "query or fragment"),
+        ("http://box/ v1", "blanks"),
+        ("http://bo\r\nx/", "blanks"),
+        ("http://b\u00fcx/", "non-ASCII"),
+    ],
+)
+def test_what_is_no_origin_is_refused_in_a_line(url: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem) as error:
+        Origin.parse(url)
+    assert "\n" not in str(error.value)
