@@ -1,15 +1,16 @@
-"""Role `service` keeps one contract under every service manager: supervisor, systemd in a container, a simulated launchd."""
+"""Role `service` keeps one contract under supervisor, under systemd in a container and under a simulated launchd."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from roles.service_contract.machines import MacMachine, Machine, SystemdMachine, eventually
+
+from tests.podman_hosts import eventually, why_unavailable
+from tests.roles.service_contract.machines import Machine, MacMachine, SystemdMachine
 
 MACHINES: dict[str, type[Machine]] = {"supervisor": Machine, "launchd": MacMachine, "systemd": SystemdMachine}
 
@@ -17,8 +18,8 @@ MACHINES: dict[str, type[Machine]] = {"supervisor": Machine, "launchd": MacMachi
 @pytest.fixture(scope="module", params=list(MACHINES))
 def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine after one run of the role, with two healthy services."""
-    if request.param == "systemd" and not shutil.which("podman"):
-        pytest.skip("needs podman")
+    if request.param == "systemd" and (reason := why_unavailable()):
+        pytest.skip(reason)
     machine = MACHINES[request.param](tmp_path_factory.mktemp(request.param))
     try:
         bare = machine.play("present", "--check")

@@ -23,7 +23,7 @@ options:
   path: {description: Where the property list lies., type: path, required: true}
   content: {description: Its text; C(@revision@) becomes the hash of it and of O(reads)., type: str}
   reads: {description: What the process reads., type: list, elements: path, default: []}
-  logs: {description: Log files; created for O(user), shown when the service fails., type: list, elements: path, default: []}
+  logs: {description: Log files; created for O(user)., type: list, elements: path, default: []}
   user: {description: Owner of the logs., type: str}
   health: {description: URL that answers 200., type: str}
   health_timeout: {description: Seconds to wait for it., type: int, default: 60}
@@ -42,14 +42,14 @@ EXAMPLES = r"""
 DOMAIN = "system"
 # Exit codes of launchctl.
 NO_SUCH_PROCESS = 3  # bootout: not loaded
-IO_ERROR = 5  # bootstrap: the label is loaded, is still being booted out, or the property list is bad; bootout: as below
+IO_ERROR = 5  # bootstrap: loaded, still being booted out, or a bad property list; bootout: as 36
 IN_PROGRESS = 36  # bootout: accepted, the process is still stopping
 ALREADY = 37  # bootstrap: the label is loaded
 NOT_FOUND = 113  # print, bootout: no such service
 RETRY_SECONDS = 10
 
 
-class Launchd(Manager):
+class Launchd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's import paths
     """One job of the system domain, read by `launchctl print`."""
 
     def __init__(self, module: AnsibleModule) -> None:

@@ -47,11 +47,11 @@ EXAMPLES = r"""
 
 START_SECONDS = 20
 OPEN_FILES = 65536
-# A socket is bound as <path>.<pid> first; sun_path holds 108 bytes on Linux and 104 on macOS, the closing zero included.
+# A socket is bound as <path>.<pid> first; sun_path holds 108 bytes on Linux, 104 on macOS, the closing zero included.
 PATH_LIMIT = (104 if os.uname().sysname == "Darwin" else 108) - 1 - len(".4194304")
 
 
-class Daemon(Manager):
+class Daemon(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's import paths
     """supervisord, found by its socket; its identifier is the revision that it was started from."""
 
     def __init__(self, module: AnsibleModule) -> None:
@@ -68,7 +68,7 @@ class Daemon(Manager):
         return bool(self._supervisor.call("getIdentification") == revision)
 
     def running(self) -> bool:
-        return self._supervisor.answers()
+        return bool(self._supervisor.answers())
 
     def known(self) -> bool:
         return self.running()

@@ -22,7 +22,7 @@ options:
   path: {description: Where the program's configuration lies., type: path, required: true}
   content: {description: Its text; C(@revision@) becomes the hash of it and of O(reads)., type: str}
   reads: {description: What the process reads., type: list, elements: path, default: []}
-  logs: {description: Log files; created for O(user), shown when the service fails., type: list, elements: path, default: []}
+  logs: {description: Log files; created for O(user)., type: list, elements: path, default: []}
   user: {description: Owner of the logs., type: str}
   health: {description: URL that answers 200., type: str}
   health_timeout: {description: Seconds to wait for it., type: int, default: 60}
@@ -40,7 +40,7 @@ EXAMPLES = r"""
 """
 
 
-class Program(Manager):
+class Program(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's import paths
     """One program, which is a group of one process."""
 
     def __init__(self, module: AnsibleModule) -> None:
@@ -57,7 +57,7 @@ class Program(Manager):
             return {}
 
     def _outdated(self) -> bool:
-        """Whether supervisord's active configuration of the program differs from the files. Reading them loads nothing."""
+        """Whether supervisord runs the program by another configuration than the files'; reading them loads nothing."""
         try:
             added, changed, removed = self._supervisor.call("reloadConfig")[0]
         except Fault as fault:

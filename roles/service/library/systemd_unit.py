@@ -15,14 +15,14 @@ DOCUMENTATION = r"""
 module: systemd_unit
 short_description: Write, load, enable and restart a systemd service, and wait until it is healthy
 description:
-  - Restarts only when the unit or a file in O(reads) changed, or when an earlier run was interrupted before its restart.
+  - Restarts only when the unit or a file in O(reads) changed, or when an earlier run was interrupted before it did.
 options:
   name: {description: Unit without suffix., type: str, required: true}
   state: {description: What to bring it to., type: str, choices: [present, stopped, absent], default: present}
   path: {description: Where the unit lies., type: path, required: true}
   content: {description: Its text; C(@revision@) becomes the hash of it and of O(reads)., type: str}
   reads: {description: What the process reads., type: list, elements: path, default: []}
-  logs: {description: Log files; created for O(user), shown when the service fails., type: list, elements: path, default: []}
+  logs: {description: Log files; created for O(user)., type: list, elements: path, default: []}
   user: {description: Owner of the logs., type: str}
   health: {description: URL that answers 200., type: str}
   health_timeout: {description: Seconds to wait for it., type: int, default: 60}
@@ -41,7 +41,7 @@ EXAMPLES = r"""
 PENDING = "/run/appliance"  # emptied by a reboot, which starts everything anew anyway
 
 
-class Systemd(Manager):
+class Systemd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's import paths
     """One unit, read by `systemctl show`."""
 
     def __init__(self, module: AnsibleModule) -> None:

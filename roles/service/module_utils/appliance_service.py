@@ -15,7 +15,7 @@ import tempfile
 import time
 import xmlrpc.client
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional, Tuple
 from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
@@ -54,7 +54,7 @@ class Definition(NamedTuple):
 
 
 def fingerprint(path: str) -> bytes:
-    """What a process that reads `path` depends on: a symlink's target, a file's bytes, a directory's files; else nothing."""
+    """What a process that reads `path` depends on: a symlink's target, a file's bytes, a directory's files."""
     if os.path.islink(path):
         return b"link " + os.readlink(path).encode()
     if os.path.isdir(path):
@@ -126,6 +126,7 @@ def run(module: AnsibleModule, manager: Manager) -> NoReturn:
     except (Failure, OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
+    raise AssertionError("exit_json does not return")
 
 
 def _present(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
@@ -259,7 +260,7 @@ def tail(path: str, lines: int = TAIL_LINES) -> str:
     return "\n".join([f"Last lines of {path}:", *("  " + line for line in last)]) if last else ""
 
 
-def command(module: AnsibleModule, argv: List[str], accepted: tuple = (0,)) -> tuple:
+def command(module: AnsibleModule, argv: List[str], accepted: Tuple[int, ...] = (0,)) -> Tuple[int, str]:
     """Run `argv`; return code and output, a `Failure` for a code that is not accepted."""
     code, out, err = module.run_command(argv)
     if code not in accepted:

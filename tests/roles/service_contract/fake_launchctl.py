@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A launchctl and launchd for tests on machines without macOS: the system domain, kept in the directory FAKE_LAUNCHD.
 
-It reproduces what makes the real one hard to drive: bootout is asynchronous (36 while the process stops), bootstrap gives
-5 for a label that is loaded, disabled, draining or has just gone, bootout gives 3 and print 113 for an unknown label.
+It reproduces what makes the real one hard to drive: bootout is asynchronous (36 while the process stops), bootstrap
+gives 5 for a label that is loaded, disabled, draining or has just gone, bootout gives 3 and print 113 for unknown ones.
 Each loaded job has a keeper, a process of this file that starts the job again, as launchd does for KeepAlive.
 """
 
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,9 +60,8 @@ def bootstrap(domain: str, path: str) -> None:
     label = plist["Label"]
     if read_job(label) or lingers(label) or label in disabled():
         fail(5, "Bootstrap failed: 5: Input/output error\nTry re-running the command as root for richer errors.")
-    write_job(label, state="spawn scheduled", path=path, keeper=None, pid=None)
-    with open(DIRECTORY / f"{label}.calls", "a") as calls:
-        calls.write("bootstrap\n")
+    environment = plist.get("EnvironmentVariables", {})
+    write_job(label, state="spawn scheduled", path=path, keeper=None, pid=None, environment=environment)
     subprocess.Popen(
         [sys.executable, __file__, "keep", label, path],
         stdin=subprocess.DEVNULL,
@@ -90,11 +90,9 @@ def show(target: str) -> None:
     job = read_job(label)
     if job is None:
         fail(113, f'Could not find service "{label}" in domain for system')
-    plist = plistlib.loads(Path(job["path"]).read_bytes()) if "environment" not in job else {}
-    environment = job.get("environment", plist.get("EnvironmentVariables", {}))
-    print(f"{target} = {{\n\tactive count = 1\n\tpath = {job['path']}\n\ttype = LaunchDaemon\n\tstate = {job['state']}\n")
-    print("\tenvironment = {")
-    for key, value in environment.items():
+    print(f"{target} = {{\n\tactive count = 1\n\tpath = {job['path']}\n\ttype = LaunchDaemon")
+    print(f"\tstate = {job['state']}\n\n\tenvironment = {{")
+    for key, value in job["environment"].items():
         print(f"\t\t{key} => {value}")
     print("\t}\n")
     if job["pid"]:
@@ -136,7 +134,7 @@ def keep(label: str, path: str) -> None:
     record("not running")
     while not stopping:
         if plist.get("KeepAlive") and child is None:
-            with open(plist["StandardOutPath"], "ab") as out, open(plist["StandardErrorPath"], "ab") as err:
+            with Path(plist["StandardOutPath"]).open("ab") as out, Path(plist["StandardErrorPath"]).open("ab") as err:
                 child = subprocess.Popen(
                     plist["ProgramArguments"], env=environment, stdout=out, stderr=err, cwd=plist["WorkingDirectory"]
                 )
@@ -159,7 +157,7 @@ def keep(label: str, path: str) -> None:
     job_file(label).unlink()
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "bootstrap": bootstrap,
     "bootout": bootout,
     "print": show,

@@ -9,25 +9,14 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+
+from tests.podman_hosts import ENVIRONMENT, Fleet, podman
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 SERVICES = ("llamacpp", "gateway_embed")
-DEADLINE = 20.0
-
-
-def eventually(condition: Callable[[], Any]) -> Any:
-    """The first true value of `condition`; an assertion when there is none in time."""
-    deadline = time.monotonic() + DEADLINE
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not true within {DEADLINE} s: {condition}"
-        time.sleep(0.05)
-    return value
 
 
 class Machine:
@@ -72,7 +61,7 @@ class Machine:
         return {}
 
     def play(self, wanted: str = "present", *options: str, succeeds: bool = True) -> dict[str, int]:
-        """Play contract.yml; the counts of the recap, and `output` kept for messages."""
+        """Play contract.yml; returns the counts of the recap and keeps `output` for messages."""
         return self.run_playbook("contract.yml", *options, succeeds=succeeds, wanted=wanted)
 
     def run_playbook(self, playbook: str, *options: str, succeeds: bool = True, **variables: Any) -> dict[str, int]:
@@ -89,9 +78,12 @@ class Machine:
             cwd=self.directory,
             env={
                 **os.environ,
+                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
                 "ANSIBLE_ROLES_PATH": str(self.directory / "roles"),
                 "ANSIBLE_GATHER_SUBSET": "!all,min",
                 "ANSIBLE_NOCOLOR": "1",
+                "ANSIBLE_PIPELINING": "1",
+                "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.directory / "cp"),
                 "CANARY": "of the caller",
                 **self.environment,
             },
@@ -107,7 +99,7 @@ class Machine:
 
     def shell(self, *argv: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command where the services run."""
-        return subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+        return subprocess.run(argv, input=text, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
     def configure(self, service: str, text: str) -> None:
         """Write the file that the service reads."""
@@ -175,21 +167,27 @@ class MacMachine(Machine):
 
 
 class SystemdMachine(Machine):
-    """A container with systemd as its first process."""
+    """A container with systemd as its first process, reached over SSH."""
 
     manager = "systemd"
-    image = os.environ.get("APPLIANCE_HOST_IMAGE", "localhost/appliance-host:12")
 
     def __init__(self, directory: Path) -> None:
-        os.environ.setdefault("CONTAINERS_CONF", str(ROOT / "molecule/image/containers.conf"))
-        self.name = f"service-{uuid4().hex[:8]}"
-        command = ["podman", "run", "--detach", "--name", self.name, "--systemd=always", "--network=none"]
-        options = ["--cap-add=NET_ADMIN,SYS_ADMIN", "--security-opt=seccomp=unconfined", "--security-opt=unmask=ALL"]
-        subprocess.run([*command, *options, self.image, "/lib/systemd/systemd"], check=True, capture_output=True)
-        super().__init__(directory)
+        self._fleet = Fleet()
+        self._key = directory / "key"
+        try:
+            self._host = self._fleet.host("service")
+            self._admit()
+            super().__init__(directory)
+        except BaseException:
+            self._fleet.close()
+            raise
+
+    def _admit(self) -> None:
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._key], check=True)
+        public = self._key.with_suffix(".pub").read_text().strip()
+        self._host.run(f"install -d -m 0700 /root/.ssh && echo '{public}' >/root/.ssh/authorized_keys")
 
     def install_product(self) -> None:
-        eventually(lambda: self.shell("systemctl", "is-system-running").stdout.strip() in ("running", "degraded"))
         self.product = Path("/srv/product")
         self.shell("mkdir", "-p", str(self.product))
         self.write(f"{self.product}/server.py", (HERE / "server.py").read_text())
@@ -197,28 +195,29 @@ class SystemdMachine(Machine):
             self.configure(service, "first")
 
     @property
-    def inventory(self) -> str:
-        return f"{self.name},"
-
-    @property
     def variables(self) -> dict[str, Any]:
-        return {"ansible_connection": "containers.podman.podman", "service_private_users": False}
+        return {
+            "ansible_host": podman("inspect", "--format", "{{.NetworkSettings.IPAddress}}", self._host.name),
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self._key),
+            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
+            "service_private_users": False,  # a container's systemd cannot make user namespaces
+        }
 
     def shell(self, *argv: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-        return super().shell("podman", "exec", "--interactive", self.name, *argv, text=text)
+        return super().shell("podman", "exec", "--interactive", self._host.name, *argv, text=text)
 
     def definition(self, service: str) -> str:
         return f"/etc/systemd/system/{service.replace('_', '-')}.service"
 
     def interrupt(self, service: str, definition: str) -> None:
-        unit = service.replace("_", "-")
         self.shell("mkdir", "-p", "/run/appliance")
-        self.write(f"/run/appliance/{unit}.restart", "")
+        self.write(f"/run/appliance/{service.replace('_', '-')}.restart", "")
         super().interrupt(service, definition)
         self.shell("systemctl", "daemon-reload")
 
     def close(self) -> None:
-        subprocess.run(["podman", "rm", "--force", "--time", "0", self.name], check=True, capture_output=True)
+        self._fleet.close()
 
 
 def free_ports(count: int) -> list[int]:
