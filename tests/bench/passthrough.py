@@ -7,6 +7,7 @@ import sys
 
 import uvicorn
 import uvloop
+from gateway.http.protocol import Protocol
 from gateway.server import BACKLOG, KEEP_ALIVE_SEC
 from gateway.upstream.http1 import Origin, Pool
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -49,7 +50,7 @@ def main() -> None:
         host="127.0.0.1",
         port=port,
         backlog=BACKLOG,
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="off",
         log_config=None,

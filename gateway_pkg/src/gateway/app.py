@@ -24,6 +24,7 @@ from gateway.http.tokens import Doorkeeper
 from gateway.observe.linelog import LineLog
 from gateway.observe.listener import make_listener
 from gateway.observe.metrics import Metrics
+from gateway.observe.record import Recorder
 from gateway.routing.aliases import load_aliases
 from gateway.routing.backends import load_backends
 from gateway.routing.health import Prober
@@ -50,10 +51,10 @@ def build(settings: Settings) -> House:
     doorkeeper = Doorkeeper(settings.tokens(), settings.ip_allowlist)
     tls = client_context(settings)
     registry = _registry(settings, tls)
-    metrics = Metrics(registry)
     request_log = None
     if settings.request_log_enabled:
         request_log = LineLog(settings.request_log_path, settings.request_log_max_bytes, settings.request_log_keep)
+    metrics = Metrics(registry, request_log)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,15 +77,10 @@ def build(settings: Settings) -> House:
     pages.add_exception_handler(HTTPException, _answer_error)
     pages.add_exception_handler(RequestValidationError, _answer_error)
     describe(pages, HOT_ROUTES)
-    edge = Edge(
-        pages,
-        HotHandler(registry, settings),
-        {route.path: route for route in HOT_ROUTES},
-        doorkeeper,
-        settings.max_request_bytes,
-        metrics,
-        request_log,
-    )
+    hot_routes = {route.path: route for route in HOT_ROUTES}
+    record = Recorder(hot_routes, metrics, request_log)
+    hot = HotHandler(registry, settings)
+    edge = Edge(pages, hot, hot_routes, doorkeeper, settings.max_request_bytes, record)
     return House(edge, make_listener(registry, shown_metrics))
 
 

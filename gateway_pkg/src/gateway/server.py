@@ -15,6 +15,7 @@ import uvloop
 from starlette.types import ASGIApp
 
 from gateway.app import build
+from gateway.http.protocol import Protocol
 from gateway.observe import logs
 from gateway.refusal import Refusal
 from gateway.settings import Settings
@@ -86,7 +87,7 @@ def _config(app: ASGIApp, settings: Settings, *, with_tls: bool) -> uvicorn.Conf
                 raise Refusal(f"GATEWAY_TLS_{setting}_PATH {path or ''} is not a file; set both TLS paths, or neither")
     return uvicorn.Config(
         app,
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="on" if with_tls else "off",
         log_config=None,

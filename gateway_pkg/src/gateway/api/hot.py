@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-import time
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
-from urllib.parse import quote
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.api.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from gateway.http.errors import ApiError
-from gateway.http.exchange import JSON, Exchange, Headers
-from gateway.routing.policy import Decision, decide
-from gateway.routing.registry import Backend, Registry
+from gateway.http.exchange import JSON, ClientGone, Exchange
+from gateway.http.watch import Watch
+from gateway.routing.registry import Registry, Slots
 from gateway.settings import Settings
 from gateway.upstream.failures import failure, refused
 from gateway.upstream.http1 import ProtocolViolation, Response, UpstreamError
@@ -41,7 +41,6 @@ HOT_ROUTES = (
 )
 
 _MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
-_SAFE_IN_HEADER = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
 class HotHandler:
@@ -49,58 +48,55 @@ class HotHandler:
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self._registry = registry
+        self._watch = Watch()
         self._max_request_bytes = settings.max_request_bytes
         self._max_response_bytes = settings.upstream_max_response_bytes
 
-    async def __call__(self, exchange: Exchange, route: HotRoute) -> None:
-        """Raises ApiError, also after the stream has begun."""
+    async def __call__(self, exchange: Exchange, hot: HotRoute) -> None:
+        """Raises ApiError, also after the stream has begun; ClientGone."""
         body = await exchange.body(self._max_request_bytes, "MAX_REQUEST_BYTES")
-        request = parse(body, route)
+        request = parse(body, hot)
         model = request.get("model") or ""
-        backend_header = exchange.headers.get(b"x-backend", b"").decode("latin-1")
-        decision = decide(model, backend_header, self._registry.names)
-        exchange.route_headers = _headers(decision)
-        exchange.facts = facts = {
-            "op": route.op,
-            "backend": decision.backend_class,
-            "backend_class": decision.backend_class,
-            "upstream_model": decision.model,
-            "router_reason": decision.reason,
-            "has_tools": bool(request.get("tools")),
-        }
-        if decision.model != model:
-            body = with_model(body, decision.model, bool(model))
-        backend = self._registry.take(decision.backend_class, route.capability)
-        facts["backend"] = backend.name
+        exchange.op = hot.op
+        exchange.has_tools = bool(request.get("tools"))
+        route = self._registry.route(model, exchange.headers.get(b"x-backend", b""), hot.capability)
+        exchange.route = route
+        if route.decision.model != model:
+            body = with_model(body, route.decision.model, bool(model))
+        slots = self._registry.take(route)
+        exchange.slots = slots
+        watched = self._watch.begin(exchange.receive)
         try:
-            exchange.cancel_when_client_leaves()
-            await self._relay(exchange, route, backend, body)
+            await self._relay(exchange, slots, body)
         except UpstreamError as error:
-            raise failure(error, backend) from error
+            raise failure(error, slots.backend) from error
+        except asyncio.CancelledError:
+            if not watched.is_gone:
+                raise
+            watched.take_back_cancel()
+            raise ClientGone from None
         finally:
-            self._registry.give_back(backend, route.capability)
+            watched.done()
+            slots.inflight -= 1
 
-    async def _relay(self, exchange: Exchange, route: HotRoute, backend: Backend, body: bytes) -> None:
-        sent_at = time.perf_counter()
-        target = backend.targets[route.op]
-        response = await backend.pool.request(b"POST", target, backend.request_headers, body)
+    async def _relay(self, exchange: Exchange, slots: Slots, body: bytes) -> None:
+        backend = slots.backend
+        sent_at = perf_counter()
+        response = await backend.pool.request(b"POST", slots.target, backend.request_headers, body)
         try:
             content_type = response.header(b"content-type") or b""
-            if response.status == 200 and content_type.startswith(b"text/event-stream"):
+            if response.status == 200 and content_type.startswith(b"application/json"):
+                await exchange.answer(200, await response.read(self._max_response_bytes), [JSON])
+            elif response.status == 200 and content_type.startswith(b"text/event-stream"):
                 await _pass_stream(exchange, response, content_type)
+            elif response.status == 200:
+                quoted = content_type[:100].decode("latin-1")
+                raise ProtocolViolation(f"content type '{quoted}' instead of JSON", sent_first_byte=True)
             else:
-                await self._pass_answer(exchange, response, content_type, backend)
+                raise refused(response.status, await response.read(self._max_response_bytes), backend)
         finally:
             response.close()
-            exchange.facts["upstream_ms"] = round((time.perf_counter() - sent_at) * 1000, 3)
-
-    async def _pass_answer(self, exchange: Exchange, response: Response, content_type: bytes, backend: Backend) -> None:
-        answer = await response.read(self._max_response_bytes)
-        if response.status != 200:
-            raise refused(response.status, answer, backend)
-        if not content_type.startswith(b"application/json"):
-            raise ProtocolViolation(f"content type '{content_type[:100].decode('latin-1')}' instead of JSON")
-        await exchange.answer(200, answer, [JSON])
+            exchange.upstream_ms = (perf_counter() - sent_at) * 1000
 
 
 async def _pass_stream(exchange: Exchange, response: Response, content_type: bytes) -> None:
@@ -123,10 +119,10 @@ async def _pass_stream(exchange: Exchange, response: Response, content_type: byt
     await exchange.end_stream()
 
 
-def parse(body: bytes, route: HotRoute) -> dict[str, Any]:
+def parse(body: bytes, hot: HotRoute) -> dict[str, Any]:
     """The body as parsed and checked; raises ApiError 400 that names the field."""
     try:
-        request: dict[str, Any] = route.request.validator.validate_python(orjson.loads(body))
+        request: dict[str, Any] = hot.request.validator.validate_python(orjson.loads(body))
         return request
     except orjson.JSONDecodeError as error:
         raise ApiError(400, f"The body is not valid JSON: {error}", code="invalid_json") from None
@@ -142,7 +138,7 @@ def with_model(body: bytes, model: str, is_named: bool) -> bytes:
     named = b'"model":' + orjson.dumps(model)
     # No \u00 escape and one "model" alone: then the match can only be the object's own key.
     if is_named and body.count(b'"model"') == 1 and b"\\u00" not in body and (match := _MODEL.search(body)):
-        return b"%b%b%b" % (body[: match.start()], named, body[match.end() :])
+        return body[: match.start()] + named + body[match.end() :]
     # The standard library's numbers are exact where orjson's are 64 bits wide.
     content = json.loads(body)
     content["model"] = model
@@ -151,14 +147,3 @@ def with_model(body: bytes, model: str, is_named: bool) -> bytes:
 
 def _is_union_tag(part: int | str) -> bool:
     return isinstance(part, str) and (part in ("str", "int") or part.startswith(("list[", "dict[")))
-
-
-def _headers(decision: Decision) -> Headers:
-    model = decision.model
-    if not (model.isascii() and model.isprintable()):
-        model = quote(model, safe=_SAFE_IN_HEADER)
-    return [
-        (b"x-backend-used", decision.backend_class.encode()),
-        (b"x-model-used", model.encode()),
-        (b"x-router-reason", decision.reason.encode()),
-    ]

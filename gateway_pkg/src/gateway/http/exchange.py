@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from typing import Any
+from time import perf_counter
 
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.http.errors import ApiError
+from gateway.routing.registry import Route, Slots
 
-# A request that is answered sooner than this needs nobody to watch whether its client is still there.
-WATCH_AFTER_SEC = 0.005
+CLIENT_GONE = 499  # nginx's number for it; never sent, only recorded
 JSON = (b"content-type", b"application/json")
 # What is left of an oversized body is not read: it may never end.
 HANG_UP = ((b"connection", b"close"),)
@@ -24,61 +22,37 @@ class ClientGone(Exception):
 
 
 class Exchange:
-    """Reads the body once, sends the answer, and cancels the handler when the client leaves.
+    """Reads the body once, sends the answer, and keeps what is recorded of the request.
 
-    What is recorded of the request is kept here: `status` (0 until the head is out; 499 when the client left before),
-    `chunks_out`, `bytes_out`, `first_byte_at` (time.perf_counter seconds) and `facts`, further fields of the log line.
-    `route_headers` go out with whatever is answered.
+    `status` is 0 until the head is out; `first_byte_at` is in time.perf_counter seconds; `route` is None until the
+    request has one, and its headers go out with whatever is answered.
     """
 
-    __slots__ = (
-        "_gone",
-        "_receive",
-        "_send",
-        "_task",
-        "_watcher",
-        "abort_reason",
-        "bytes_out",
-        "caller",
-        "chunks_out",
-        "client",
-        "facts",
-        "first_byte_at",
-        "headers",
-        "method",
-        "path",
-        "request_id",
-        "route_headers",
-        "started",
-        "status",
-        "streamed",
-    )  # fmt: skip
+    # Defaults stand in the class: most requests change few of them.
+    caller = ""
+    status = 0
+    streamed = False
+    chunks_out = 0
+    bytes_out = 0
+    first_byte_at = 0.0
+    upstream_ms = 0.0
+    abort_reason: str | None = None
+    op = ""
+    has_tools = False
+    route: Route | None = None
+    slots: Slots | None = None
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
-        self.request_id = request_id
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.client: tuple[str, int] | None = scope["client"]
-        self.started = time.perf_counter()
-        self.caller = ""
-        self.status = 0
-        self.streamed = False
-        self.chunks_out = 0
-        self.bytes_out = 0
-        self.first_byte_at = 0.0
-        self.abort_reason: str | None = None
-        self.facts: dict[str, Any] = {}
-        self.route_headers: Headers = []
-        self._gone = False
-        self._receive = receive
+        self.scope = scope
+        self.receive = receive
         self._send = send
-        self._task: asyncio.Task[Any] | None = None
-        self._watcher: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self.request_id = request_id
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.started = perf_counter()
 
     async def body(self, limit: int, setting: str) -> bytes:
         """The whole body; raises ApiError 413 (naming `setting`) when longer than `limit` bytes, ClientGone."""
-        message = await self._receive()
+        message = await self.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         first: bytes = message.get("body", b"")
@@ -88,7 +62,7 @@ class Exchange:
             return first
         parts, size = [first], len(first)
         while message.get("more_body", False):
-            message = await self._receive()
+            message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             parts.append(message.get("body", b""))
@@ -97,27 +71,10 @@ class Exchange:
                 raise too_large(limit, setting)
         return b"".join(parts)
 
-    def cancel_when_client_leaves(self) -> None:
-        """From now on the client's leaving cancels the current task; to be called once the body is read."""
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._watcher = loop.call_later(WATCH_AFTER_SEC, self._start_watching, loop)
-
-    def was_left(self) -> bool:
-        """Whether a CancelledError of the current task is due to the client's leaving; such a one is taken back."""
-        if self._gone and self._task is not None:
-            self._task.uncancel()
-        return self._gone
-
-    def finish(self) -> None:
-        """Ends the watch; to be called once, when the handler is done."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            self._watcher = None
-
     async def answer(self, status: int, body: bytes, headers: Headers) -> None:
         """Sends a whole answer with `headers` and those that every answer has."""
-        headers += self.route_headers
+        if self.route is not None:
+            headers += self.route.headers
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"x-request-id", self.request_id.encode()))
         self.status = status
@@ -134,13 +91,17 @@ class Exchange:
         await self.stream(error.event())
         await self.end_stream()
 
+    def client_left(self) -> None:
+        self.abort_reason = "client_disconnected"
+        self.status = self.status or CLIENT_GONE
+
     async def start_stream(self, content_type: bytes) -> None:
         headers = [
             (b"content-type", content_type),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
             (b"x-request-id", self.request_id.encode()),
-            *self.route_headers,
+            *(self.route.headers if self.route is not None else ()),
         ]
         self.status = 200
         self.streamed = True
@@ -148,7 +109,7 @@ class Exchange:
 
     async def stream(self, chunk: bytes) -> None:
         if not self.chunks_out:
-            self.first_byte_at = time.perf_counter()
+            self.first_byte_at = perf_counter()
         self.chunks_out += 1
         self.bytes_out += len(chunk)
         await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -164,16 +125,6 @@ class Exchange:
         elif message["type"] == "http.response.body":
             self.bytes_out += len(message.get("body", b""))
         await self._send(message)
-
-    def _start_watching(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._watcher = loop.create_task(self._watch())
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if self._task is not None and self._watcher is not None:
-            self._gone = True
-            self._task.cancel()
 
 
 def too_large(limit: int, setting: str) -> ApiError:

@@ -18,6 +18,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.observe.linelog import LineLog
 from gateway.routing.registry import Registry
 
 # Milliseconds; the earlier system's tool buckets, extended to the minutes that a large model takes.
@@ -51,12 +52,12 @@ class Histogram:
 class Metrics(Collector):
     """The gateway's own metrics."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, request_log: LineLog | None) -> None:
         self._registry = registry
         self._requests: dict[tuple[str, int], Histogram] = {}
         self._first_byte: dict[str, Histogram] = {}
         self.aborted: dict[str, int] = {}
-        self.log_lines_dropped = 0
+        self._request_log = request_log
         self._collectors = CollectorRegistry(auto_describe=False)
         self._collectors.register(self)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -100,7 +101,7 @@ class Metrics(Collector):
         for reason, count in self.aborted.items():
             aborted.add_metric((reason,), count)
         dropped = CounterMetricFamily("gateway_request_log_lines_dropped", "Lines the request log could not hold.")
-        dropped.add_metric((), self.log_lines_dropped)
+        dropped.add_metric((), self._request_log.dropped if self._request_log is not None else 0)
         yield from (total, duration, first_byte, aborted, dropped)
         yield from self._backends()
 
@@ -115,6 +116,6 @@ class Metrics(Collector):
         for backend in self._registry.backends:
             ready.add_metric((backend.name,), float(backend.ready))
             connections.add_metric((backend.name,), float(backend.pool.open_connections))
-            for capability, count in backend.inflight.items():
-                inflight.add_metric((backend.name, capability), float(count))
+            for capability, slots in backend.slots.items():
+                inflight.add_metric((backend.name, capability), float(slots.inflight))
         yield from (ready, inflight, connections)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import NamedTuple
 
 from gateway.http.errors import ApiError
 from gateway.routing.aliases import Alias
@@ -13,8 +14,7 @@ AUTO = "auto"
 DEFAULT_ALIAS = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """`reason` goes out as `X-Router-Reason`."""
 
     backend_class: str
