@@ -72,6 +72,22 @@ def _backend(entry: Entry, reached_at: str) -> dict[str, Any]:
     }
 
 
+def smoke_requests(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a client asks to see that the gateway of this backends.yaml works: models, then each class of backend."""
+    bodies = {
+        "/v1/chat/completions": ("chat", {"max_tokens": 8, "messages": [{"role": "user", "content": "Say hello."}]}),
+        "/v1/embeddings": ("embeddings", {"input": "a sentence"}),
+    }
+    classes = {backend["class"]: backend["supported_capabilities"] for backend in document["backends"].values()}
+    asked = [
+        {"method": "POST", "path": path, "body": {"model": name, **body}}
+        for name, capabilities in classes.items()
+        for path, (capability, body) in bodies.items()
+        if capability in capabilities
+    ]
+    return [{"method": "GET", "path": "/v1/models", "body": {}}, *asked]
+
+
 def chosen(names: Iterable[str], run_tags: Iterable[str], verbs: Iterable[str] = ("install", "setup")) -> list[str]:
     """The services that `--tags` asks for, as `install-<name>` or `setup-<name>`; all of them without tags."""
     tags = set(run_tags)
@@ -82,4 +98,9 @@ class FilterModule:
     """Ansible's way to find filters."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"listeners": listeners, "backends": backends, "chosen": chosen}
+        return {
+            "listeners": listeners,
+            "backends": backends,
+            "smoke_requests": smoke_requests,
+            "chosen": chosen,
+        }

@@ -199,7 +199,7 @@ def _unreachable(gateway: str, groups: Mapping[str, Sequence[str]], hostvars: Ma
 
 def token_problems(host: str, token: Any) -> Iterator[str]:
     """A token that the operator chose and that is easily guessed; the token itself is never shown."""
-    if token is None:
+    if not token:
         return  # one is made
     if len(str(token)) < MINIMUM_TOKEN or str(token).lower() in PLACEHOLDERS:
         yield (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from catalog import address, backends, listeners
+from catalog import address, backends, chosen, listeners, smoke_requests
 
 ROOT = Path(__file__).parents[2]
 SERVICES_YML = ROOT / "playbooks/group_vars/all/services.yml"
@@ -79,6 +79,35 @@ def test_address_of_a_host(variables: dict[str, str], expected: str) -> None:
     assert address({"box1": variables}, "box1") == expected
 
 
+def test_the_smoke_test_asks_every_class_of_backend_once() -> None:
+    hosts = ["box1", "box2"]
+    hostvars = {host: {"appliance_services": CATALOG} for host in hosts}
+    document = backends(CATALOG, {"gateway_embed": ["box1"], "llamacpp": hosts}, hostvars, "box1")
+    asked = [(request["path"], request["body"].get("model")) for request in smoke_requests(document)]
+    assert asked == [
+        ("/v1/models", None),
+        ("/v1/embeddings", "gateway_embed"),
+        ("/v1/chat/completions", "llamacpp"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        (["all"], ["gateway", "llamacpp"]),
+        (["install-llamacpp"], ["llamacpp"]),
+        (["setup-gateway", "verify"], ["gateway"]),
+        (["preflight"], []),
+    ],
+)
+def test_tags_choose_services(tags: list[str], expected: list[str]) -> None:
+    assert chosen(["gateway", "llamacpp"], tags) == expected
+
+
+def test_installing_one_service_removes_none() -> None:
+    assert chosen(["gateway", "llamacpp"], ["install-llamacpp"], ["setup"]) == []
+
+
 def _write_inventory(directory: Path, level: dict[str, Any]) -> Path:
     """Two hosts in the group llamacpp, one gateway; the override at the levels asked."""
     directory.mkdir()
@@ -102,17 +131,13 @@ def _write_inventory(directory: Path, level: dict[str, Any]) -> Path:
         ({"group_vars/all": 9001, "group_vars/llamacpp": 9002, "host_vars/box2": 9003}, 9002, 9003),
     ],
 )
-def test_the_nearest_level_of_override_wins(
-    tmp_path: Path, level: dict[str, int], box1: int, box2: int
-) -> None:
+def test_the_nearest_level_of_override_wins(tmp_path: Path, level: dict[str, int], box1: int, box2: int) -> None:
     inventory = _write_inventory(tmp_path / "inventory", level)
     seen = ansible_debug(inventory, "appliance_services.llamacpp.port")
     assert seen == {"box1": box1, "box2": box2}
     through_hostvars = ansible_debug(inventory, "hostvars.box2.appliance_services.llamacpp.port")
     assert through_hostvars == {"box1": box2, "box2": box2}
-    made = ansible_debug(inventory, "(appliance_services | backends(groups, hostvars, 'box1')).backends")[
-        "box1"
-    ]
+    made = ansible_debug(inventory, "(appliance_services | backends(groups, hostvars, 'box1')).backends")["box1"]
     assert made["llamacpp@box1"]["base_url"] == f"http://127.0.0.1:{box1}/v1"
     assert made["llamacpp@box2"]["base_url"] == f"http://box2:{box2}/v1"
 
