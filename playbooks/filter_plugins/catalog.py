@@ -74,7 +74,7 @@ def _backend(entry: Entry, reached_at: str) -> dict[str, Any]:
 
 def smoke_requests(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What a client asks to see that the gateway of this backends.yaml works: models, then each class of backend."""
-    bodies = {
+    bodies: dict[str, tuple[str, dict[str, Any]]] = {
         "/v1/chat/completions": ("chat", {"max_tokens": 8, "messages": [{"role": "user", "content": "Say hello."}]}),
         "/v1/embeddings": ("embeddings", {"input": "a sentence"}),
     }
