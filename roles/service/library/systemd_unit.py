@@ -109,6 +109,8 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={"name": {"type": "str", "required": True}, **ARGUMENTS}, supports_check_mode=True
     )
+    if module.params["state"] == "present" and not module.get_bin_path("logrotate"):
+        module.warn("logrotate is not installed: the logs in /var/log grow until it is; type: apt install logrotate")
     run(module, Systemd(module))
 
 

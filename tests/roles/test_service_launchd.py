@@ -1,0 +1,172 @@
+"""The module launchd_service against a simulated launchd: the states that the contract test does not come through."""
+
+from __future__ import annotations
+
+import json
+import os
+import plistlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from podman_hosts import eventually
+
+ROLE = Path(__file__).parents[2] / "roles/service"
+LABEL = "com.example.job"
+SLEEPER = "import time; time.sleep(600)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('ready', 'w'); time.sleep(600)"
+# Argument 1: the role's module_utils, where Ansible would merge them; 2: the module.
+RUNNER = """
+import runpy, sys
+import ansible.module_utils, ansible.module_utils.basic as basic
+ansible.module_utils.__path__.append(sys.argv[1])
+basic._ANSIBLE_PROFILE = "legacy"
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Mac:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.plist = directory / f"{LABEL}.plist"
+        (directory / "launchd").mkdir()
+        (directory / "bin").mkdir()
+        (directory / "bin/launchctl").symlink_to(Path(__file__).parent / "service_contract/fake_launchctl.py")
+        self.environment = {
+            **os.environ,
+            "PATH": f"{directory / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "FAKE_LAUNCHD": str(directory / "launchd"),
+        }
+
+    def content(self, program: str = SLEEPER, **keys: Any) -> str:
+        plist = {
+            "Label": LABEL,
+            "ProgramArguments": [sys.executable, "-c", program],
+            "EnvironmentVariables": {"APPLIANCE_REVISION": "@revision@"},
+            "WorkingDirectory": str(self.directory),
+            "StandardOutPath": str(self.directory / "out.log"),
+            "StandardErrorPath": str(self.directory / "err.log"),
+            "KeepAlive": True,
+            "ThrottleInterval": 1,
+            "ExitTimeOut": 2,
+            **keys,
+        }
+        return plistlib.dumps(plist).decode()
+
+    def module(self, **arguments: Any) -> dict[str, Any]:
+        """The result of one task, run as Ansible runs a module but without its way to a host."""
+        arguments = {"name": LABEL, "path": str(self.plist), "stop_timeout": 5, **arguments}
+        done = subprocess.run(
+            [sys.executable, "-c", RUNNER, ROLE / "module_utils", ROLE / "library/launchd_service.py"],
+            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def present(self, **keys: Any) -> dict[str, Any]:
+        return self.module(content=self.content(**keys))
+
+    def launchctl(self, *arguments: str) -> tuple[int, str]:
+        done = subprocess.run(["launchctl", *arguments], env=self.environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    def loaded(self) -> bool:
+        return self.launchctl("print", f"system/{LABEL}")[0] == 0
+
+    def pid(self) -> int:
+        """The job's process; 0 when there is none."""
+        try:
+            return json.loads((self.directory / f"launchd/{LABEL}.job").read_text())["pid"] or 0
+        except FileNotFoundError:
+            return 0
+
+
+@pytest.fixture
+def mac(tmp_path: Path) -> Iterator[Mac]:
+    mac = Mac(tmp_path)
+    yield mac
+    if mac.loaded():
+        mac.launchctl("bootout", f"system/{LABEL}")
+        eventually(lambda: not mac.loaded())
+
+
+def test_the_simulation_has_the_exit_codes_of_launchctl(mac: Mac) -> None:
+    target = f"system/{LABEL}"
+    assert mac.launchctl("print", target)[0] == 113
+    assert mac.launchctl("bootout", target)[0] == 3
+    mac.plist.write_text(mac.content())
+    assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 0
+    assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 5
+    eventually(mac.pid)
+    assert mac.launchctl("bootout", target)[0] == 36
+    assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 5  # still draining
+    eventually(lambda: not mac.loaded())
+    assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 5  # just gone
+    eventually(lambda: mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 0)
+
+
+def test_check_mode_shows_a_diff_and_does_nothing(mac: Mac) -> None:
+    result = mac.module(content=mac.content(), _ansible_check_mode=True)
+    assert result["changed"] and LABEL in result["diff"]["after"]
+    assert not mac.plist.exists() and not mac.loaded()
+
+
+def test_a_job_loaded_from_an_older_definition_is_replaced_though_the_file_is_right(mac: Mac) -> None:
+    assert mac.present()["changed"]
+    wanted = mac.plist.read_text()
+    mac.present(ExitTimeOut=1)
+    before = eventually(mac.pid)
+    mac.plist.write_text(wanted)
+    assert mac.present()["changed"]
+    assert eventually(mac.pid) != before
+    assert not mac.present()["changed"]
+
+
+def test_a_job_that_somebody_disabled_is_enabled(mac: Mac) -> None:
+    mac.launchctl("disable", f"system/{LABEL}")
+    assert mac.present()["changed"]
+    assert eventually(mac.pid)
+    assert not mac.present()["changed"]
+    mac.launchctl("disable", f"system/{LABEL}")
+    before = mac.pid()
+    assert mac.present()["changed"]
+    assert mac.pid() == before  # enabling needs no restart
+
+
+def test_a_process_that_ignores_sigterm_is_waited_for(mac: Mac) -> None:
+    mac.present(program=STUBBORN)
+    eventually((mac.directory / "ready").exists)
+    stubborn = mac.pid()
+    assert mac.present()["changed"]
+    assert eventually(mac.pid) != stubborn
+    with pytest.raises(ProcessLookupError):
+        os.kill(stubborn, 0)
+
+
+def test_a_job_that_starts_by_the_clock_need_not_run(mac: Mac) -> None:
+    assert mac.present(KeepAlive=False, StartInterval=3600)["changed"]
+    assert mac.loaded() and not mac.pid()
+    assert not mac.present(KeepAlive=False, StartInterval=3600)["changed"]
+
+
+def test_a_job_that_launchd_refuses_is_one_message(mac: Mac) -> None:
+    result = mac.module(content="this is no property list")
+    assert "Bootstrap failed: 5: Input/output error" in result["msg"]
+    assert "Traceback" not in result["msg"]
+
+
+def test_removed_twice(mac: Mac) -> None:
+    mac.present()
+    pid = eventually(mac.pid)
+    assert mac.module(state="absent")["changed"]
+    assert not mac.plist.exists() and not mac.loaded()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not mac.module(state="absent")["changed"]
