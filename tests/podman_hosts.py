@@ -69,6 +69,11 @@ class Host:
             assert done.returncode == 0, f"{self.name}: {command}\n{done.stdout}{done.stderr}"
         return done
 
+    def start(self, *argv: str) -> subprocess.Popen[str]:
+        """Start a program inside, its input and output at hand."""
+        command = ["podman", "exec", "--interactive", self.name, *argv]
+        return subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
     def address(self, network: Network) -> str:
         found = json.loads(podman("inspect", self.name))[0]["NetworkSettings"]["Networks"]
         return str(found[network.name]["IPAddress"])
@@ -81,20 +86,17 @@ class Host:
 
     def serve(self, port: int) -> None:
         """Start an HTTP server on all addresses and wait until it listens."""
-        self.run(
-            f"systemd-run --quiet --unit=serve-{port} python3 -m http.server {port} --directory /var/empty"
-        )
-        eventually(
-            lambda: self.run(f"curl -s -o /dev/null http://127.0.0.1:{port}/", check=False).returncode == 0
-        )
+        self.run(f"systemd-run --quiet --unit=serve-{port} python3 -m http.server {port} --directory /var/empty")
+        eventually(lambda: self.run(f"curl -s -o /dev/null http://127.0.0.1:{port}/", check=False).returncode == 0)
 
     def restart(self) -> None:
         podman("restart", "--time", "5", self.name)
         self.wait()
 
     def wait(self) -> None:
-        """Until systemd has started everything."""
-        self.run("systemctl is-system-running --wait >/dev/null || systemctl --failed", check=False)
+        """Until systemd has started everything that it is to start."""
+        state = "systemctl is-system-running"
+        eventually(lambda: self.run(state, check=False).stdout.strip() in ("running", "degraded"))
 
 
 @dataclass
@@ -120,14 +122,10 @@ class Fleet:
         """A host that runs nothing and only asks others."""
         return self._start(name, networks, ["--init"], ["sleep", "infinity"])
 
-    def _start(
-        self, name: str, networks: tuple[Network, ...], options: list[str], command: list[str]
-    ) -> Host:
+    def _start(self, name: str, networks: tuple[Network, ...], options: list[str], command: list[str]) -> Host:
         host = Host(f"{name}-{self.suffix}")
         attached = [f"--network={network.name}" for network in networks]
-        podman(
-            "run", "--detach", "--name", host.name, "--hostname", name, *attached, *options, IMAGE, *command
-        )
+        podman("run", "--detach", "--name", host.name, "--hostname", name, *attached, *options, IMAGE, *command)
         self._stack.callback(podman, "rm", "--force", "--time", "0", host.name)
         return host
 

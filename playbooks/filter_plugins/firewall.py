@@ -83,9 +83,7 @@ def ufw_commands(found: Found, listeners: Iterable[Listener]) -> list[list[str]]
     present = dict(filter(None, map(_own_ufw_rule, found["ufw_rules"])))
     # Adding an existing rule anew only replaces its comment.
     return [["delete", *_ufw_rule(*key)] for key in present if key not in wanted] + [
-        [*_ufw_rule(*key), "comment", comment]
-        for key, comment in wanted.items()
-        if present.get(key) != comment
+        [*_ufw_rule(*key), "comment", comment] for key, comment in wanted.items() if present.get(key) != comment
     ]
 
 
@@ -107,7 +105,7 @@ def firewall_kept_ports(found: Found, ssh_port: int, keep: Iterable[int]) -> lis
 
 
 def firewall_cuts(found: Found, listeners: Sequence[Listener], kept: Iterable[int]) -> list[str]:
-    """`address:port program` of each listener that `firewall_default: drop` closes: not ours, not kept, not loopback."""
+    """`address:port program` of each listener that `firewall_default: drop` closes; not ours, kept or on loopback."""
     known = {int(listener["port"]) for listener in listeners} | set(kept) | DHCP_PORTS
     return sorted(
         {

@@ -25,7 +25,7 @@ RETURN = """
 nft: {description: Whether nft is installed, returned: always, type: bool}
 nftables: {description: The `nftables` array of `nft --json list ruleset`, returned: always, type: list}
 ufw: {description: Whether ufw is active, returned: always, type: bool}
-ufw_rules: {description: The rules that were added by hand, as `ufw show added` lists them, returned: always, type: list}
+ufw_rules: {description: Rules as `ufw show added` lists them, returned: always, type: list}
 firewalld: {description: Whether firewalld runs, returned: always, type: bool}
 sockets: {description: Lines of `ss -Hltunp`, returned: always, type: list}
 """

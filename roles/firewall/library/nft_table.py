@@ -127,7 +127,7 @@ def present(module: AnsibleModule, table: Table) -> None:
     found, kept = table.loaded(), read(path)
     reload, rewrite = found != wanted, kept != ruleset
     diff = {"before": found or kept, "after": wanted, "before_header": path, "after_header": path}
-    pending = reload and revert_after > 0
+    pending = reload and revert_after > 0 and not module.check_mode
     if not module.check_mode:
         if pending:
             table.arm_revert(revert_after)
