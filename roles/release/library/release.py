@@ -79,7 +79,7 @@ class Refusal(Exception):
 
 
 class Failed(Exception):
-    """The last line that a command wrote before it failed."""
+    """What a command said why it failed: its last line, or all from pip's `ERROR:` on."""
 
 
 class Releases:
@@ -160,7 +160,9 @@ def run(argv: List[str]) -> str:
     environment = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     if done.returncode:
-        raise Failed(((done.stderr or done.stdout).strip().splitlines() or ["exit {}".format(done.returncode)])[-1])
+        said = (done.stderr or done.stdout).strip()
+        _, error, rest = said.partition("ERROR: ")
+        raise Failed(" ".join(rest.split()) if error else said.rpartition("\n")[2])
     return done.stdout
 
 
