@@ -17,6 +17,10 @@ class ConnectFailed(UpstreamError):
     """No connection: refused, unknown host, TLS, connect timeout, or no free one within the wait."""
 
 
+class PoolExhausted(ConnectFailed):
+    """All connections stayed in use for the whole wait; the backend itself may be well."""
+
+
 class UpstreamTimeout(UpstreamError):
     """The backend was silent for too long, in `phase`. (A connect timeout is a ConnectFailed.)"""
 

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 
 from gateway.http.errors import ApiError
-from gateway.routing.registry import Backend, not_ready
-from gateway.upstream.http1 import ConnectFailed, UpstreamClosed, UpstreamError, UpstreamTimeout
+from gateway.routing.registry import Backend, not_ready, overloaded
+from gateway.upstream.http1 import ConnectFailed, PoolExhausted, UpstreamClosed, UpstreamError, UpstreamTimeout
 
 QUOTED_CHARS = 500
 
@@ -16,6 +16,8 @@ QUOTED_CHARS = 500
 def failure(error: UpstreamError, backend: Backend) -> ApiError:
     """503 where the backend was not there, 504 where it was too slow, 502 where it answered wrongly or broke off."""
     name = backend.record.backend_class
+    if isinstance(error, PoolExhausted):
+        return overloaded(name)
     if isinstance(error, ConnectFailed) or (isinstance(error, UpstreamClosed) and not error.sent_first_byte):
         backend.fail(str(error))
         return not_ready(name)

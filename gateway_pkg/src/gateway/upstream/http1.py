@@ -15,13 +15,21 @@ from functools import lru_cache
 
 from gateway.upstream.connection import Connection, Response, UnansweredOnReused
 from gateway.upstream.dial import dial
-from gateway.upstream.errors import ConnectFailed, ProtocolViolation, UpstreamClosed, UpstreamError, UpstreamTimeout
+from gateway.upstream.errors import (
+    ConnectFailed,
+    PoolExhausted,
+    ProtocolViolation,
+    UpstreamClosed,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from gateway.upstream.origin import Origin
 
 __all__ = [
     "ConnectFailed",
     "Origin",
     "Pool",
+    "PoolExhausted",
     "ProtocolViolation",
     "Response",
     "Timeouts",
@@ -254,7 +262,7 @@ class Pool:
             waiter, _ = self._waiters.popitem(last=False)
             if not waiter.done():
                 limit = f"none of {self._max_connections} connections free within {self.timeouts.pool_wait:g} s"
-                waiter.set_exception(ConnectFailed(f"{self.origin}: {limit}"))
+                waiter.set_exception(PoolExhausted(f"{self.origin}: {limit}"))
         for connection in tuple(self._joined):
             connection.check(now)
         if self._joined or self._waiters:

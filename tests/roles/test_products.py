@@ -1,0 +1,445 @@
+"""The product roles, played by Ansible on this machine below a temporary directory.
+
+The roles `service` and `release`, which have tests of their own, are replaced: the one writes down what it was given,
+the other selects this interpreter's environment, so that `gateway check` is the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHECKOUT = Path(__file__).parents[2]
+SHIPPED = (CHECKOUT / "files/model_aliases.json").read_text()
+OWN_ALIASES = '{"aliases": {"default": {"backend": "llamacpp", "model": "mine"}}}\n'
+SECRET_SETTING = "http://secret-proxy.example"
+
+INVENTORY = """
+all:
+  hosts:
+    box1: {ansible_connection: local}
+    box2: {ansible_host: 10.1.2.3}
+  children:
+    gateway: {hosts: {box1: }}
+    gateway_embed: {hosts: {box1: }}
+    llamacpp: {hosts: {box1: , box2: }}
+"""
+
+PLAY = """
+- hosts: box1
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role:
+        name: "{{ product }}"
+        tasks_from: "{{ tasks | default('main') }}"
+"""
+
+DOUBLES = {
+    "service/tasks/main.yml": """
+- ansible.builtin.copy:
+    dest: "{{ appliance_root }}/{{ service_name }}.json"
+    content: >-
+      {{ {'state': service_state | default('present'), 'argv': service_argv | default([]),
+          'environment': service_environment | default({}), 'reads': service_reads | default([]),
+          'writable': service_writable | default([]), 'peers': service_peers | default([]),
+          'stop_timeout': service_stop_timeout | default(15),
+          'exceptions': service_sandbox_exceptions | default([])} | to_json }}
+""",
+    "service/tasks/account.yml": """
+- ansible.builtin.file:
+    path: "{{ appliance_lib }}/{{ appliance_services[service_name].unit }}"
+    state: directory
+""",
+    "release/tasks/main.yml": """
+- ansible.builtin.file:
+    src: "{{ environment_of_the_tests }}"
+    path: "{{ appliance_lib }}/{{ release_name }}/env"
+    state: "{{ 'absent' if release_state | default('present') == 'absent' else 'link' }}"
+    force: true
+""",
+}
+
+
+@dataclass(frozen=True)
+class Played:
+    """How a run of Ansible ended."""
+
+    code: int
+    output: str
+
+    @property
+    def changed(self) -> int:
+        (count,) = re.findall(r"^box1 .*\bchanged=(\d+)", self.output, re.MULTILINE)
+        return int(count)
+
+    def refusal(self) -> str:
+        """The message of the one failed task, without Ansible's YAML around it."""
+        assert self.code != 0, self.output
+        return re.sub(r"\s+", " ", self.output[self.output.index("fatal: [box1]") :])
+
+
+class Project:
+    """A checkout's playbook directory and an inventory of its own; everything on the host is below `root`."""
+
+    def __init__(self, path: Path) -> None:
+        self.root = path / "root"
+        self.inventory = path / "inventory"
+        self.app = self.root / "var/lib/gateway/app"
+        self.token_file = self.inventory / "secrets/gateway_token"
+        self._path = path
+        self.root.mkdir()
+        (self.inventory / "files").mkdir(parents=True)
+        (self.inventory / "hosts.yml").write_text(INVENTORY)
+        (path / "group_vars").symlink_to(CHECKOUT / "playbooks/group_vars")
+        (path / "play.yml").write_text(PLAY)
+        for name, text in DOUBLES.items():
+            (path / "doubles" / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / "doubles" / name).write_text(text)
+
+    def play(self, product: str = "gateway", *arguments: str, **variables: Any) -> Played:
+        """One run, as loud as it can be. No secret may be in its output."""
+        given = {
+            "product": product,
+            "appliance_mode": "rootless",
+            "appliance_root": str(self.root),
+            "ansible_python_interpreter": sys.executable,
+            "environment_of_the_tests": sys.prefix,
+            **variables,
+        }
+        done = subprocess.run(
+            [
+                *(
+                    Path(sys.executable).parent / "ansible-playbook",
+                    self._path / "play.yml",
+                    "-i",
+                    self.inventory / "hosts.yml",
+                ),
+                *("-e", json.dumps(given), "-vvv", "--diff", *arguments),
+            ],
+            cwd=self._path,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
+                "ANSIBLE_ROLES_PATH": f"{self._path / 'doubles'}:{CHECKOUT / 'roles'}",
+                "ANSIBLE_FILTER_PLUGINS": str(CHECKOUT / "playbooks/filter_plugins"),
+                "ANSIBLE_LOCAL_TEMP": str(self._path / "tmp"),
+                "ANSIBLE_NOCOLOR": "1",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        output = done.stdout + done.stderr
+        for secret in self._secrets(variables):
+            assert secret not in output
+        return Played(done.returncode, output)
+
+    def _secrets(self, variables: dict[str, Any]) -> list[str]:
+        token = self.token_file.read_text().strip() if self.token_file.exists() else None
+        chosen = variables.get("gateway_bearer_token")
+        return [secret for secret in (token, chosen, SECRET_SETTING) if secret]
+
+    def definition(self, service: str = "gateway") -> dict[str, Any]:
+        """What the role `service` was given."""
+        content: dict[str, Any] = json.loads((self.root / f"{service}.json").read_text())
+        return content
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def played(project: Project) -> Project:
+    """The gateway as a first run leaves it."""
+    first = project.play()
+    assert first.code == 0, first.output
+    return project
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_dry_run_on_a_bare_host_leaves_nothing_behind(project: Project) -> None:
+    dry = project.play("gateway", "--check")
+    assert dry.code == 0, dry.output
+    assert dry.changed > 0
+    assert not project.token_file.exists()
+    assert list(project.root.iterdir()) == []
+
+
+def test_a_first_run_writes_everything_and_a_second_nothing(played: Project) -> None:
+    token = played.token_file.read_text()
+    assert re.fullmatch(r"[A-Za-z0-9_-]{43}\n", token)
+    assert mode(played.token_file) == 0o600
+    env = (played.app / ".env").read_text().splitlines()
+    assert env[-1] == f"GATEWAY_BEARER_TOKEN='{token.strip()}'"
+    assert (played.app / "model_aliases.json").read_text() == SHIPPED
+    for name in (".env", "model_aliases.json", "backends.yaml"):
+        assert mode(played.app / name) == 0o640
+    assert mode(played.app) == 0o755
+    assert played.play().changed == 0
+    assert played.play("gateway", "--check").changed == 0
+    assert played.token_file.read_text() == token
+
+
+def test_backends_come_from_catalog_and_inventory(played: Project) -> None:
+    limits = {"chat": 4, "completions": 4}
+    health = {"liveness": "/health", "readiness": "/health"}
+    llamacpp = {
+        "class": "llamacpp",
+        "description": "llama.cpp with a small model inside, the default on every machine",
+        "supported_capabilities": ["chat", "completions"],
+        "concurrency_limits": limits,
+        "health": health,
+        "optional": False,
+    }
+    assert yaml.safe_load((played.app / "backends.yaml").read_text()) == {
+        "backends": {
+            "gateway_embed@box1": {
+                "class": "gateway_embed",
+                "base_url": "http://127.0.0.1:8802/v1",
+                "description": "Sentence embeddings on the CPU, no network needed",
+                "supported_capabilities": ["embeddings"],
+                "concurrency_limits": {"embeddings": 4},
+                "health": health,
+                "optional": True,
+            },
+            "llamacpp@box1": {**llamacpp, "base_url": "http://127.0.0.1:8088/v1"},
+            "llamacpp@box2": {**llamacpp, "base_url": "http://10.1.2.3:8088/v1"},
+        }
+    }
+
+
+def test_the_service_of_the_gateway(played: Project) -> None:
+    home = played.root / "var/lib/gateway"
+    assert played.definition() == {
+        "state": "present",
+        "argv": [f"{home}/env/bin/gateway", "serve", "--env-file", f"{home}/app/.env"],
+        "environment": {
+            "GATEWAY_HOST": "127.0.0.1",
+            "GATEWAY_PORT": "8800",
+            "OBSERVABILITY_HOST": "127.0.0.1",
+            "OBSERVABILITY_PORT": "8801",
+            "GATEWAY_SHUTDOWN_TIMEOUT_SEC": "60",
+            "GATEWAY_BACKENDS_PATH": f"{home}/app/backends.yaml",
+            "MODEL_ALIASES_PATH": f"{home}/app/model_aliases.json",
+            "REQUEST_LOG_PATH": f"{home}/data/requests.jsonl",
+        },
+        "reads": [f"{home}/{name}" for name in ("env", "app/.env", "app/model_aliases.json", "app/backends.yaml")],
+        "writable": [f"{home}/data", f"{home}/tools"],
+        "peers": ["10.1.2.3"],
+        "stop_timeout": 70,
+        "exceptions": [],
+    }
+
+
+def test_a_backend_known_by_name_may_be_at_any_address(project: Project) -> None:
+    hosts = project.inventory / "hosts.yml"
+    hosts.write_text(INVENTORY.replace("10.1.2.3", "box2.example"))
+    assert project.play().code == 0
+    assert project.definition()["peers"] == ["any"]
+
+
+def test_settings_and_listeners_that_the_operator_chose(project: Project) -> None:
+    override = {"gateway": {"port": 18800, "allow_from": ["10.0.0.0/8"]}}
+    token = "it's-a-token-of-the-operator"
+    settings = {"MAX_REQUEST_BYTES": 5000, "METRICS_ENABLED": False, "IP_ALLOWLIST": "10.0.0.0/8"}
+    done = project.play(
+        gateway_bearer_token=token,
+        gateway_settings=settings,
+        gateway_shutdown_timeout=5,
+        appliance_services_override=override,
+    )
+    assert done.code == 0, done.output
+    assert (project.app / ".env").read_text().splitlines()[1:] == [
+        r"GATEWAY_BEARER_TOKEN='it\'s-a-token-of-the-operator'",
+        "IP_ALLOWLIST='10.0.0.0/8'",
+        "MAX_REQUEST_BYTES='5000'",
+        "METRICS_ENABLED='false'",
+    ]
+    assert not project.token_file.exists()
+    environment = project.definition()["environment"]
+    assert (environment["GATEWAY_HOST"], environment["GATEWAY_PORT"]) == ("0.0.0.0", "18800")
+    assert environment["OBSERVABILITY_HOST"] == "127.0.0.1"
+    assert project.definition()["stop_timeout"] == 15
+
+
+def test_settings_that_are_made_elsewhere_are_refused_before_anything_is_installed(project: Project) -> None:
+    refusal = project.play(gateway_settings={"GATEWAY_PORT": 9000, "MAX_REQUEST_BYTES": 1}).refusal()
+    assert "gateway_settings: GATEWAY_PORT: set the token by gateway_bearer_token, listeners by" in refusal
+    assert list(project.root.iterdir()) == []
+
+
+def test_an_operators_file_is_used_updated_and_kept_once_it_is_edited(played: Project) -> None:
+    aliases = played.app / "model_aliases.json"
+    own = played.inventory / "files/model_aliases.json"
+    own.write_text(OWN_ALIASES)
+    assert played.play().code == 0
+    assert aliases.read_text() == OWN_ALIASES  # the hash was the one that the first run wrote
+
+    edited = OWN_ALIASES.replace("mine", "edited on the host")
+    aliases.write_text(edited)
+    kept = played.play()
+    assert (kept.code, kept.changed) == (0, 0)
+    assert aliases.read_text() == edited
+    assert "model_aliases.json: edited on the host and kept" in kept.output
+    assert "-e gateway_config_overwrite=model_aliases.json" in kept.output
+    assert "edited on the host" in kept.output.split("@@")[-1]
+    assert played.play("gateway", "--check").changed == 0
+
+    replaced = played.play("gateway", "-e", "gateway_config_overwrite=model_aliases.json")
+    assert (replaced.code, replaced.changed) == (0, 1)
+    assert aliases.read_text() == OWN_ALIASES
+    assert played.play().changed == 0
+
+
+def test_an_operators_file_that_was_there_first_is_kept(project: Project) -> None:
+    project.app.mkdir(parents=True)
+    (project.app / "model_aliases.json").write_text(OWN_ALIASES)
+    assert project.play().code == 0
+    assert (project.app / "model_aliases.json").read_text() == OWN_ALIASES
+
+
+def test_an_edited_env_file_is_kept_and_its_values_are_not_shown(played: Project) -> None:
+    env = played.app / ".env"
+    edited = env.read_text() + f"SOME_PROXY='{SECRET_SETTING}'\n"
+    env.write_text(edited)
+    kept = played.play()
+    assert (kept.code, kept.changed) == (0, 0)
+    assert env.read_text() == edited
+    assert "other values, not shown, of: SOME_PROXY" in kept.output
+    assert played.play("gateway", "-e", "gateway_config_overwrite=.env").changed == 1
+    assert SECRET_SETTING not in env.read_text()
+
+
+def test_a_new_token_replaces_the_old_one(played: Project) -> None:
+    before = played.token_file.read_text().strip()
+    played.token_file.write_text("another-token-of-this-test\n")
+    done = played.play()
+    assert (done.code, done.changed) == (0, 1)
+    assert "another-token-of-this-test" in (played.app / ".env").read_text()
+    assert before not in done.output
+    assert "other values, not shown, of: GATEWAY_BEARER_TOKEN" in done.output
+
+
+@pytest.mark.parametrize(
+    ("aliases", "variables", "reason"),
+    [
+        ("{", {}, "model_aliases.json: line 1: not JSON"),
+        (None, {"gateway_bearer_token": "abc"}, "GATEWAY_BEARER_TOKEN is 3 characters long"),
+        (None, {"gateway_settings": {"MAX_REQUEST_BYTES": "many"}}, "MAX_REQUEST_BYTES: "),
+    ],
+)
+def test_what_the_gateway_refuses_is_not_written(
+    played: Project, aliases: str | None, variables: dict[str, Any], reason: str
+) -> None:
+    """And nothing is started anew, so that what runs goes on."""
+    before = {path.name: path.read_bytes() for path in played.app.iterdir()}
+    definition = played.definition()
+    if aliases:
+        (played.inventory / "files/model_aliases.json").write_text(aliases)
+    broken = played.play(
+        **variables, appliance_services_override={"gateway": {"port": 18800}, "llamacpp": {"port": 18088}}
+    )
+    assert reason in broken.refusal()
+    assert "Traceback" not in broken.output
+    assert ".staged-" not in broken.refusal()
+    assert {path.name: path.read_bytes() for path in played.app.iterdir()} == before
+    assert played.definition() == definition
+
+
+def test_an_edited_file_that_is_broken_is_refused_before_the_restart(played: Project) -> None:
+    (played.app / "model_aliases.json").write_text("{")
+    assert "model_aliases.json: line 1: not JSON" in played.play().refusal()
+
+
+def test_only_files_of_the_operators_can_be_overwritten(played: Project) -> None:
+    refusal = played.play("gateway", "-e", "gateway_config_overwrite=backends.yaml").refusal()
+    assert "backends.yaml: no file of the operator's; there are .env, model_aliases.json" in refusal
+
+
+def test_removal_keeps_what_was_edited(played: Project) -> None:
+    (played.app / "model_aliases.json").write_text(OWN_ALIASES)
+    dry = played.play("gateway", "--check", tasks="remove")
+    assert dry.code == 0, dry.output
+    assert dry.changed > 0
+    assert (played.app / ".env").exists()
+    removed = played.play(tasks="remove")
+    assert removed.code == 0, removed.output
+    assert played.definition()["state"] == "absent"
+    assert not (played.root / "var/lib/gateway/env").exists()
+    assert sorted(path.name for path in played.app.iterdir()) == [".written.json", "model_aliases.json"]
+    assert played.play(tasks="remove").changed == 0
+
+
+def test_removal_of_unedited_files_leaves_no_directory(played: Project) -> None:
+    assert played.play(tasks="remove").code == 0
+    assert not played.app.exists()
+
+
+def test_the_service_of_llamacpp(project: Project) -> None:
+    done = project.play("llamacpp")
+    assert done.code == 0, done.output
+    home = project.root / "var/lib/llamacpp"
+    definition = project.definition("llamacpp")
+    assert definition["argv"] == [
+        *(f"{home}/env/bin/python", "-I", f"{home}/app/llamacpp_server.py", "--host", "127.0.0.1", "--port", "8088"),
+        *("--model-name", "smollm2-135m-instruct", "--context-size", "4096", "--parallel", "4"),
+    ]
+    assert definition["reads"] == [f"{home}/env", f"{home}/app/llamacpp_server.py"]
+    assert (definition["exceptions"], definition["writable"]) == ([], [])
+    assert project.play("llamacpp").changed == 0
+    assert project.play("llamacpp", "--check").changed == 0
+
+    tuned = {"llamacpp_threads": 3, "llamacpp_parallel": 2, "llamacpp_context_size": 512}
+    named = {"llamacpp_model_path": "/srv/models/own.gguf", "llamacpp_model_name": "own"}
+    assert project.play("llamacpp", **tuned, **named).code == 0
+    assert project.definition("llamacpp")["argv"][7:] == [
+        *("--model-name", "own", "--context-size", "512", "--parallel", "2"),
+        *("--threads", "3", "--model", "/srv/models/own.gguf"),
+    ]
+    assert project.play("llamacpp", tasks="remove").code == 0
+    assert list(home.iterdir()) == []
+
+
+def test_llamacpp_says_what_to_type_when_its_library_is_missing(project: Project, tmp_path: Path) -> None:
+    python = tmp_path / "python-without-libgomp"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    refusal = project.play("llamacpp", appliance_python=str(python)).refusal()
+    assert "box1: llama.cpp needs libgomp.so.1; type: sudo apt-get install libgomp1" in refusal
+    assert list(project.root.iterdir()) == []
+
+
+def test_the_service_of_the_embedder(project: Project) -> None:
+    done = project.play("gateway_embed", gateway_embed_threads=2)
+    assert done.code == 0, done.output
+    home = project.root / "var/lib/gateway-embed"
+    definition = project.definition("gateway_embed")
+    command = [f"{home}/env/bin/gateway-embed", "--host", "127.0.0.1", "--port", "8802"]
+    assert definition["argv"] == [*command, "--threads", "2"]
+    assert (definition["reads"], definition["exceptions"]) == ([f"{home}/env"], ["procfs"])
+    assert project.play("gateway_embed").code == 0
+    assert project.definition("gateway_embed")["argv"] == command
+    assert project.play("gateway_embed", tasks="remove").code == 0
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("product", ["llamacpp", "gateway_embed"])
+def test_a_dry_run_of_a_backend_on_a_bare_host(project: Project, product: str) -> None:
+    dry = project.play(product, "--check")
+    assert dry.code == 0, dry.output
+    assert dry.changed > 0
+    assert list(project.root.iterdir()) == []
