@@ -163,15 +163,7 @@ def litellm_program() -> Path:
         print(f"bench: installing the peer into {venv}", file=sys.stderr, flush=True)
         uv = Path(sys.executable).with_name("uv")
         subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, venv], check=True)
-        install: list[str | Path] = [
-            uv,
-            "pip",
-            "install",
-            "--quiet",
-            "--compile-bytecode",
-            "--python",
-            venv / "bin" / "python",
-        ]
-        subprocess.run([*install, "--require-hashes", "-r", lock], check=True)
+        options: list[str | Path] = ["--quiet", "--compile-bytecode", "--require-hashes", "--requirement", lock]
+        subprocess.run([uv, "pip", "install", "--python", venv / "bin" / "python", *options], check=True)
         (venv / "installed").touch()
     return venv / "bin" / "litellm"

@@ -1,0 +1,77 @@
+"""An appliance under test: one that is there already, or one that is provisioned here as `make up` does it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from tests.ansible_run import ROOT, ansible_playbook
+from tests.gateway.conftest import free_ports
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Appliance:
+    """Where a client finds it. `root` holds all of one that was provisioned here, None for one that was there."""
+
+    url: str
+    token: str
+    root: Path | None = None
+
+
+def existing() -> Appliance | None:
+    """The appliance that APPLIANCE_URL and APPLIANCE_TOKEN_FILE name, the two lines that `make up` ends with."""
+    url, token_file = os.environ.get("APPLIANCE_URL"), os.environ.get("APPLIANCE_TOKEN_FILE")
+    if not url or not token_file:
+        return None
+    return Appliance(url.rstrip("/").removesuffix("/v1") + "/v1", Path(token_file).read_text().strip())
+
+
+@contextmanager
+def provisioned(place: Path) -> Iterator[Appliance]:
+    """inventories/local with another directory and free ports, brought up by the real playbooks and down again."""
+    inventory, port = _inventory(place)
+    try:
+        ansible_playbook(ROOT / "playbooks" / "site.yml", inventory=inventory, timeout=900).succeeded()
+        token = (inventory.parent / "secrets" / "gateway_token").read_text().strip()
+        yield Appliance(f"http://127.0.0.1:{port}/v1", token, place / "root")
+    finally:
+        ansible_playbook(ROOT / "playbooks" / "down.yml", inventory=inventory).succeeded()
+
+
+def _inventory(place: Path) -> tuple[Path, int]:
+    """A copy of inventories/local that shares no directory and no port with any other; the API's port."""
+    directory = place / "inventory"
+    shutil.copytree(ROOT / "inventories" / "local", directory, ignore=shutil.ignore_patterns("secrets"))
+    path = directory / "hosts.yml"
+    inventory: dict[str, Any] = yaml.safe_load(path.read_text())
+    api, observability, embed, llamacpp = free_ports(4)
+    inventory["all"]["hosts"]["localhost"] |= {
+        "appliance_root": str(place / "root"),
+        "appliance_services_override": {
+            "gateway": {"port": api, "listeners": {"observability": {"port": observability}}},
+            "gateway_embed": {"port": embed},
+            "llamacpp": {"port": llamacpp},
+        },
+    }
+    path.write_text(yaml.safe_dump(inventory))
+    return path, api
+
+
+def poll(ask: Callable[[], T | None], problem: str, seconds: float) -> T:
+    """What `ask` gives as soon as it gives something; fails with `problem` after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (found := ask()) is not None:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{problem} within {seconds} s")

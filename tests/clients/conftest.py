@@ -1,0 +1,57 @@
+"""Fixtures: the appliance, the gateway's wheel alone, and SDKs that point at them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from release.build import build_wheel
+from tests.ansible_run import ROOT
+from tests.clients.appliance import Appliance, existing, provisioned
+from tests.clients.upstream import ToolCaller, tool_caller
+
+
+@pytest.fixture(scope="session")
+def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    """The appliance that the environment names, else one that is provisioned for this session."""
+    if there := existing():
+        yield there
+        return
+    with provisioned(tmp_path_factory.mktemp("appliance")) as appliance:
+        yield appliance
+
+
+@pytest.fixture
+def client(appliance: Appliance) -> Iterator[openai.OpenAI]:
+    """OpenAI's SDK, unmodified, without its own retries so that a test sees every answer."""
+    with openai.OpenAI(base_url=appliance.url, api_key=appliance.token, max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`gateway` of the wheel, in a virtual environment that holds nothing but it and what it depends on."""
+    place = tmp_path_factory.mktemp("wheel")
+    wheel = build_wheel(ROOT / "gateway_pkg", place)
+    uv = Path(sys.executable).with_name("uv")
+    install = [uv, "pip", "install", "--quiet", "--python", place / "venv" / "bin" / "python"]
+    for command in (
+        [uv, "venv", "--quiet", "--python", sys.executable, place / "venv"],
+        [*install, "--require-hashes", "-r", ROOT / "release" / "locks" / "gateway.txt"],
+        [*install, "--no-deps", wheel],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return place / "venv" / "bin" / "gateway"
+
+
+@pytest.fixture(scope="session")
+def caller() -> Iterator[ToolCaller]:
+    """A backend that answers with tool calls."""
+    with tool_caller() as caller:
+        yield caller

@@ -1,0 +1,196 @@
+"""OpenAI's Python SDK, unmodified, against the provisioned appliance and its real models."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import operator
+import struct
+from typing import Any
+
+import openai
+import pytest
+
+from tests.clients.appliance import Appliance
+
+HELLO: Any = [{"role": "user", "content": "Say hello to the world."}]
+EMBEDDER = "all-minilm-l6-v2"
+RELATED = ("A cat sleeps on the warm sofa.", "A kitten naps on the couch.")
+UNRELATED = "The central bank raised its interest rate by a quarter of a percent."
+
+
+def test_models_and_aliases_are_listed(client: openai.OpenAI) -> None:
+    ids = [model.id for model in client.models.list()]
+    assert {"default", "fast"} <= set(ids)
+    assert any("smollm2-135m-instruct" in name for name in ids)
+    assert any(EMBEDDER in name for name in ids)
+    assert {client.models.retrieve(name).id for name in ids} == set(ids)
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(model="default", messages=HELLO, max_tokens=16)
+    answer = raw.parse()
+    assert (answer.choices[0].message.content or "").strip()
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens > 0
+    assert 0 < answer.usage.completion_tokens <= 16
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert raw.headers["x-backend-used"] == "llamacpp"
+    assert raw.headers["x-model-used"] == "smollm2-135m-instruct"
+    assert raw.headers["x-router-reason"] == "alias:model"
+    assert raw.headers["x-request-id"]
+
+
+def test_every_name_of_the_model_answers(client: openai.OpenAI) -> None:
+    for model in ("default", "fast", "smollm2-135m-instruct", "llamacpp:smollm2-135m-instruct", "llamacpp"):
+        answer = client.chat.completions.create(model=model, messages=HELLO, max_tokens=4)
+        assert answer.usage is not None, model
+
+
+def test_parameters_reach_the_model(client: openai.OpenAI) -> None:
+    def ask(seed: int) -> str | None:
+        answer = client.chat.completions.create(
+            model="default", messages=HELLO, max_tokens=24, temperature=1.5, seed=seed
+        )
+        return answer.choices[0].message.content
+
+    assert ask(1) == ask(1)
+    assert len({ask(seed) for seed in range(2, 6)}) > 1
+
+
+def test_stream(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(model="default", messages=HELLO, max_tokens=24, stream=True)
+    chunks = list(stream)
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+    assert len(pieces) > 1
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+    assert all(chunk.usage is None for chunk in chunks), "usage that nobody asked for"
+
+
+def test_stream_tells_its_usage_when_asked(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="default", messages=HELLO, max_tokens=8, stream=True, stream_options={"include_usage": True}
+    )
+    usages = [chunk.usage for chunk in stream if chunk.usage]
+    assert len(usages) == 1
+    assert 0 < usages[0].completion_tokens <= 8
+
+
+def test_stream_ends_with_the_terminator(client: openai.OpenAI) -> None:
+    with client.chat.completions.with_streaming_response.create(
+        model="default", messages=HELLO, max_tokens=8, stream=True
+    ) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
+        lines = [line for line in response.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    assert lines.count("data: [DONE]") == 1
+
+
+def test_completions(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="default", prompt="Once upon a time", max_tokens=12)
+    assert answer.choices[0].text.strip()
+    assert answer.usage is not None
+    assert 0 < answer.usage.completion_tokens <= 12
+    stream = client.completions.create(model="default", prompt="Once upon a time", max_tokens=12, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream if chunk.choices).strip()
+
+
+def cosine(one: list[float], other: list[float]) -> float:
+    return sum(map(operator.mul, one, other)) / (math.hypot(*one) * math.hypot(*other))
+
+
+def test_related_sentences_score_higher(client: openai.OpenAI) -> None:
+    answer = client.embeddings.create(model=EMBEDDER, input=[*RELATED, UNRELATED])
+    assert [item.index for item in answer.data] == [0, 1, 2]
+    assert answer.usage.total_tokens > 0
+    cat, kitten, bank = (item.embedding for item in answer.data)
+    assert len(cat) == 384
+    assert cosine(cat, kitten) > 0.5 > cosine(cat, bank)
+
+
+def test_embeddings_as_floats_and_as_base64(client: openai.OpenAI) -> None:
+    floats = client.embeddings.create(model=EMBEDDER, input=RELATED[0], encoding_format="float").data[0].embedding
+    packed: Any = client.embeddings.create(model=EMBEDDER, input=RELATED[0], encoding_format="base64").data[0].embedding
+    data = base64.b64decode(packed) if isinstance(packed, str) else struct.pack(f"<{len(packed)}f", *packed)
+    assert list(struct.unpack(f"<{len(floats)}f", data)) == pytest.approx(floats, abs=1e-6)
+
+
+def test_a_wrong_token_is_a_401(appliance: Appliance) -> None:
+    with (
+        openai.OpenAI(base_url=appliance.url, api_key="not-the-token-of-this-appliance", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError) as error,
+    ):
+        stranger.models.list()
+    assert error.value.response.headers["www-authenticate"] == "Bearer"
+    assert error.value.type == "authentication_error"
+    assert appliance.token not in str(error.value)
+
+
+def test_an_unknown_model_is_a_404_with_the_nearest_names(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="default") as error:
+        client.chat.completions.create(model="defualt", messages=HELLO)
+    assert error.value.code == "model_not_found"
+    assert error.value.param == "model"
+    with pytest.raises(openai.NotFoundError, match="smollm2-135m-instruct"):
+        client.models.retrieve("smollm2-135m-instrut")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"temperature": "warm"}, "temperature"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"content": "x"}]}, "messages"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"stream": "maybe"}, "stream"),
+    ],
+)
+def test_a_wrong_field_is_a_400_that_names_it(client: openai.OpenAI, body: dict[str, Any], param: str) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(model="default", messages=HELLO, extra_body=body)
+    assert (error.value.param or "").split(".")[0] == param
+    assert error.value.type == "invalid_request_error"
+
+
+def test_what_a_backend_cannot_do_is_a_400(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="does not support chat"):
+        client.chat.completions.create(model=EMBEDDER, messages=HELLO)
+    with pytest.raises(openai.BadRequestError, match="does not support embeddings"):
+        client.embeddings.create(model="default", input="x")
+
+
+def test_a_body_that_is_too_large_is_a_413(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError, match="MAX_REQUEST_BYTES") as error:
+        client.chat.completions.create(model="default", messages=[{"role": "user", "content": "x" * 1_100_000}])
+    assert error.value.status_code == 413
+
+
+async def in_parallel(appliance: Appliance) -> list[int]:
+    """Tokens of four requests at once, streams and answers mixed: as many as the model takes at a time."""
+
+    async def answered(client: openai.AsyncOpenAI, tokens: int) -> int:
+        answer = await client.chat.completions.create(
+            model="default", messages=HELLO, max_tokens=tokens, extra_body={"ignore_eos": True}
+        )
+        return answer.usage.completion_tokens if answer.usage else 0
+
+    async def streamed(client: openai.AsyncOpenAI, tokens: int) -> int:
+        stream = await client.chat.completions.create(
+            model="default",
+            messages=HELLO,
+            max_tokens=tokens,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        return sum([chunk.usage.completion_tokens async for chunk in stream if chunk.usage])
+
+    async with openai.AsyncOpenAI(base_url=appliance.url, api_key=appliance.token, max_retries=0) as client:
+        return await asyncio.gather(*(ask(client, 5 + n) for n, ask in enumerate([answered, streamed] * 2)))
+
+
+def test_requests_in_parallel_each_get_their_own_answer(appliance: Appliance) -> None:
+    assert asyncio.run(in_parallel(appliance)) == [5, 6, 7, 8]

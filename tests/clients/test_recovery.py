@@ -1,0 +1,90 @@
+"""The model's process is killed in the middle of a stream: what a client sees until the service manager has it back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.clients.appliance import Appliance, poll
+
+COUNT: Any = [{"role": "user", "content": "Count to a thousand."}]
+LONG: dict[str, Any] = {"model": "default", "messages": COUNT, "max_tokens": 1500, "ignore_eos": True, "stream": True}
+BACK = 60  # seconds that the service manager and the model's start may take
+
+
+@pytest.fixture
+def root(appliance: Appliance) -> Path:
+    if appliance.root is None:
+        pytest.skip("only an appliance that the tests provisioned may be broken; unset APPLIANCE_URL")
+    return appliance.root
+
+
+@pytest.fixture
+def http(appliance: Appliance) -> Any:
+    headers = {"Authorization": f"Bearer {appliance.token}"}
+    with httpx.Client(base_url=appliance.url, headers=headers, timeout=60, trust_env=False) as client:
+        yield client
+
+
+def kill_model(root: Path) -> int:
+    """SIGKILL to the process that supervisor runs as llamacpp; its id."""
+    control = [root / "var/lib/supervisor/env/bin/supervisorctl", "-c", root / "etc/appliance/supervisord.conf"]
+    pid = int(subprocess.run([*control, "pid", "llamacpp"], capture_output=True, text=True, check=True).stdout)
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def wait_until_back(http: httpx.Client) -> list[int]:
+    """Every status until the first 200; what is not a 200 must be a 503 that says what is wrong."""
+    statuses: list[int] = []
+
+    def ask() -> bool | None:
+        answer = http.post("/chat/completions", json={"model": "default", "messages": COUNT, "max_tokens": 4})
+        statuses.append(answer.status_code)
+        if answer.status_code == 200:
+            return True
+        assert answer.status_code == 503, answer.text
+        error = answer.json()["error"]
+        assert error["code"] == "backend_not_ready"
+        assert "llamacpp" in error["message"]
+        assert int(answer.headers["retry-after"]) > 0
+        return None
+
+    poll(ask, f"the model did not come back, answers were {statuses}", BACK)
+    return statuses
+
+
+def test_model_killed_mid_stream(root: Path, http: httpx.Client) -> None:
+    with http.stream("POST", "/chat/completions", json=LONG) as response:
+        assert response.status_code == 200
+        lines = response.iter_lines()
+        received = [next(lines) for _ in range(8)]
+        kill_model(root)
+        received += lines
+    assert "data: [DONE]" not in received
+    last = [line for line in received if line][-1]
+    assert '"error"' in last and '"message"' in last
+    statuses = wait_until_back(http)
+    assert statuses[0] == 503
+    assert statuses[-1] == 200
+
+
+def test_the_sdk_raises_instead_of_ending(root: Path, http: httpx.Client, client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="default", messages=COUNT, max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
+    )
+    next(stream)
+    kill_model(root)
+    with pytest.raises(openai.APIError, match="llamacpp"):
+        list(stream)
+    with pytest.raises(openai.InternalServerError) as error:
+        client.chat.completions.create(model="default", messages=COUNT, max_tokens=4)
+    assert error.value.status_code == 503
+    wait_until_back(http)
