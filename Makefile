@@ -15,7 +15,7 @@ down: ## stop every service, keep the data
 	@release/play.sh playbooks/down.yml
 
 status: ## say of each listener whether it answers
-	@ANSIBLE_STDOUT_CALLBACK=minimal release/play.sh playbooks/status.yml
+	@release/play.sh playbooks/status.yml
 
 clean: ## stop and remove all that `make` made, data too
 	@release/clean.sh

@@ -27,4 +27,5 @@ esac
 release/bootstrap.sh control
 # Named, since Ansible passes over the configuration of a directory that others may write. Quiet: what changes and fails.
 export ANSIBLE_CONFIG=$PWD/ansible.cfg ANSIBLE_DISPLAY_OK_HOSTS=false ANSIBLE_DISPLAY_SKIPPED_HOSTS=false
+export ANSIBLE_CALLBACK_PLUGINS=playbooks/callback_plugins ANSIBLE_STDOUT_CALLBACK=brief
 exec .venv/bin/ansible-playbook "${arguments[@]}" "$@"

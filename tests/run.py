@@ -61,8 +61,13 @@ class Tally:
 
 
 def run(*argv: str | Path, **environment: str) -> int:
+    """Run a command before everybody's eyes; 127 when there is no such program."""
     print(f"$ {' '.join(str(word).removeprefix(f'{BIN}/') for word in argv)}", flush=True)
-    return subprocess.run(argv, cwd=ROOT, env={**ENVIRONMENT, **environment}, check=False).returncode
+    try:
+        return subprocess.run(argv, cwd=ROOT, env={**ENVIRONMENT, **environment}, check=False).returncode
+    except FileNotFoundError:
+        print(f"{argv[0]} is missing; type: molecule/setup.sh", file=sys.stderr)
+        return 127
 
 
 def counted(tally: Tally, name: str, start: Callable[[Path], int]) -> None:
@@ -102,7 +107,7 @@ def lint() -> Tally:
         [BIN / "ruff", "check", "--quiet", "."],
         [BIN / "ruff", "format", "--check", "--quiet", "."],
         *typed(),
-        [BIN / "shellcheck", *listed.stdout.split()],
+        ["shellcheck", *listed.stdout.split()],
         [BIN / "yamllint", "--strict", "."],
         [BIN / "ansible-lint", "--quiet"],
     ]
