@@ -17,11 +17,10 @@ async def dial(origin: Origin, factory: Callable[[], Connection], tls: ssl.SSLCo
     """A connection made by `factory`. Raises OSError, of which ssl.SSLError is one."""
     if is_address(origin.host):
         return await _dial_family(origin, factory, tls, socket.AF_UNSPEC)
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
-    first, *others = dict.fromkeys(family for family, *_ in found)  # in the system's order of preference
+    first, *others = await _families(origin)
     if not others:
         return await _dial_family(origin, factory, tls, first)
+    loop = asyncio.get_running_loop()
     attempts = [loop.create_task(_dial_family(origin, factory, tls, first))]
     winner: asyncio.Task[Connection] | None = None
     try:
@@ -39,6 +38,13 @@ async def dial(origin: Origin, factory: Callable[[], Connection], tls: ssl.SSLCo
                 attempt.cancel()
             elif attempt is not winner and _is_connected(attempt):
                 attempt.result().drop()
+
+
+async def _families(origin: Origin) -> list[int]:
+    """The address families of a name, in the system's order of preference."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(int(family) for family, *_ in found))
 
 
 async def _dial_family(
