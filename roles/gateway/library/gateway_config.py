@@ -122,7 +122,8 @@ class Config:
         self._path: str = module.params["path"]
         self._record: Dict[str, str] = json.loads(read(os.path.join(self._path, RECORD)) or "{}")
         self._files = [self._file(options) for options in module.params["files"]]
-        self._kept = [file for file in self._files if file.edited() and file.name not in self._overwrite()]
+        overwrite = self._overwrite()
+        self._kept = [file for file in self._files if file.edited() and file.name not in overwrite]
 
     def _file(self, options: Dict[str, Any]) -> File:
         name, secret = options["name"], options["secret"] is not None
