@@ -25,6 +25,10 @@ case ${MODE:-rootless} in
 esac
 
 release/bootstrap.sh control
+# Ansible refuses to run without a UTF-8 locale.
+if [[ $(locale charmap 2>/dev/null) != UTF-8 ]]; then
+  if [[ $OSTYPE == darwin* ]]; then export LC_ALL=en_US.UTF-8; else export LC_ALL=C.UTF-8; fi
+fi
 # Named, since Ansible passes over the configuration of a directory that others may write. Quiet: what changes and fails.
 export ANSIBLE_CONFIG=$PWD/ansible.cfg ANSIBLE_DISPLAY_OK_HOSTS=false ANSIBLE_DISPLAY_SKIPPED_HOSTS=false
 export ANSIBLE_CALLBACK_PLUGINS=playbooks/callback_plugins ANSIBLE_STDOUT_CALLBACK=brief
