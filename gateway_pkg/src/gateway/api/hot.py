@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -15,7 +14,6 @@ from pydantic import TypeAdapter, ValidationError
 from gateway.api.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from gateway.http.errors import ApiError
 from gateway.http.exchange import JSON, ClientGone, Exchange
-from gateway.http.watch import Watch
 from gateway.routing.registry import Registry, Slots
 from gateway.settings import Settings
 from gateway.upstream.failures import failure, refused
@@ -40,15 +38,12 @@ HOT_ROUTES = (
     HotRoute("/v1/embeddings", "embeddings", "embeddings", "Embed texts as vectors", TypeAdapter(EmbeddingRequest)),
 )
 
-_MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
-
 
 class HotHandler:
     """Answers the hot routes. One request holds one slot of admission until its last byte is out."""
 
     def __init__(self, registry: Registry, settings: Settings) -> None:
         self._registry = registry
-        self._watch = Watch()
         self._max_request_bytes = settings.max_request_bytes
         self._max_response_bytes = settings.upstream_max_response_bytes
 
@@ -62,21 +57,20 @@ class HotHandler:
         route = self._registry.route(model, exchange.headers.get(b"x-backend", b""), hot.capability)
         exchange.route = route
         if route.decision.model != model:
-            body = with_model(body, route.decision.model, bool(model))
+            body = with_model(body, route.decision.model, model)
         slots = self._registry.take(route)
         exchange.slots = slots
-        watched = self._watch.begin(exchange.receive)
+        exchange.cancel_when_left()
         try:
             await self._relay(exchange, slots, body)
         except UpstreamError as error:
             raise failure(error, slots.backend) from error
         except asyncio.CancelledError:
-            if not watched.is_gone:
+            if not exchange.was_left():
                 raise
-            watched.take_back_cancel()
             raise ClientGone from None
         finally:
-            watched.done()
+            exchange.finished()
             slots.inflight -= 1
 
     async def _relay(self, exchange: Exchange, slots: Slots, body: bytes) -> None:
@@ -133,12 +127,18 @@ def parse(body: bytes, hot: HotRoute) -> dict[str, Any]:
         raise ApiError(400, f"Invalid request: {where}{problem['msg']}", param=param, code="invalid_value") from None
 
 
-def with_model(body: bytes, model: str, is_named: bool) -> bytes:
-    """The JSON object `body` with `model` as its model, every other byte as it came; `is_named`: it has one now."""
-    named = b'"model":' + orjson.dumps(model)
-    # No \u00 escape and one "model" alone: then the match can only be the object's own key.
-    if is_named and body.count(b'"model"') == 1 and b"\\u00" not in body and (match := _MODEL.search(body)):
-        return body[: match.start()] + named + body[match.end() :]
+def with_model(body: bytes, model: str, was: str) -> bytes:
+    """The JSON object `body` with `model` instead of the model that it names now (`was`, "" for none).
+
+    Every other byte stays as it came, unless the model's place in the text is not certain.
+    """
+    # One "model" alone, and no \\u00 escape that could spell another: it can only be the object's own key.
+    if was and body.count(b'"model"') == 1 and b"\\u00" not in body:
+        for written in (b'"model":', b'"model": '):
+            named = written + orjson.dumps(was)
+            at = body.find(named)
+            if at >= 0:
+                return body[:at] + written + orjson.dumps(model) + body[at + len(named) :]
     # The standard library's numbers are exact where orjson's are 64 bits wide.
     content = json.loads(body)
     content["model"] = model

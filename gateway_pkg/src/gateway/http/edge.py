@@ -53,7 +53,18 @@ class Edge:
         self._requests += 1
         exchange = Exchange(scope, receive, send, f"{self._id_prefix}{self._requests:012x}")
         try:
-            await self._dispatch(exchange)
+            self._doorkeeper.check_address(scope["client"])
+            path = scope["path"]
+            if path not in OPEN_PATHS:
+                exchange.caller = self._doorkeeper.identify(exchange.headers.get(b"authorization")).name
+            self._check_length(exchange.headers.get(b"content-length"))
+            hot = self._routes.get(path)
+            if hot is None:
+                await self._pages(scope, receive, exchange.send)
+            elif scope["method"] == "POST":
+                await self._hot(exchange, hot)
+            else:
+                raise ApiError(405, f"{path} takes POST", code="method_not_allowed", headers=((b"allow", b"POST"),))
         except ApiError as error:
             await exchange.fail(error)
         except ClientGone:
@@ -66,19 +77,6 @@ class Edge:
         finally:
             self._record(exchange)
 
-    async def _dispatch(self, exchange: Exchange) -> None:
-        scope, headers = exchange.scope, exchange.headers
-        path = scope["path"]
-        self._doorkeeper.check_address(scope["client"])
-        if path not in OPEN_PATHS:
-            exchange.caller = self._doorkeeper.identify(headers.get(b"authorization")).name
-        length = headers.get(b"content-length")
+    def _check_length(self, length: bytes | None) -> None:
         if length is not None and (len(length) > LENGTH_DIGITS or int(length) > self._max_request_bytes):
             raise too_large(self._max_request_bytes, "MAX_REQUEST_BYTES")
-        hot = self._routes.get(path)
-        if hot is None:
-            await self._pages(scope, exchange.receive, exchange.send)
-        elif scope["method"] != "POST":
-            raise ApiError(405, f"{path} takes POST", code="method_not_allowed", headers=((b"allow", b"POST"),))
-        else:
-            await self._hot(exchange, hot)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from time import perf_counter
+from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.http.errors import ApiError
+from gateway.http.protocol import EXTENSION, Protocol
 from gateway.routing.registry import Route, Slots
 
 CLIENT_GONE = 499  # nginx's number for it; never sent, only recorded
@@ -22,7 +25,7 @@ class ClientGone(Exception):
 
 
 class Exchange:
-    """Reads the body once, sends the answer, and keeps what is recorded of the request.
+    """Reads the body once, sends the answer, cancels the work when the client leaves, keeps what is recorded.
 
     `status` is 0 until the head is out; `first_byte_at` is in time.perf_counter seconds; `route` is None until the
     request has one, and its headers go out with whatever is answered.
@@ -41,6 +44,9 @@ class Exchange:
     has_tools = False
     route: Route | None = None
     slots: Slots | None = None
+    _task: asyncio.Task[Any] | None = None
+    _is_left = False
+    _connection: Protocol
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         self.scope = scope
@@ -49,6 +55,33 @@ class Exchange:
         self.request_id = request_id
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.started = perf_counter()
+
+    def cancel_when_left(self) -> None:
+        """From now on the client's leaving cancels the current task; `finished` must follow."""
+        self._connection = connection = self.scope["extensions"][EXTENSION]
+        # With the loop given, Python 3.11 need not ask the kernel for its process id.
+        self._task = asyncio.current_task(connection.loop)
+        connection.on_left = self._left
+
+    def finished(self) -> None:
+        """The work is over: its client may do as it likes."""
+        self._connection.on_left = None
+
+    def was_left(self) -> bool:
+        """Whether a cancellation of the current task is due to the client's leaving; such a one is taken back."""
+        if self._is_left and self._task is not None:
+            self._task.uncancel()
+        return self._is_left
+
+    def _left(self) -> None:
+        self._is_left = True
+        if self._task is not None:
+            self._task.cancel()
+
+    @property
+    def first_byte_ms(self) -> float:
+        """Milliseconds until a stream's first event went out."""
+        return (self.first_byte_at - self.started) * 1000
 
     async def body(self, limit: int, setting: str) -> bytes:
         """The whole body; raises ApiError 413 (naming `setting`) when longer than `limit` bytes, ClientGone."""
