@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-
 from gateway.upstream import dial
 from gateway.upstream.connection import Connection
 from gateway.upstream.http1 import ConnectFailed, Pool, Timeouts
 from gateway.upstream.origin import Origin
+
 from tests.gateway.scripted import LOOPS, OK, Backend, Run, backend, pool, run_on
 
 
@@ -81,9 +81,7 @@ def test_a_name(run: Run) -> None:
 
 
 @pytest.mark.parametrize("ipv6", ["answers", "refuses", "is a black hole"])
-def test_a_name_with_both_families_is_reached_on_either(
-    run: Run, ipv6: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_with_both_families_is_reached_on_either(run: Run, ipv6: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name and the black hole are made here; the sockets are real."""
     given_up = []
     connect = dial._dial_family
@@ -130,7 +128,9 @@ class Authority:
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
         usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
         builder = self._builder(self.name, self.key.public_key()).add_extension(usage, True)
-        self.certificate = builder.add_extension(x509.BasicConstraints(True, None), True).sign(self.key, hashes.SHA256())
+        self.certificate = builder.add_extension(x509.BasicConstraints(True, None), True).sign(
+            self.key, hashes.SHA256()
+        )
 
     def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
@@ -190,7 +190,7 @@ def test_a_certificate_of_an_unknown_authority_is_refused(run: Run, tmp_path: Pa
             backend(tls=Authority(tmp_path).server(*LOCAL)) as server,
             pool(server, "https://127.0.0.1") as client,
         ):
-            with pytest.raises(ConnectFailed, match="(?i)certificate verify failed"):
+            with pytest.raises(ConnectFailed, match=r"(?i)certificate verify failed"):
                 await client.request(b"GET", b"/", b"")
             assert client.open_connections == 0
 
@@ -205,7 +205,7 @@ def test_a_certificate_for_another_name_is_refused(run: Run, tmp_path: Path) -> 
             backend(tls=authority.server(x509.DNSName("elsewhere.test"))) as server,
             pool(server, "https://localhost", ssl_context=authority.client()) as client,
         ):
-            with pytest.raises(ConnectFailed, match="(?i)mismatch"):
+            with pytest.raises(ConnectFailed, match=r"(?i)mismatch"):
                 await client.request(b"GET", b"/", b"")
 
     run(test)
