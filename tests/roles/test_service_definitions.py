@@ -108,7 +108,7 @@ def test_systemd_finds_nothing_to_say_about_a_unit(units: Path, case: str) -> No
 
 @pytest.mark.parametrize("case", EXPOSURE)
 def test_a_unit_is_sandboxed(units: Path, case: str) -> None:
-    argv = ["systemd-analyze", "security", "--offline=true", units / f"{case}.service"]
+    argv: list[str | Path] = ["systemd-analyze", "security", "--offline=true", units / f"{case}.service"]
     output = subprocess.run(argv, capture_output=True, text=True).stdout
     exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", output)
     assert exposure and float(exposure[1]) <= EXPOSURE[case], output
