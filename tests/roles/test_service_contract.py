@@ -119,7 +119,7 @@ def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
 
 
 def test_supervisord_killed_outright_is_replaced(tmp_path: Path) -> None:
-    """Its stale socket and pid file are in nobody's way; its orphans, which no manager has any more, are ended by hand."""
+    """Its stale socket and pid file are in nobody's way; its orphans are ended by hand."""
     machine = Machine(tmp_path)
     machine.play()
     try:
