@@ -1,5 +1,6 @@
 """Who may come in: tokens, addresses, sizes; nothing open by accident."""
 
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
 from tests.gateway.upstream import Upstream
 
-OPEN = {"/health", "/readyz", "/docs", "/openapi.json"}
+DOCS = {"/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"}
+OPEN = {"/health", "/readyz", "/openapi.json", *DOCS}
 
 
 def test_every_route_but_the_open_ones_asks_for_a_token(served: Gateway) -> None:
@@ -18,7 +20,7 @@ def test_every_route_but_the_open_ones_asks_for_a_token(served: Gateway) -> None
         page = stranger.get("/openapi.json").json()
         paths = {
             *page["paths"],
-            "/docs",
+            *DOCS,
             "/openapi.json",
             "/docs/oauth2-redirect",
             "/redoc",
@@ -35,6 +37,14 @@ def test_every_route_but_the_open_ones_asks_for_a_token(served: Gateway) -> None
                 else:
                     assert answer.status_code == 401, (method, path)
                     assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_docs_need_no_other_host(served: Gateway) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{served.port}", trust_env=False) as stranger:
+        page = stranger.get("/docs").text
+        assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) == DOCS - {"/docs"}
+        for path in DOCS:
+            assert stranger.get(path).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from gateway import __version__
+from gateway.api.docs import make_docs_router
 from gateway.api.hot import HOT_ROUTES, HotHandler
 from gateway.api.openapi import describe
 from gateway.api.pages import make_router
@@ -69,10 +70,9 @@ def build(settings: Settings) -> House:
             await request_log.close()
 
     shown_metrics = metrics if settings.metrics_enabled else None
-    pages = FastAPI(
-        title="AI Appliance gateway", version=__version__, lifespan=lifespan, redoc_url=None, docs_url="/docs"
-    )
+    pages = FastAPI(title="AI Appliance gateway", version=__version__, lifespan=lifespan, redoc_url=None, docs_url=None)
     pages.include_router(make_router(registry, shown_metrics))
+    pages.include_router(make_docs_router(pages.title))
     pages.add_exception_handler(ApiError, _answer_error)
     pages.add_exception_handler(HTTPException, _answer_error)
     pages.add_exception_handler(RequestValidationError, _answer_error)

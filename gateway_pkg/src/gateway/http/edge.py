@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from gateway.api import docs
 from gateway.api.hot import HotRoute
 from gateway.http.errors import ApiError
 from gateway.http.exchange import ClientGone, Exchange, too_large
@@ -18,7 +19,7 @@ from gateway.http.tokens import Doorkeeper
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = ("/health", "/readyz", "/docs", "/openapi.json")
+OPEN_PATHS = ("/health", "/readyz", "/openapi.json", *docs.PATHS)
 LENGTH_DIGITS = 18
 
 Hot = Callable[[Exchange, HotRoute], Awaitable[None]]

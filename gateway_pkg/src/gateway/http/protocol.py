@@ -57,7 +57,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: self}
+        self.scope["extensions"] = {EXTENSION: cast(Any, self)}
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
