@@ -92,8 +92,7 @@ def typed() -> Iterator[list[str | Path]]:
     """Runs of mypy over what goes together; a role's plugins by themselves, since their names meet elsewhere."""
     mypy: list[str | Path] = [BIN / "mypy", "--no-error-summary"]
     yield [*mypy, "gateway_pkg/src", "release", "playbooks", "docs"]
-    yield [*mypy, "tests", "--exclude=^tests/bench/"]
-    yield [*mypy, "--package=tests.bench"]
+    yield [*mypy, "--package=tests"]
     for directory in sorted(ROOT.glob("roles/*/*/")):
         if any(directory.glob("*.py")):
             yield [*mypy, directory.relative_to(ROOT)]

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_run import ROOT, Run, ansible_playbook
-from podman_hosts import Fleet, Host, Network, eventually, why_unavailable
+
+from tests.ansible_run import ROOT, Run, ansible_playbook
+from tests.podman_hosts import Fleet, Host, Network, eventually, why_unavailable
 
 pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
 

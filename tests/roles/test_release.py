@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_run import Run, ansible_playbook
-from tiny_wheel import tiny_wheel
 
 from release.wheelhouse import WHEELHOUSE, sha256
+from tests.ansible_run import Run, ansible_playbook
+from tests.tiny_wheel import tiny_wheel
 
 PYTHON = str(Path(sys.executable).resolve())
 

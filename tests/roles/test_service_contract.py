@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from podman_hosts import eventually, why_unavailable
-from roles.service_contract.machines import Machine, MacMachine, SystemdMachine
+
+from tests.podman_hosts import eventually, why_unavailable
+from tests.roles.service_contract.machines import Machine, MacMachine, SystemdMachine
 
 MACHINES: dict[str, type[Machine]] = {"supervisor": Machine, "launchd": MacMachine, "systemd": SystemdMachine}
 

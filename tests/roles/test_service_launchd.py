@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from podman_hosts import eventually
+
+from tests.podman_hosts import eventually
 
 ROLE = Path(__file__).parents[2] / "roles/service"
 LABEL = "com.example.job"

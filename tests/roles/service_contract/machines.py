@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from podman_hosts import ENVIRONMENT, Fleet, podman
+from tests.podman_hosts import ENVIRONMENT, Fleet, podman
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
