@@ -39,12 +39,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("wheel")
     wheel = build_wheel(ROOT / "gateway_pkg", place)
     uv = Path(sys.executable).with_name("uv")
-    install = [uv, "pip", "install", "--quiet", "--python", place / "venv" / "bin" / "python"]
-    for command in (
+    install: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", place / "venv" / "bin" / "python"]
+    commands: tuple[list[str | Path], ...] = (
         [uv, "venv", "--quiet", "--python", sys.executable, place / "venv"],
         [*install, "--require-hashes", "-r", ROOT / "release" / "locks" / "gateway.txt"],
         [*install, "--no-deps", wheel],
-    ):
+    )
+    for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     return place / "venv" / "bin" / "gateway"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
-import operator
 import struct
 from typing import Any
 
@@ -99,7 +98,8 @@ def test_completions(client: openai.OpenAI) -> None:
 
 
 def cosine(one: list[float], other: list[float]) -> float:
-    return sum(map(operator.mul, one, other)) / (math.hypot(*one) * math.hypot(*other))
+    product = sum(a * b for a, b in zip(one, other, strict=True))
+    return product / (math.hypot(*one) * math.hypot(*other))
 
 
 def test_related_sentences_score_higher(client: openai.OpenAI) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,18 @@ def root(appliance: Appliance) -> Path:
 
 
 @pytest.fixture
-def http(appliance: Appliance) -> Any:
+def http(appliance: Appliance) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {appliance.token}"}
     with httpx.Client(base_url=appliance.url, headers=headers, timeout=60, trust_env=False) as client:
         yield client
 
 
-def kill_model(root: Path) -> int:
-    """SIGKILL to the process that supervisor runs as llamacpp; its id."""
-    control = [root / "var/lib/supervisor/env/bin/supervisorctl", "-c", root / "etc/appliance/supervisord.conf"]
-    pid = int(subprocess.run([*control, "pid", "llamacpp"], capture_output=True, text=True, check=True).stdout)
+def kill_model(root: Path) -> None:
+    """SIGKILL to the process that supervisor runs as llamacpp."""
+    control = root / "var/lib/supervisor/env/bin/supervisorctl"
+    ask: list[str | Path] = [control, "-c", root / "etc/appliance/supervisord.conf", "pid", "llamacpp"]
+    pid = int(subprocess.run(ask, capture_output=True, text=True, check=True).stdout)
     os.kill(pid, signal.SIGKILL)
-    return pid
 
 
 def wait_until_back(http: httpx.Client) -> list[int]:

@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas()]
+        choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas()]
         choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls"})
         for choice in choices:
             self.event(json.dumps({**HEAD, "object": "chat.completion.chunk", "choices": [choice]}))
