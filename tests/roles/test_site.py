@@ -1,0 +1,92 @@
+"""The life of a rootless appliance by the real playbooks: check, install, again, a service less, remove."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.ansible_run import ROOT, Run, ansible_playbook
+from tests.gateway.conftest import free_ports
+
+
+class Site:
+    """A copy of inventories/local with a directory and ports of its own."""
+
+    def __init__(self, place: Path) -> None:
+        self.root = place / "root"
+        self.inventory = place / "inventory" / "hosts.yml"
+        self.inventory.parent.mkdir()
+        self.token = self.inventory.parent / "secrets" / "gateway_token"
+        self.api, self.observability, self.embed, self.llamacpp = free_ports(4)
+        self.declaration: dict[str, Any] = yaml.safe_load((ROOT / "inventories/local/hosts.yml").read_text())
+        self.declaration["all"]["hosts"]["localhost"] |= {
+            "appliance_root": str(self.root),
+            "appliance_services_override": {
+                "gateway": {"port": self.api, "listeners": {"observability": {"port": self.observability}}},
+                "gateway_embed": {"port": self.embed},
+                "llamacpp": {"port": self.llamacpp},
+            },
+        }
+
+    def play(self, playbook: str, *arguments: str) -> Run:
+        self.inventory.write_text(yaml.safe_dump(self.declaration))
+        return ansible_playbook(ROOT / "playbooks" / playbook, *arguments, inventory=self.inventory, timeout=900)
+
+    def declared(self) -> set[str]:
+        return set(json.loads((self.root / "etc/appliance/services.json").read_text())["services"])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    yield site
+    site.play("remove.yml", "-e", "appliance_remove_confirmed=true").succeeded()
+
+
+def test_the_life_of_an_appliance(site: Site) -> None:
+    dry = site.play("site.yml", "--check").succeeded()
+    assert dry.changed > 0
+    assert not site.root.exists()
+    assert not site.token.exists()
+
+    first = site.play("site.yml", "--diff").succeeded()
+    token = site.token.read_text().strip()
+    assert token not in first.output
+    assert site.token.stat().st_mode & 0o777 == 0o600
+    assert site.declared() == {"gateway", "gateway_embed", "llamacpp"}
+    assert listens(site.llamacpp)
+
+    assert site.play("site.yml").succeeded().changed == 0
+    assert site.play("site.yml", "--check").succeeded().changed == 0
+
+    del site.declaration["all"]["children"]["llamacpp"]
+    site.play("site.yml", "--tags", "install-gateway_embed").succeeded()
+    assert listens(site.llamacpp), "installing one service removes none"
+    assert "llamacpp" in site.declared(), "what is yet to be removed stays declared"
+    site.play("site.yml", "--tags", "setup-gateway").succeeded()
+    assert not listens(site.llamacpp)
+    assert site.declared() == {"gateway", "gateway_embed"}
+    assert "llamacpp" not in (site.root / "var/lib/gateway/app/backends.yaml").read_text()
+
+    site.play("down.yml").succeeded()
+    assert not listens(site.api)
+    assert site.play("down.yml").succeeded().changed == 0
+    status = site.play("status.yml").succeeded()
+    assert f"gateway api on 127.0.0.1:{site.api}: down" in status.output
+
+    refused = site.play("remove.yml")
+    assert refused.status == 2
+    assert "type -e appliance_remove_confirmed=true" in refused.output
+    assert site.root.exists()
+    site.play("remove.yml", "-e", "appliance_remove_confirmed=true").succeeded()
+    assert not site.root.exists()
+    assert not site.token.exists()
