@@ -22,7 +22,7 @@ import yaml
 CHECKOUT = Path(__file__).parents[2]
 SHIPPED = (CHECKOUT / "files/model_aliases.json").read_text()
 OWN_ALIASES = '{"aliases": {"default": {"backend": "llamacpp", "model": "mine"}}}\n'
-SECRET_SETTING = "http://secret-proxy.example"
+SECRET = "http://secret-proxy.example"
 
 INVENTORY = """
 all:
@@ -149,7 +149,7 @@ class Project:
     def _secrets(self, variables: dict[str, Any]) -> list[str]:
         token = self.token_file.read_text().strip() if self.token_file.exists() else None
         chosen = variables.get("gateway_bearer_token")
-        return [secret for secret in (token, chosen, SECRET_SETTING) if secret]
+        return [secret for secret in (token, chosen, SECRET) if secret]
 
     def definition(self, service: str = "gateway") -> dict[str, Any]:
         """What the role `service` was given."""
@@ -162,70 +162,59 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-@pytest.fixture
-def played(project: Project) -> Project:
-    """The gateway as a first run leaves it."""
-    project.play()
-    return project
-
-
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_a_dry_run_on_a_bare_host_leaves_nothing_behind(project: Project) -> None:
+def test_the_gateway_from_a_bare_host_to_a_converged_one(project: Project) -> None:
     dry = project.play("gateway", "--check")
     assert dry.changed > 0
     assert not project.token_file.exists()
     assert list(project.root.iterdir()) == []
 
-
-def test_a_first_run_writes_everything_and_a_second_nothing(played: Project) -> None:
-    token = played.token_file.read_text()
+    project.play()
+    token = project.token_file.read_text()
     assert re.fullmatch(r"[A-Za-z0-9_-]{43}\n", token)
-    assert mode(played.token_file) == 0o600
-    env = (played.app / ".env").read_text().splitlines()
+    assert mode(project.token_file) == 0o600
+    env = (project.app / ".env").read_text().splitlines()
     assert env[-1] == f"GATEWAY_BEARER_TOKEN='{token.strip()}'"
-    assert (played.app / "model_aliases.json").read_text() == SHIPPED
+    assert (project.app / "model_aliases.json").read_text() == SHIPPED
     for name in (".env", "model_aliases.json", "backends.yaml"):
-        assert mode(played.app / name) == 0o640
-    assert mode(played.app) == 0o755
-    assert played.play().changed == 0
-    assert played.play("gateway", "--check").changed == 0
-    assert played.token_file.read_text() == token
+        assert mode(project.app / name) == 0o640
+    assert mode(project.app) == 0o755
+    assert yaml.safe_load((project.app / "backends.yaml").read_text()) == {"backends": BACKENDS}
+    assert project.definition() == gateway_definition(project.root / "var/lib/gateway")
+
+    assert project.play().changed == 0
+    assert project.play("gateway", "--check").changed == 0
+    assert project.token_file.read_text() == token
 
 
-def test_backends_come_from_catalog_and_inventory(played: Project) -> None:
-    limits = {"chat": 4, "completions": 4}
-    health = {"liveness": "/health", "readiness": "/health"}
-    llamacpp = {
-        "class": "llamacpp",
-        "description": "llama.cpp with a small model inside, the default on every machine",
-        "supported_capabilities": ["chat", "completions"],
-        "concurrency_limits": limits,
-        "health": health,
-        "optional": False,
-    }
-    assert yaml.safe_load((played.app / "backends.yaml").read_text()) == {
-        "backends": {
-            "gateway_embed@box1": {
-                "class": "gateway_embed",
-                "base_url": "http://127.0.0.1:8802/v1",
-                "description": "Sentence embeddings on the CPU, no network needed",
-                "supported_capabilities": ["embeddings"],
-                "concurrency_limits": {"embeddings": 4},
-                "health": health,
-                "optional": True,
-            },
-            "llamacpp@box1": {**llamacpp, "base_url": "http://127.0.0.1:8088/v1"},
-            "llamacpp@box2": {**llamacpp, "base_url": "http://10.1.2.3:8088/v1"},
-        }
-    }
+LLAMACPP = {
+    "class": "llamacpp",
+    "description": "llama.cpp with a small model inside, the default on every machine",
+    "supported_capabilities": ["chat", "completions"],
+    "concurrency_limits": {"chat": 4, "completions": 4},
+    "health": {"liveness": "/health", "readiness": "/health"},
+    "optional": False,
+}
+BACKENDS = {
+    "gateway_embed@box1": {
+        "class": "gateway_embed",
+        "base_url": "http://127.0.0.1:8802/v1",
+        "description": "Sentence embeddings on the CPU, no network needed",
+        "supported_capabilities": ["embeddings"],
+        "concurrency_limits": {"embeddings": 4},
+        "health": {"liveness": "/health", "readiness": "/health"},
+        "optional": True,
+    },
+    "llamacpp@box1": {**LLAMACPP, "base_url": "http://127.0.0.1:8088/v1"},
+    "llamacpp@box2": {**LLAMACPP, "base_url": "http://10.1.2.3:8088/v1"},
+}
 
 
-def test_the_service_of_the_gateway(played: Project) -> None:
-    home = played.root / "var/lib/gateway"
-    assert played.definition() == {
+def gateway_definition(home: Path) -> dict[str, Any]:
+    return {
         "state": "present",
         "argv": [f"{home}/env/bin/gateway", "serve", "--env-file", f"{home}/app/.env"],
         "environment": {
@@ -246,22 +235,16 @@ def test_the_service_of_the_gateway(played: Project) -> None:
     }
 
 
-def test_a_backend_known_by_name_may_be_at_any_address(project: Project) -> None:
+def test_what_the_operator_chose_for_the_gateway(project: Project) -> None:
     hosts = project.inventory / "hosts.yml"
     hosts.write_text(INVENTORY.replace("10.1.2.3", "box2.example"))
-    project.play()
-    assert project.definition()["peers"] == ["any"]
-
-
-def test_settings_and_listeners_that_the_operator_chose(project: Project) -> None:
-    override = {"gateway": {"port": 18800, "allow_from": ["10.0.0.0/8"]}}
+    (project.inventory / "files/model_aliases.json").write_text(OWN_ALIASES)
     token = "it's-a-token-of-the-operator"
-    settings = {"MAX_REQUEST_BYTES": 5000, "METRICS_ENABLED": False, "IP_ALLOWLIST": "10.0.0.0/8"}
     project.play(
         gateway_bearer_token=token,
-        gateway_settings=settings,
+        gateway_settings={"MAX_REQUEST_BYTES": 5000, "METRICS_ENABLED": False, "IP_ALLOWLIST": "10.0.0.0/8"},
         gateway_shutdown_timeout=5,
-        appliance_services_override=override,
+        appliance_services_override={"gateway": {"port": 18800, "allow_from": ["10.0.0.0/8"]}},
     )
     assert (project.app / ".env").read_text().splitlines()[1:] == [
         r"GATEWAY_BEARER_TOKEN='it\'s-a-token-of-the-operator'",
@@ -270,10 +253,13 @@ def test_settings_and_listeners_that_the_operator_chose(project: Project) -> Non
         "METRICS_ENABLED='false'",
     ]
     assert not project.token_file.exists()
-    environment = project.definition()["environment"]
+    assert (project.app / "model_aliases.json").read_text() == OWN_ALIASES
+    definition = project.definition()
+    environment = definition["environment"]
     assert (environment["GATEWAY_HOST"], environment["GATEWAY_PORT"]) == ("0.0.0.0", "18800")
     assert environment["OBSERVABILITY_HOST"] == "127.0.0.1"
-    assert project.definition()["stop_timeout"] == 15
+    assert definition["stop_timeout"] == 15
+    assert definition["peers"] == ["any"]  # a backend that is known by name may be at any address
 
 
 def test_settings_that_are_made_elsewhere_are_refused_before_anything_is_installed(project: Project) -> None:
@@ -282,122 +268,63 @@ def test_settings_that_are_made_elsewhere_are_refused_before_anything_is_install
     assert list(project.root.iterdir()) == []
 
 
-def test_an_operators_file_is_used_updated_and_kept_once_it_is_edited(played: Project) -> None:
-    aliases = played.app / "model_aliases.json"
-    own = played.inventory / "files/model_aliases.json"
-    own.write_text(OWN_ALIASES)
-    played.play()
-    assert aliases.read_text() == OWN_ALIASES  # the hash was the one that the first run wrote
-
-    edited = OWN_ALIASES.replace("mine", "edited on the host")
-    aliases.write_text(edited)
-    kept = played.play()
+def test_edits_on_the_host_are_kept_until_the_operator_says_otherwise(project: Project) -> None:
+    project.play()
+    aliases, env = project.app / "model_aliases.json", project.app / ".env"
+    before = env.read_text()
+    aliases.write_text(OWN_ALIASES)
+    env.write_text(before + f"SOME_PROXY='{SECRET}'\n")
+    kept = project.play()
     assert kept.changed == 0
-    assert aliases.read_text() == edited
+    assert (aliases.read_text(), env.read_text()) == (OWN_ALIASES, before + f"SOME_PROXY='{SECRET}'\n")
     assert "model_aliases.json: edited on the host and kept" in kept.output
     assert "-e gateway_config_overwrite=model_aliases.json" in kept.output
-    assert "edited on the host" in kept.output.split("@@")[-1]
-    assert played.play("gateway", "--check").changed == 0
-
-    replaced = played.play("gateway", "-e", "gateway_config_overwrite=model_aliases.json")
-    assert replaced.changed == 1
-    assert aliases.read_text() == OWN_ALIASES
-    assert played.play().changed == 0
-
-
-def test_an_operators_file_that_was_there_first_is_kept(project: Project) -> None:
-    project.app.mkdir(parents=True)
-    (project.app / "model_aliases.json").write_text(OWN_ALIASES)
-    project.play()
-    assert (project.app / "model_aliases.json").read_text() == OWN_ALIASES
-
-
-def test_an_edited_env_file_is_kept_and_its_values_are_not_shown(played: Project) -> None:
-    env = played.app / ".env"
-    edited = env.read_text() + f"SOME_PROXY='{SECRET_SETTING}'\n"
-    env.write_text(edited)
-    kept = played.play()
-    assert kept.changed == 0
-    assert env.read_text() == edited
     assert "other values, not shown, of: SOME_PROXY" in kept.output
-    assert played.play("gateway", "-e", "gateway_config_overwrite=.env").changed == 1
-    assert SECRET_SETTING not in env.read_text()
+
+    project.token_file.write_text("another-token-of-this-test\n")
+    replaced = project.play("gateway", "-e", "gateway_config_overwrite=.env,model_aliases.json")
+    assert replaced.changed == 1
+    assert aliases.read_text() == SHIPPED
+    assert env.read_text().endswith("GATEWAY_BEARER_TOKEN='another-token-of-this-test'\n")
+    assert "other values, not shown, of: GATEWAY_BEARER_TOKEN" in replaced.output
+    assert before.split("'")[1] not in replaced.output
 
 
-def test_a_new_token_replaces_the_old_one(played: Project) -> None:
-    before = played.token_file.read_text().strip()
-    played.token_file.write_text("another-token-of-this-test\n")
-    done = played.play()
-    assert done.changed == 1
-    assert "another-token-of-this-test" in (played.app / ".env").read_text()
-    assert before not in done.output
-    assert "other values, not shown, of: GATEWAY_BEARER_TOKEN" in done.output
+def test_what_the_gateway_refuses_is_not_written_and_nothing_restarts(project: Project) -> None:
+    project.play()
+    before = {path.name: path.read_bytes() for path in project.app.iterdir()}
+    definition = project.definition()
+    override = {"gateway": {"port": 18800}, "llamacpp": {"port": 18088}}
+    refusal = project.refusal(gateway_bearer_token="abc", appliance_services_override=override)
+    assert "GATEWAY_BEARER_TOKEN is 3 characters long" in refusal
+    assert {path.name: path.read_bytes() for path in project.app.iterdir()} == before
+    assert project.definition() == definition
 
 
-@pytest.mark.parametrize(
-    ("aliases", "variables", "reason"),
-    [
-        ("{", {}, "model_aliases.json: line 1: not JSON"),
-        (None, {"gateway_bearer_token": "abc"}, "GATEWAY_BEARER_TOKEN is 3 characters long"),
-        (None, {"gateway_settings": {"MAX_REQUEST_BYTES": "many"}}, "MAX_REQUEST_BYTES: "),
-    ],
-)
-def test_what_the_gateway_refuses_is_not_written(
-    played: Project, aliases: str | None, variables: dict[str, Any], reason: str
-) -> None:
-    """And nothing is started anew, so that what runs goes on."""
-    before = {path.name: path.read_bytes() for path in played.app.iterdir()}
-    definition = played.definition()
-    if aliases:
-        (played.inventory / "files/model_aliases.json").write_text(aliases)
-    refusal = played.refusal(
-        **variables, appliance_services_override={"gateway": {"port": 18800}, "llamacpp": {"port": 18088}}
-    )
-    assert reason in refusal
-    assert "Traceback" not in refusal
-    assert ".staged-" not in refusal
-    assert {path.name: path.read_bytes() for path in played.app.iterdir()} == before
-    assert played.definition() == definition
+def test_removal_of_the_gateway_keeps_what_was_edited(project: Project) -> None:
+    project.play()
+    (project.app / "model_aliases.json").write_text(OWN_ALIASES)
+    project.play(entry_point="remove")
+    assert project.definition()["state"] == "absent"
+    assert not (project.root / "var/lib/gateway/env").exists()
+    assert sorted(path.name for path in project.app.iterdir()) == [".written.json", "model_aliases.json"]
+    assert project.play("gateway", "--check", entry_point="remove").changed == 0
 
 
-def test_an_edited_file_that_is_broken_is_refused_before_the_restart(played: Project) -> None:
-    (played.app / "model_aliases.json").write_text("{")
-    assert "model_aliases.json: line 1: not JSON" in played.refusal()
+def test_llamacpp(project: Project) -> None:
+    assert project.play("llamacpp", "--check").changed > 0
+    assert list(project.root.iterdir()) == []
 
-
-def test_only_files_of_the_operators_can_be_overwritten(played: Project) -> None:
-    refusal = played.refusal("gateway", "-e", "gateway_config_overwrite=backends.yaml")
-    assert "backends.yaml: no file of the operator's; there are .env, model_aliases.json" in refusal
-
-
-def test_removal_keeps_what_was_edited(played: Project) -> None:
-    (played.app / "model_aliases.json").write_text(OWN_ALIASES)
-    dry = played.play("gateway", "--check", entry_point="remove")
-    assert dry.changed > 0
-    assert (played.app / ".env").exists()
-    played.play(entry_point="remove")
-    assert played.definition()["state"] == "absent"
-    assert not (played.root / "var/lib/gateway/env").exists()
-    assert sorted(path.name for path in played.app.iterdir()) == [".written.json", "model_aliases.json"]
-    assert played.play(entry_point="remove").changed == 0
-
-
-def test_removal_of_unedited_files_leaves_no_directory(played: Project) -> None:
-    played.play(entry_point="remove")
-    assert not played.app.exists()
-
-
-def test_the_service_of_llamacpp(project: Project) -> None:
     project.play("llamacpp")
     home = project.root / "var/lib/llamacpp"
     definition = project.definition("llamacpp")
+    launcher = f"{home}/app/llamacpp_server.py"
     assert definition["argv"] == [
-        *(f"{home}/env/bin/python", "-I", f"{home}/app/llamacpp_server.py", "--host", "127.0.0.1", "--port", "8088"),
+        *(f"{home}/env/bin/python", "-I", launcher, "--host", "127.0.0.1", "--port", "8088"),
         *("--model-name", "smollm2-135m-instruct", "--context-size", "4096", "--parallel", "4"),
     ]
-    assert definition["reads"] == [f"{home}/env", f"{home}/app/llamacpp_server.py"]
+    assert definition["reads"] == [f"{home}/env", launcher]
     assert (definition["exceptions"], definition["writable"]) == ([], [])
-    assert project.play("llamacpp").changed == 0
     assert project.play("llamacpp", "--check").changed == 0
 
     tuned = {"llamacpp_threads": 3, "llamacpp_parallel": 2, "llamacpp_context_size": 512}
@@ -420,21 +347,18 @@ def test_llamacpp_says_what_to_type_when_its_library_is_missing(project: Project
     assert list(project.root.iterdir()) == []
 
 
-def test_the_service_of_the_embedder(project: Project) -> None:
-    project.play("gateway_embed", gateway_embed_threads=2)
+def test_the_embedder(project: Project) -> None:
+    assert project.play("gateway_embed", "--check").changed > 0
+    assert list(project.root.iterdir()) == []
+
+    project.play("gateway_embed")
     home = project.root / "var/lib/gateway-embed"
     definition = project.definition("gateway_embed")
     command = [f"{home}/env/bin/gateway-embed", "--host", "127.0.0.1", "--port", "8802"]
-    assert definition["argv"] == [*command, "--threads", "2"]
+    assert definition["argv"] == command
     assert (definition["reads"], definition["exceptions"]) == ([f"{home}/env"], ["procfs"])
-    project.play("gateway_embed")
-    assert project.definition("gateway_embed")["argv"] == command
+
+    project.play("gateway_embed", gateway_embed_threads=2)
+    assert project.definition("gateway_embed")["argv"] == [*command, "--threads", "2"]
     project.play("gateway_embed", entry_point="remove")
     assert list(home.iterdir()) == []
-
-
-@pytest.mark.parametrize("product", ["llamacpp", "gateway_embed"])
-def test_a_dry_run_of_a_backend_on_a_bare_host(project: Project, product: str) -> None:
-    dry = project.play(product, "--check")
-    assert dry.changed > 0
-    assert list(project.root.iterdir()) == []

@@ -41,7 +41,7 @@ options:
       content: {description: Its text; not needed to remove it., type: str}
       secret: {description: Its text when nobody may see it; lines NAME=value., type: str}
       operator: {description: Whether the operator may edit it on the host., type: bool, default: false}
-  overwrite: {description: Names of edited files that are replaced all the same., type: list, elements: str, default: []}
+  overwrite: {description: Names of edited files to be replaced all the same., type: list, elements: str, default: []}
   owner: {description: Owner of the files., type: str}
   group: {description: Group that may read them., type: str}
   check:
@@ -146,7 +146,7 @@ class Config:
     def present(self) -> Dict[str, Any]:
         for file in self._kept:
             self._module.warn(
-                "{0}: edited on the host and kept; -e gateway_config_overwrite={1} replaces it\n{2}".format(
+                "{}: edited on the host and kept; -e gateway_config_overwrite={} replaces it\n{}".format(
                     os.path.join(self._path, file.name), file.name, file.difference()
                 )
             )
