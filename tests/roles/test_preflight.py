@@ -332,3 +332,18 @@ def test_the_playbook_refuses_a_taken_port(tmp_path: Path) -> None:
 def test_the_playbook_refuses_a_missing_python(tmp_path: Path) -> None:
     (line,) = refusals(tmp_path, {"appliance_python": str(tmp_path / "python3")})
     assert f"no Python 3.11 or newer at {tmp_path / 'python3'} (none); install one" in line
+
+
+@pytest.mark.parametrize("name", ["local", "lan", "mac"])
+def test_shipped_inventories_pass(name: str) -> None:
+    inventory = ["-i", f"inventories/{name}"]
+    commands = [
+        ["playbook", "playbooks/site.yml", *inventory, "--syntax-check"],
+        ["adhoc", "all", *inventory, "--playbook-dir", "playbooks", "-m", "ansible.builtin.assert", "-a"],
+    ]
+    commands[1].append("that='appliance_catalog | catalog_problems(groups, hostvars) == []'")
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "ansible", *command], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
