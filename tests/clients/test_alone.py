@@ -28,7 +28,6 @@ TOOLS: list[ChatCompletionToolParam] = [
             "name": name,
             "description": 'Zürich, "quoted", 天気',
             "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-            "strict": True,
         },
     }
     for name in upstream.NAMES
