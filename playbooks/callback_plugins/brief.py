@@ -11,7 +11,7 @@ DOCUMENTATION = """
 name: brief
 type: stdout
 short_description: The default output, tasks that change nothing and files that are included left out
-extends_documentation_fragment: [default_callback]
+extends_documentation_fragment: [default_callback, result_format_callback]
 """
 
 
