@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,16 +29,21 @@ class Run:
 
 def ansible_playbook(playbook: Path, *arguments: str, inventory: Path, timeout: float = 300) -> Run:
     argv = [str(ANSIBLE_PLAYBOOK), str(playbook), "-i", str(inventory), *arguments]
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    # Without it an inventory's host would be reached through a connection that an earlier run left open.
-    environment["ANSIBLE_SSH_CONTROL_PATH_DIR"] = str(inventory.parent / "cp")
-    done = subprocess.run(
-        argv,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
+    with tempfile.TemporaryDirectory(prefix="ssh") as sockets:
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            # No connection that an earlier run left open is used again: its host may be another one by now.
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": sockets,
+        }
+        done = subprocess.run(
+            argv,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
     return Run(done.returncode, done.stdout)

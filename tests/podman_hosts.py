@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = "localhost/appliance-host:12"
 ENVIRONMENT = {**os.environ, "CONTAINERS_CONF": str(ROOT / "molecule/image/containers.conf")}
-SYSTEMD = ["--systemd=always", "--cap-add=NET_ADMIN,SYS_ADMIN", "--security-opt=seccomp=unconfined"]
+SYSTEMD = ["--systemd=always", "--cap-add=NET_ADMIN,SYS_ADMIN,SYS_PTRACE", "--security-opt=seccomp=unconfined"]
 SYSTEMD += ["--security-opt=unmask=ALL"]
 
 

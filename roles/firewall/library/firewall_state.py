@@ -35,7 +35,8 @@ def main() -> None:
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
 
     def find(program: str) -> str | None:
-        return module.get_bin_path(program, opt_dirs=["/usr/sbin", "/sbin"])
+        path: str | None = module.get_bin_path(program, opt_dirs=["/usr/sbin", "/sbin"])
+        return path
 
     def output(program: str, *arguments: str) -> str:
         path = find(program)
