@@ -119,6 +119,40 @@ def test_a_name_with_both_families_is_reached_on_either(run: Run, ipv6: str, mon
     run(test)
 
 
+def test_of_two_families_that_connect_at_once_one_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = dial._dial_family
+
+    async def families(_: Origin) -> list[int]:
+        return [socket.AF_INET6, socket.AF_INET]
+
+    async def test() -> None:
+        both_connected = asyncio.Barrier(2)
+
+        async def on_family(
+            origin: Origin, factory: Callable[[], Connection], tls: ssl.SSLContext | None, _family: int
+        ) -> Connection:
+            connection = await connect(replace(origin, host="127.0.0.1"), factory, tls, socket.AF_INET)
+            await both_connected.wait()
+            return connection
+
+        monkeypatch.setattr(dial, "SECOND_FAMILY_AFTER", 0.01)
+        monkeypatch.setattr(dial, "_families", families)
+        monkeypatch.setattr(dial, "_dial_family", on_family)
+        async with backend() as server, pool(server, "http://both.test") as client:
+            task = asyncio.create_task(client.request(b"GET", b"/", b""))
+            peers = [await server.accept(), await server.accept()]
+            answers = [asyncio.create_task(peer.answer(OK)) for peer in peers]
+            assert await (await task).read(2) == b"ok"
+            results = await asyncio.gather(*answers, return_exceptions=True)
+            assert sorted(type(result).__name__ for result in results) in (
+                ["IncompleteReadError", "bytes"],
+                ["ConnectionResetError", "bytes"],
+            )
+            assert client.open_connections == 1
+
+    run(test)
+
+
 class Authority:
     """A certificate authority of the test's own."""
 

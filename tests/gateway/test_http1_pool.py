@@ -118,6 +118,23 @@ def test_a_cancelled_retry_leaves_nothing(run: Run) -> None:
     run(test)
 
 
+def test_a_request_that_is_cancelled_as_its_connection_dies_leaves_its_slot(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server, max_connections=1) as client:
+            peer = await served(client, server)
+            task = get(client)
+            await peer.request()
+            (connection,) = client._joined
+            connection.eof_received()  # in one step of the loop: found dead …
+            task.cancel()  # … and cancelled
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (client.open_connections, server.accepted) == (0, 1)
+            await served(client, server)
+
+    run(test)
+
+
 def test_idle_connections_are_closed_in_time_or_by_the_backend(run: Run) -> None:
     async def test() -> None:
         async with backend() as server, pool(server, keepalive_idle=0.05) as client:
