@@ -34,7 +34,7 @@ class Bounds:
     memory_seconds: float
 
 
-FULL = Bounds(3, 80_000, 1280, 2000, 20, 100_000, 10, 120)
+FULL = Bounds(3, 80_000, 1280, 2000, 20, 100_000, 10, 60)
 QUICK = Bounds(1, 20_000, 256, 500, 5, 10_000, 3, 10)
 
 
