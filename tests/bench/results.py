@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-NEVER = -1.0  # stands for a leaving that the upstream never saw
+NEVER = -1.0  # stands for a leaving that the upstream did not see while it was waited for
 
 # key, what it says, how a figure is written, what the gateway must reach
 ROWS = (
@@ -40,7 +40,8 @@ class Results:
         if not values:
             return ""
         if NEVER in values:
-            return "never"
+            seen = [value for value in values if value != NEVER]
+            return f"{form.format(statistics.median(seen))}, then not within 2 s" if seen else "not within 2 s"
         middle = form.format(statistics.median(values))
         return f"{middle} (worst {form.format(max(values))})" if row.startswith("leaving") else middle
 
