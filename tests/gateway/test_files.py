@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gateway.app import build
 from gateway.refusal import Refusal
 from gateway.routing.aliases import Alias, load_aliases
 from gateway.routing.backends import load_backends
@@ -99,3 +100,21 @@ def test_taken_port_is_a_refusal(refused: Callable[..., str], tmp_path: Path) ->
         port = taken.getsockname()[1]
         assert f"port {port} on 127.0.0.1 is taken" in refused(GATEWAY_PORT=str(port))
     assert environment(tmp_path)["GATEWAY_BACKENDS_PATH"].startswith(str(tmp_path))
+
+
+def test_aliases_need_no_file_unless_one_is_named(tmp_path: Path) -> None:
+    write_files(tmp_path, "http://127.0.0.1:9/v1")
+    given = {"gateway_bearer_token": "x" * 32, "gateway_backends_path": tmp_path / "backends.yaml"}
+    build(load_settings(**given))
+    with pytest.raises(Refusal, match="does not exist"):
+        build(load_settings(**given, model_aliases_path=tmp_path / "missing.json"))
+
+
+def test_misspelt_key_is_one_problem(tmp_path: Path) -> None:
+    path = tmp_path / "backends.yaml"
+    path.write_text(GOOD.replace("base_url", "bas_url") + "}}")
+    with pytest.raises(Refusal) as caught:
+        load_backends(path, {})
+    (problem,) = caught.value.problems
+    assert "bas_url: unknown key" in problem
+    assert "did you mean 'base_url'?" in problem

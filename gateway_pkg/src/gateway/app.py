@@ -92,7 +92,10 @@ def _registry(settings: Settings, tls: ssl.SSLContext) -> Registry:
     )
     records = load_backends(settings.gateway_backends_path)
     backends = [Backend(name, record, timeouts, tls) for name, record in records.items()]
-    return Registry(backends, load_aliases(settings.model_aliases_path))
+    # A gateway that nobody provisioned may have no aliases; a file that somebody named must be there.
+    is_named = "model_aliases_path" in settings.model_fields_set
+    has_aliases = is_named or settings.model_aliases_path.exists()
+    return Registry(backends, load_aliases(settings.model_aliases_path) if has_aliases else {})
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from gateway.api.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from gateway.http.errors import ApiError
-from gateway.http.exchange import JSON, ClientGone, Exchange
-from gateway.routing.registry import Registry, Slots
+from gateway.http.exchange import ClientGone, Exchange
+from gateway.routing.registry import Registry, Route, Slots
 from gateway.settings import Settings
 from gateway.upstream.failures import failure, refused
 from gateway.upstream.http1 import ProtocolViolation, Response, UpstreamError
@@ -62,7 +62,7 @@ class HotHandler:
         exchange.slots = slots
         exchange.cancel_when_left()
         try:
-            await self._relay(exchange, slots, body)
+            await self._relay(exchange, route, slots, body)
         except UpstreamError as error:
             raise failure(error, slots.backend) from error
         except asyncio.CancelledError:
@@ -73,14 +73,14 @@ class HotHandler:
             exchange.finished()
             slots.inflight -= 1
 
-    async def _relay(self, exchange: Exchange, slots: Slots, body: bytes) -> None:
+    async def _relay(self, exchange: Exchange, route: Route, slots: Slots, body: bytes) -> None:
         backend = slots.backend
         sent_at = perf_counter()
         response = await backend.pool.request(b"POST", slots.target, backend.request_headers, body)
         try:
             content_type = response.header(b"content-type") or b""
             if response.status == 200 and content_type.startswith(b"application/json"):
-                await exchange.answer(200, await response.read(self._max_response_bytes), [JSON])
+                await exchange.relay(await response.read(self._max_response_bytes), route)
             elif response.status == 200 and content_type.startswith(b"text/event-stream"):
                 await _pass_stream(exchange, response, content_type)
             elif response.status == 200:

@@ -104,11 +104,15 @@ def _fill(value: Any, environment: Mapping[str, str], path: Path) -> Any:
 
 
 def _with_nearest_keys(refusal: Refusal) -> Refusal:
-    """Adds the likely spelling to each unknown key."""
+    """Adds the likely spelling to each unknown key, and does not also ask for the key that was meant."""
     keys = [field.alias or name for name, field in BackendRecord.model_fields.items()]
-    lines = []
+    lines, meant = [], set()
     for line in refusal.problems:
-        place = line.split(": ")[1]
-        near = get_close_matches(place.rsplit(".", 1)[-1], keys, n=1)
-        lines.append(f"{line} (did you mean '{near[0]}'?)" if near and "unknown key" in line else line)
-    return Refusal(*lines)
+        file, place, problem = line.split(": ", 2)
+        record, _, key = place.rpartition(".")
+        near = get_close_matches(key, keys, n=1) if problem.startswith("unknown key") else []
+        if near:
+            meant.add(f"{file}: {record}.{near[0]}: Field required")
+            line = f"{line} (did you mean '{near[0]}'?)"
+        lines.append(line)
+    return Refusal(*(line for line in lines if line not in meant))

@@ -69,11 +69,15 @@ class Backend:
 
 
 class Route(NamedTuple):
-    """A decision with what follows from it: the slots that can serve it and the headers that tell of it."""
+    """A decision with what follows from it: the slots that can serve it, the headers that tell of it.
+
+    `head` begins an answer of 200 with JSON: status line and whole header lines, those of `headers` among them.
+    """
 
     decision: Decision
     slots: tuple[Slots, ...]
     headers: tuple[tuple[bytes, bytes], ...]
+    head: bytes
 
 
 class Registry:
@@ -108,7 +112,10 @@ class Registry:
         route = self._routes.get(key)
         if route is None:
             decision = decide(model, backend_header.decode("latin-1"), self.names)
-            route = Route(decision, self._slots(decision.backend_class, capability), _headers(decision))
+            headers = _headers(decision)
+            lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" + lines
+            route = Route(decision, self._slots(decision.backend_class, capability), headers, head)
             if len(self._routes) >= ROUTES_MAX:
                 self._routes.clear()
             self._routes[key] = route
