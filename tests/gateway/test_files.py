@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway.app import build
@@ -104,7 +105,7 @@ def test_taken_port_is_a_refusal(refused: Callable[..., str], tmp_path: Path) ->
 
 def test_aliases_need_no_file_unless_one_is_named(tmp_path: Path) -> None:
     write_files(tmp_path, "http://127.0.0.1:9/v1")
-    given = {"gateway_bearer_token": "x" * 32, "gateway_backends_path": tmp_path / "backends.yaml"}
+    given: dict[str, Any] = {"gateway_bearer_token": "x" * 32, "gateway_backends_path": tmp_path / "backends.yaml"}
     build(load_settings(**given))
     with pytest.raises(Refusal, match="does not exist"):
         build(load_settings(**given, model_aliases_path=tmp_path / "missing.json"))
