@@ -20,21 +20,17 @@ from gateway.shims.embed import BATCH_TOKENS, MAX_BODY_BYTES, MAX_REQUESTS, MAX_
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.gateway.conftest import free_ports
+
 MODEL = "all-minilm-l6-v2"
 LONG = "a sentence that goes on and on about nothing in particular, " * 30
 COMMAND = [sys.executable, "-m", "gateway.shims.embed"]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 @contextmanager
 def running() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, ready, and its address; stopped by SIGTERM if it still runs."""
-    port = free_port()
+    (port,) = free_ports(1)
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
     with subprocess.Popen(COMMAND + arguments, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -258,7 +254,7 @@ def test_a_taken_port_is_one_line() -> None:
 @pytest.mark.parametrize("name", ["numpy", "onnxruntime", "tokenizers"])
 def test_a_missing_extra_is_one_line(name: str) -> None:
     hide = f"import sys; sys.modules[{name!r}] = None; from gateway.shims.embed import main; main()"
-    arguments = ["--host", "127.0.0.1", "--port", str(free_port())]
+    arguments = ["--host", "127.0.0.1", "--port", str(free_ports(1)[0])]
     code, said = refusal(arguments, [sys.executable, "-c", hide])
     assert code == 1
     assert len(said.splitlines()) == 1

@@ -14,6 +14,8 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from tests.gateway.conftest import free_ports
+
 LAUNCHER = Path(__file__).parents[2] / "roles/llamacpp/files/llamacpp_server.py"
 MODEL = "smollm2-135m-instruct"
 
@@ -22,12 +24,6 @@ def command(port: int, *further: str) -> list[str]:
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--model-name", MODEL]
     sizes = ["--context-size", "512", "--parallel", "2", "--threads", "1"]
     return [sys.executable, "-I", str(LAUNCHER), *arguments, *sizes, *further]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def healthy(url: str) -> bool:
@@ -40,7 +36,7 @@ def healthy(url: str) -> bool:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of a running server; that SIGTERM ends it with 0 is checked at the end."""
-    port = free_port()
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     with subprocess.Popen(command(port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -105,10 +101,10 @@ def test_a_taken_port_is_one_clear_line() -> None:
 
 
 def test_a_missing_model_is_one_clear_line(tmp_path: Path) -> None:
-    said = refusal("--model", str(tmp_path / "none.gguf"), port=free_port())
+    said = refusal("--model", str(tmp_path / "none.gguf"), port=free_ports(1)[0])
     assert said == f"llamacpp: there is no model {tmp_path}/none.gguf; name a GGUF file with --model"
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"this is not a model")
-    assert refusal("--model", str(tmp_path / "bad.gguf"), port=free_port()).startswith("llamacpp: ")
+    assert refusal("--model", str(tmp_path / "bad.gguf"), port=free_ports(1)[0]).startswith("llamacpp: ")

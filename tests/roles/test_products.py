@@ -7,20 +7,18 @@ the other selects this interpreter's environment, so that `gateway check` is the
 from __future__ import annotations
 
 import json
-import os
 import re
 import stat
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-CHECKOUT = Path(__file__).parents[2]
-SHIPPED = (CHECKOUT / "files/model_aliases.json").read_text()
+from tests.ansible_run import ROOT, Run, ansible_playbook
+
+SHIPPED = (ROOT / "files/model_aliases.json").read_text()
 OWN_ALIASES = '{"aliases": {"default": {"backend": "llamacpp", "model": "mine"}}}\n'
 SECRET = "http://secret-proxy.example"
 
@@ -74,14 +72,6 @@ DOUBLES = {
 }
 
 
-@dataclass(frozen=True)
-class Played:
-    """How a run of Ansible ended."""
-
-    output: str
-    changed: int
-
-
 class Project:
     """A checkout's playbook directory and an inventory of its own; everything on the host is below `root`."""
 
@@ -94,27 +84,24 @@ class Project:
         self.root.mkdir()
         (self.inventory / "files").mkdir(parents=True)
         (self.inventory / "hosts.yml").write_text(INVENTORY)
-        (path / "group_vars").symlink_to(CHECKOUT / "playbooks/group_vars")
+        (path / "group_vars").symlink_to(ROOT / "playbooks/group_vars")
         (path / "play.yml").write_text(PLAY)
         for name, text in DOUBLES.items():
             (path / "doubles" / name).parent.mkdir(parents=True, exist_ok=True)
             (path / "doubles" / name).write_text(text)
 
-    def play(self, product: str = "gateway", *arguments: str, **variables: Any) -> Played:
+    def play(self, product: str = "gateway", *arguments: str, **variables: Any) -> Run:
         """One run that ends well."""
-        code, output = self._run(product, *arguments, **variables)
-        assert code == 0, output
-        (changed,) = re.findall(r"^box1 .*\bchanged=(\d+)", output, re.MULTILINE)
-        return Played(output, int(changed))
+        return self._run(product, *arguments, **variables).succeeded()
 
     def refusal(self, product: str = "gateway", *arguments: str, **variables: Any) -> str:
         """The message of the task that ends a run, without Ansible's YAML around it."""
-        code, output = self._run(product, *arguments, **variables)
-        assert code != 0, output
-        return re.sub(r"\s+", " ", output[output.index("fatal: [box1]") :])
+        run = self._run(product, *arguments, **variables)
+        assert run.status != 0, run.output
+        return re.sub(r"\s+", " ", run.output[run.output.index("fatal: [box1]") :])
 
-    def _run(self, product: str, *arguments: str, **variables: Any) -> tuple[int, str]:
-        """Exit code and output, as loud as it can be. No secret may be in it."""
+    def _run(self, product: str, *arguments: str, **variables: Any) -> Run:
+        """As loud as it can be. No secret may be in its output."""
         given = {
             "product": product,
             "entry_points": ENTRY_POINTS,
@@ -124,33 +111,11 @@ class Project:
             "environment_of_the_tests": sys.prefix,
             **variables,
         }
-        done = subprocess.run(
-            [
-                *(
-                    Path(sys.executable).parent / "ansible-playbook",
-                    self._path / "play.yml",
-                    "-i",
-                    self.inventory / "hosts.yml",
-                ),
-                *("-e", json.dumps(given), "-vvv", "--diff", *arguments),
-            ],
-            cwd=self._path,
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")},
-                "ANSIBLE_ROLES_PATH": f"{self._path / 'doubles'}:{CHECKOUT / 'roles'}",
-                "ANSIBLE_FILTER_PLUGINS": str(CHECKOUT / "playbooks/filter_plugins"),
-                "ANSIBLE_LOCAL_TEMP": str(self._path / "tmp"),
-                "ANSIBLE_NOCOLOR": "1",
-                "ANSIBLE_PIPELINING": "1",
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        output = done.stdout + done.stderr
+        loud = ("-e", json.dumps(given), "-vvv", "--diff", *arguments)
+        run = ansible_playbook(self._path / "play.yml", *loud, inventory=self.inventory / "hosts.yml")
         for secret in self._secrets(variables):
-            assert secret not in output
-        return done.returncode, output
+            assert secret not in run.output
+        return run
 
     def _secrets(self, variables: dict[str, Any]) -> list[str]:
         token = self.token_file.read_text().strip() if self.token_file.exists() else None
@@ -164,7 +129,9 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setenv("ANSIBLE_ROLES_PATH", f"{tmp_path / 'doubles'}:{ROOT / 'roles'}")
+    monkeypatch.setenv("ANSIBLE_PIPELINING", "1")
     return Project(tmp_path)
 
 
