@@ -186,7 +186,7 @@ def test_the_unit_is_valid_and_confined(tmp_path: Path) -> None:
         "security",
         "--offline=true",
         "--threshold=14",
-    ]  # it must be root on the host's network
+    ]  # root on the host's network
     subprocess.run([*offline, unit], check=True, stdout=subprocess.DEVNULL)
 
 
