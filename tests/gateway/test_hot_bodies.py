@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from gateway.api.hot import HOT_ROUTES, parse, with_model
+from gateway.api.hot import HOT_ROUTES, parse
 from gateway.http.errors import ApiError
+from gateway.routing.rename import Rename
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ values = st.recursive(
 def test_only_the_model_is_changed(fields: dict[str, Any], model: str, ascii_only: bool) -> None:
     body = json.dumps(fields, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     try:
-        changed = json.loads(with_model(body, model, was if isinstance(was := fields.get("model"), str) else ""))
+        changed = json.loads(Rename(was if isinstance(was := fields.get("model"), str) else "", model)(body))
     except UnicodeDecodeError:
         return  # not UTF-8, which `parse` refuses before
     assert changed == {**fields, "model": model}
@@ -43,7 +44,7 @@ def test_only_the_model_is_changed(fields: dict[str, Any], model: str, ascii_onl
     ],
 )
 def test_other_bytes_stay_as_they_came(body: bytes, changed: bytes) -> None:
-    assert with_model(body, "b", json.loads(body).get("model", "")) == changed
+    assert Rename(json.loads(body).get("model", ""), "b")(body) == changed
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -56,8 +55,8 @@ class HotHandler:
         exchange.has_tools = bool(request.get("tools"))
         route = self._registry.route(model, exchange.headers.get(b"x-backend", b""), hot.capability)
         exchange.route = route
-        if route.decision.model != model:
-            body = with_model(body, route.decision.model, model)
+        if route.rename is not None:
+            body = route.rename(body)
         slots = self._registry.take(route)
         exchange.slots = slots
         exchange.cancel_when_left()
@@ -125,24 +124,6 @@ def parse(body: bytes, hot: HotRoute) -> dict[str, Any]:
         param = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part)) or None
         where = f"'{param}': " if param else ""
         raise ApiError(400, f"Invalid request: {where}{problem['msg']}", param=param, code="invalid_value") from None
-
-
-def with_model(body: bytes, model: str, was: str) -> bytes:
-    """The JSON object `body` with `model` instead of the model that it names now (`was`, "" for none).
-
-    Every other byte stays as it came, unless the model's place in the text is not certain.
-    """
-    # One "model" alone, and no \\u00 escape that could spell another: it can only be the object's own key.
-    if was and body.count(b'"model"') == 1 and b"\\u00" not in body:
-        for written in (b'"model":', b'"model": '):
-            named = written + orjson.dumps(was)
-            at = body.find(named)
-            if at >= 0:
-                return body[:at] + written + orjson.dumps(model) + body[at + len(named) :]
-    # The standard library's numbers are exact where orjson's are 64 bits wide.
-    content = json.loads(body)
-    content["model"] = model
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _is_union_tag(part: int | str) -> bool:

@@ -12,6 +12,7 @@ from gateway.http.errors import ApiError, retry_after
 from gateway.routing.aliases import Alias
 from gateway.routing.backends import BackendRecord
 from gateway.routing.policy import Decision, Names, decide
+from gateway.routing.rename import Rename
 from gateway.upstream.http1 import Origin, Pool, Timeouts
 
 # What a capability is below a backend's base_url.
@@ -72,12 +73,14 @@ class Route(NamedTuple):
     """A decision with what follows from it: the slots that can serve it, the headers that tell of it.
 
     `head` begins an answer of 200 with JSON: status line and whole header lines, those of `headers` among them.
+    `rename` is None where the body already names the upstream model.
     """
 
     decision: Decision
     slots: tuple[Slots, ...]
     headers: tuple[tuple[bytes, bytes], ...]
     head: bytes
+    rename: Rename | None
 
 
 class Registry:
@@ -115,7 +118,8 @@ class Registry:
             headers = _headers(decision)
             lines = b"".join(b"%b: %b\r\n" % header for header in headers)
             head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" + lines
-            route = Route(decision, self._slots(decision.backend_class, capability), headers, head)
+            rename = None if decision.model == model else Rename(model, decision.model)
+            route = Route(decision, self._slots(decision.backend_class, capability), headers, head, rename)
             if len(self._routes) >= ROUTES_MAX:
                 self._routes.clear()
             self._routes[key] = route
