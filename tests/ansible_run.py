@@ -33,6 +33,7 @@ def ansible_playbook(playbook: Path, *arguments: str, inventory: Path, timeout: 
         environment = {
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_FORCE_COLOR": "0",
             "ANSIBLE_NOCOLOR": "1",
             # No connection that an earlier run left open is used again: its host may be another one by now.
             "ANSIBLE_SSH_CONTROL_PATH_DIR": sockets,

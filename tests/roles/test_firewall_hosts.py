@@ -167,6 +167,22 @@ def test_an_active_ufw_lets_declared_addresses_in_and_keeps_its_own_rules(site: 
     ]
 
 
+def test_an_active_firewalld_lets_declared_addresses_in_by_a_policy_of_ours(site: Site) -> None:
+    install = "DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends firewalld"
+    site.server.run(f"apt-get update --quiet=2 && {install} && systemctl enable --now firewalld")
+    policies = site.server.run("firewall-cmd --permanent --get-policies").stdout
+    assert site.reach(DECLARED) == {"inside": False, "outside": False, "itself": True}
+
+    assert site.firewall().succeeded().changed > 0
+    assert site.reach(DECLARED) == DECLARED_ONLY
+    assert site.reach(OTHER) == {"inside": False, "outside": False, "itself": True}
+    assert site.firewall().succeeded().changed == 0
+
+    assert site.firewall(firewall_state="absent").succeeded().changed > 0
+    assert site.reach(DECLARED) == {"inside": False, "outside": False, "itself": True}
+    assert site.server.run("firewall-cmd --permanent --get-policies").stdout == policies
+
+
 def test_a_foreign_chain_that_drops_is_refused_until_it_lets_the_port_in(site: Site) -> None:
     site.server.run(
         "nft add table inet mine && nft 'add chain inet mine input { type filter hook input priority 0; policy drop; }'"
