@@ -140,14 +140,10 @@ def present(module: AnsibleModule, table: Table) -> None:
 
 def confirmed(module: AnsibleModule, table: Table) -> None:
     if not table.revert_pending():
-        module.fail_json(
-            msg="The former firewall rules are back: nothing is left to confirm; run the playbook again."
-        )
+        module.fail_json(msg="The former firewall rules are back: nothing is left to confirm; run the playbook again.")
     table.disarm_revert()
     if table.loaded() != table.normal_form(module.params["ruleset"]):
-        module.fail_json(
-            msg="The former firewall rules came back before the new ones were confirmed; run it again."
-        )
+        module.fail_json(msg="The former firewall rules came back before the new ones were confirmed; run it again.")
     write(module, module.params["path"], module.params["ruleset"])
     module.exit_json(changed=True, pending=False)
 
