@@ -23,7 +23,7 @@ values = st.recursive(
 def test_only_the_model_is_changed(fields: dict[str, Any], model: str, ascii_only: bool) -> None:
     body = json.dumps(fields, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     try:
-        changed = json.loads(Rename(was if isinstance(was := fields.get("model"), str) else "", model)(body))
+        changed = json.loads(Rename(was if isinstance(was := fields.get("model"), str) else "", model).apply(body))
     except UnicodeDecodeError:
         return  # not UTF-8, which `parse` refuses before
     assert changed == {**fields, "model": model}
@@ -44,7 +44,7 @@ def test_only_the_model_is_changed(fields: dict[str, Any], model: str, ascii_onl
     ],
 )
 def test_other_bytes_stay_as_they_came(body: bytes, changed: bytes) -> None:
-    assert Rename(json.loads(body).get("model", ""), "b")(body) == changed
+    assert Rename(json.loads(body).get("model", ""), "b").apply(body) == changed
 
 
 @pytest.mark.parametrize(

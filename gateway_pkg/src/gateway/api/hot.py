@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.api.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -56,7 +55,7 @@ class HotHandler:
         route = self._registry.route(model, exchange.headers.get(b"x-backend", b""), hot.capability)
         exchange.route = route
         if route.rename is not None:
-            body = route.rename(body)
+            body = route.rename.apply(body)
         slots = self._registry.take(route)
         exchange.slots = slots
         exchange.cancel_when_left()
@@ -115,15 +114,14 @@ async def _pass_stream(exchange: Exchange, response: Response, content_type: byt
 def parse(body: bytes, hot: HotRoute) -> dict[str, Any]:
     """The body as parsed and checked; raises ApiError 400 that names the field."""
     try:
-        request: dict[str, Any] = hot.request.validator.validate_python(orjson.loads(body))
+        request: dict[str, Any] = hot.request.validator.validate_json(body)
         return request
-    except orjson.JSONDecodeError as error:
-        raise ApiError(400, f"The body is not valid JSON: {error}", code="invalid_json") from None
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         param = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part)) or None
         where = f"'{param}': " if param else ""
-        raise ApiError(400, f"Invalid request: {where}{problem['msg']}", param=param, code="invalid_value") from None
+        code = "invalid_json" if problem["type"] == "json_invalid" else "invalid_value"
+        raise ApiError(400, f"Invalid request: {where}{problem['msg']}", param=param, code=code) from None
 
 
 def _is_union_tag(part: int | str) -> bool:

@@ -41,32 +41,31 @@ class Recorder:
             self._log.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
 
 
-# Keys are in the order of the alphabet, as readers of the earlier log know them; sorting each line would cost more.
+def _milli(value: float) -> float:
+    """Cut to three decimals; `round` costs thirty times as much."""
+    return int(value * 1000) / 1000
 
 
 def _entry(exchange: Exchange, duration_ms: float) -> dict[str, Any]:
     return {
         "abort_reason": exchange.abort_reason,
-        "duration_ms": round(duration_ms, 3),
+        "duration_ms": _milli(duration_ms),
         "method": exchange.scope["method"],
         "path": exchange.scope["path"][:LOGGED_CHARS],
         "request_id": exchange.request_id,
         "status": exchange.status,
         "stream": exchange.streamed,
         "token": exchange.caller,
-        "ts": round(time(), 3),
+        "ts": _milli(time()),
     }
 
 
 def _routed_entry(exchange: Exchange, route: Route, duration_ms: float) -> dict[str, Any]:
     backend_class, model, reason = route.decision
-    return {
-        "abort_reason": exchange.abort_reason,
+    entry = {
         "backend": None if exchange.slots is None else exchange.slots.backend.name,
         "backend_class": backend_class,
-        "bytes_out": exchange.bytes_out,
-        "chunks_out": exchange.chunks_out,
-        "duration_ms": round(duration_ms, 3),
+        "duration_ms": _milli(duration_ms),
         "has_tools": exchange.has_tools,
         "method": "POST",
         "op": exchange.op,
@@ -76,8 +75,15 @@ def _routed_entry(exchange: Exchange, route: Route, duration_ms: float) -> dict[
         "status": exchange.status,
         "stream": exchange.streamed,
         "token": exchange.caller,
-        "ts": round(time(), 3),
-        "ttft_ms": round(exchange.first_byte_ms, 3) if exchange.first_byte_at else None,
+        "ts": _milli(time()),
         "upstream_model": model,
-        "upstream_ms": round(exchange.upstream_ms, 3),
+        "upstream_ms": _milli(exchange.upstream_ms),
     }
+    if exchange.streamed:
+        entry["abort_reason"] = exchange.abort_reason
+        entry["bytes_out"] = exchange.bytes_out
+        entry["chunks_out"] = exchange.chunks_out
+        entry["ttft_ms"] = _milli(exchange.first_byte_ms) if exchange.first_byte_at else None
+    elif exchange.abort_reason is not None:
+        entry["abort_reason"] = exchange.abort_reason
+    return entry

@@ -8,7 +8,7 @@ import orjson
 
 
 class Rename:
-    """From one name to another; made once for a route, called with each of its bodies."""
+    """From one name to another; made once for a route, used for each of its bodies."""
 
     __slots__ = ("_pairs", "_to")
 
@@ -18,7 +18,7 @@ class Rename:
         # As most clients write it: compact, or as Python's json does.
         self._pairs = [(key + orjson.dumps(was), key + orjson.dumps(to)) for key in (b'"model":', b'"model": ') if was]
 
-    def __call__(self, body: bytes) -> bytes:
+    def apply(self, body: bytes) -> bytes:
         """The JSON object `body`, which names the one model, naming the other."""
         # One "model" alone, and no \\u00 escape that could spell another: it can only be the object's own key.
         if body.count(b'"model"') == 1 and b"\\u00" not in body:
