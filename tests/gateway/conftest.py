@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ import httpx
 import pytest
 import yaml
 
+from tests.gateway.scripted import LOOPS, Run, run_on
 from tests.gateway.upstream import Upstream, upstream
 
 TOKEN = "test-token-0123456789abcdef"  # a test's own
@@ -177,3 +179,9 @@ def refused(tmp_path: Path) -> Callable[..., str]:
         return done.stderr
 
     return run
+
+
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a coroutine on each kind of event loop, with a deadline."""
+    return partial(run_on, request.param)

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 import uvloop
-from gateway.upstream.http1 import Origin, Pool
+from gateway.upstream.http1 import Origin, Pool, Response
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 DEADLINE = 5.0  # seconds after which whatever a test waits for will not happen
@@ -135,3 +136,22 @@ async def pool(server: Backend, url: str = "http://127.0.0.1", **options: Any) -
     finally:
         await client.close()
         await until(lambda: client.open_connections == 0 and client.waiting == 0)
+
+
+def get(client: Pool) -> asyncio.Task[Response]:
+    return asyncio.create_task(client.request(b"GET", b"/", b""))
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def served(client: Pool, server: Backend) -> Peer:
+    """A pool whose one connection has served a request and is idle."""
+    task = get(client)
+    peer = await server.accept()
+    await peer.answer(OK)
+    assert await (await task).read(2) == b"ok"
+    return peer

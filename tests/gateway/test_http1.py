@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from functools import partial
 
 import pytest
 from gateway.upstream.http1 import Pool, ProtocolViolation, Response, Timeouts, UpstreamClosed
 
-from tests.gateway.scripted import LOOPS, OK, Backend, Peer, Run, backend, pool, run_on, until
+from tests.gateway.scripted import OK, Backend, Peer, Run, backend, pool, until
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture(params=LOOPS, name="run")
-def _run(request: pytest.FixtureRequest) -> Run:
-    return partial(run_on, request.param)
 
 
 async def exchange(client: Pool, peer: Peer, answer: bytes) -> tuple[Response, bytes]:

@@ -9,7 +9,6 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,7 @@ from gateway.upstream.connection import Connection
 from gateway.upstream.http1 import ConnectFailed, Pool, Timeouts
 from gateway.upstream.origin import Origin
 
-from tests.gateway.scripted import LOOPS, OK, Backend, Run, backend, pool, run_on
-
-
-@pytest.fixture(params=LOOPS, name="run")
-def _run(request: pytest.FixtureRequest) -> Run:
-    return partial(run_on, request.param)
+from tests.gateway.scripted import OK, Backend, Run, backend, pool
 
 
 async def get(client: Pool, server: Backend) -> bytes:

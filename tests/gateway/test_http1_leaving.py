@@ -3,39 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
-from typing import Any
 
 import pytest
-from gateway.upstream.http1 import ConnectFailed, Pool, Response, Timeouts, UpstreamClosed, UpstreamTimeout
+from gateway.upstream.http1 import ConnectFailed, Timeouts, UpstreamClosed, UpstreamTimeout
 
-from tests.gateway.scripted import LOOPS, OK, Backend, Peer, Run, backend, pool, run_on
+from tests.gateway.scripted import OK, Run, backend, cancelled, get, pool, served
 
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.fixture(params=LOOPS, name="run")
-def _run(request: pytest.FixtureRequest) -> Run:
-    return partial(run_on, request.param)
-
-
-def get(client: Pool) -> asyncio.Task[Response]:
-    return asyncio.create_task(client.request(b"GET", b"/", b""))
-
-
-async def cancelled(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-
-
-async def served(client: Pool, server: Backend) -> Peer:
-    """A pool whose one connection has served a request and is idle."""
-    task = get(client)
-    peer = await server.accept()
-    await peer.answer(OK)
-    assert await (await task).read(2) == b"ok"
-    return peer
 
 
 def test_cancel_while_connecting(run: Run) -> None:

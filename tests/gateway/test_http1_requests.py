@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
 import pytest
 from gateway.upstream.http1 import Origin
 
-from tests.gateway.scripted import LOOPS, OK, Run, backend, pool, run_on
-
-
-@pytest.fixture(params=LOOPS, name="run")
-def _run(request: pytest.FixtureRequest) -> Run:
-    return partial(run_on, request.param)
+from tests.gateway.scripted import OK, Run, backend, pool
 
 
 def test_request_goes_out_as_given_with_host_and_length(run: Run) -> None:
