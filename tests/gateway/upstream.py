@@ -16,7 +16,7 @@ from typing import Any
 
 EVENT = b'data: {"id":"c-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
-MODELS = ("echo", "tools", "hang", "hang-mid", "die-before", "die-mid", "die-in-event", "no-done", "no-blank-line")
+MODELS = ("echo", "tools", "hang", "hang-head", "hang-mid", "die-before", "die-mid", "die-in-event", "no-done", "no-blank-line")
 ANSWER = {
     "id": "c-1",
     "object": "chat.completion",
@@ -112,7 +112,7 @@ class Upstream:
 
 async def _stream(model: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for number in range(3):
+    for number in range(0 if model == "hang-head" else 3):
         await _chunk(writer, EVENT % number)
         await asyncio.sleep(0.01)
     if model == "die-in-event":
@@ -121,7 +121,7 @@ async def _stream(model: str, reader: asyncio.StreamReader, writer: asyncio.Stre
     if model.startswith("die-"):
         writer.transport.abort()
         return
-    if model == "hang-mid":
+    if model in ("hang-head", "hang-mid"):
         await _until_left(reader)
         return
     if model == "no-blank-line":

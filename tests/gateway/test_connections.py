@@ -1,0 +1,85 @@
+"""What the gateway's own protocol adds to uvicorn's keeps HTTP's rules: order, closing, half-closed clients."""
+
+import json
+import socket
+
+import pytest
+
+from tests.gateway.conftest import TOKEN, Gateway
+from tests.gateway.upstream import DONE, Upstream
+
+
+def request(model: str, *, version: str = "1.1", stream: bool = False, extra: str = "") -> bytes:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hi"}], "stream": stream})
+    head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n{extra}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def read_until(connection: socket.socket, text: bytes, count: int = 1) -> bytes:
+    received = b""
+    while received.count(text) < count:
+        data = connection.recv(65536)
+        assert data, received
+        received += data
+    return received
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    received = b""
+    while data := connection.recv(65536):
+        received += data
+    return received
+
+
+@pytest.fixture
+def connection(served: Gateway, seen: Upstream) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", served.port), timeout=10)
+
+
+def test_pipelined_requests_are_answered_in_order(connection: socket.socket) -> None:
+    models = ["echo", "test:status-404", "fast", "nowhere", "echo"]
+    with connection:
+        connection.sendall(b"".join(request(model) for model in models))
+        received = read_until(connection, b"HTTP/1.1 ", len(models))
+        statuses = [part.split(b" ")[0] for part in received.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"200", b"404", b"200", b"404", b"200"]
+
+
+def test_stream_between_pipelined_answers(connection: socket.socket) -> None:
+    with connection:
+        connection.sendall(
+            request("echo") + request("echo", stream=True) + request("echo", extra="Connection: close\r\n")
+        )
+        received = read_to_end(connection)
+    assert received.count(b"HTTP/1.1 200 OK") == 3
+    assert received.index(DONE) < received.rindex(b"HTTP/1.1 200 OK")
+
+
+def test_connection_is_closed_where_the_client_asks(connection: socket.socket) -> None:
+    with connection:
+        connection.sendall(request("echo", extra="Connection: close\r\n"))
+        assert b"connection: close" in read_to_end(connection)
+
+
+def test_older_clients_get_an_answer_and_the_end(connection: socket.socket) -> None:
+    with connection:
+        connection.sendall(request("echo", version="1.0"))
+        received = read_to_end(connection)
+    assert b"200 OK" in received
+    assert received.endswith(b"}")
+
+
+def test_connection_serves_many_requests(connection: socket.socket) -> None:
+    with connection:
+        for _ in range(20):
+            connection.sendall(request("echo"))
+            answer = read_until(connection, b'"total_tokens"')
+            assert answer.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
+            assert answer.count(b"\r\ndate: ") == 1
+
+
+def test_head_of_a_stream_does_not_wait_for_its_first_event(connection: socket.socket, seen: Upstream) -> None:
+    with connection:
+        connection.sendall(request("hang-head", stream=True))
+        read_until(connection, b"\r\n\r\n")
+    seen.wait_for(1, left=True)
