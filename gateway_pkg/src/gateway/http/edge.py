@@ -42,17 +42,18 @@ class Edge:
         self._routes = routes
         self._doorkeeper = doorkeeper
         self._max_request_bytes = max_request_bytes
+        self._limit_digits = len(str(max_request_bytes))
         self._record = record
-        # 24 hex digits: 12 random ones a process, then a counter. Unique, not secret.
+        # 24 hex digits: 12 random ones a process, then a counter that has 12 from the start. Unique, not secret.
         self._id_prefix = f"req-{os.urandom(6).hex()}"
-        self._requests = 0
+        self._last_id = 1 << 44
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._pages(scope, receive, send)
             return
-        self._requests += 1
-        exchange = Exchange(scope, receive, send, f"{self._id_prefix}{self._requests:012x}")
+        self._last_id += 1
+        exchange = Exchange(scope, receive, send, self._id_prefix + hex(self._last_id)[2:])
         try:
             self._doorkeeper.check_address(scope["client"])
             path = scope["path"]
@@ -79,5 +80,8 @@ class Edge:
             self._record(exchange)
 
     def _check_length(self, length: bytes | None) -> None:
-        if length is not None and (len(length) > LENGTH_DIGITS or int(length) > self._max_request_bytes):
+        # Most lengths have too few digits to be too large, and need not be read.
+        if length is None or len(length) < self._limit_digits:
+            return
+        if len(length) > LENGTH_DIGITS or int(length) > self._max_request_bytes:
             raise too_large(self._max_request_bytes, "MAX_REQUEST_BYTES")

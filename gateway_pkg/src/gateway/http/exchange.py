@@ -106,7 +106,8 @@ class Exchange:
 
     async def relay(self, body: bytes, route: Route) -> None:
         """Sends a backend's JSON answer as it is."""
-        head = b"%bcontent-length: %d\r\nx-request-id: %b\r\n" % (route.head, len(body), self.request_id.encode())
+        length, request_id = str(len(body)).encode(), self.request_id.encode()
+        head = (route.head, b"content-length: ", length, b"\r\nx-request-id: ", request_id, b"\r\n")
         if self._connection.write_answer(head, body):
             self.status = 200
             self.bytes_out = len(body)

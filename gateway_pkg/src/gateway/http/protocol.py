@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -18,14 +17,21 @@ EXTENSION = "gateway.connection"
 HEAD = b"HTTP/1.1 "
 
 
-@lru_cache(maxsize=4)
-def _rendered(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    return b"".join(b"%b: %b\r\n" % header for header in headers)
+class _ServerLines:
+    """uvicorn's own headers as lines; it makes the list anew each second, for the date."""
+
+    def __init__(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._lines = b""
+
+    def __call__(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        if headers is not self._headers:
+            self._headers = headers
+            self._lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        return self._lines
 
 
-def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """uvicorn's own headers (the date, anew each second) as lines."""
-    return _rendered(tuple(headers))
+_server_lines = _ServerLines()
 
 
 class _JoiningTransport:
@@ -35,6 +41,10 @@ class _JoiningTransport:
         self._transport = transport
         self._loop = loop
         self._held = b""
+        # Bound here once: what `__getattr__` finds costs an AttributeError each time.
+        self.is_closing = transport.is_closing
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
 
     def write(self, data: bytes) -> None:
         if self._held:
@@ -67,11 +77,11 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(cast(asyncio.Transport, _JoiningTransport(transport, self.loop)))
 
-    def write_answer(self, head: bytes, body: bytes) -> bool:
+    def write_answer(self, head: tuple[bytes, ...], body: bytes) -> bool:
         """Sends a whole answer; False, and nothing sent, where that has to go through ASGI's `send`.
 
-        `head` is the status line and whole header lines, without the empty line at its end. The request under way
-        must be a POST, its answer one that may have a body.
+        `head` is, in pieces, the status line and whole header lines, without the empty line at its end. The request
+        under way must be a POST, its answer one that may have a body.
         """
         cycle = self.cycle
         if (
@@ -84,7 +94,7 @@ class Protocol(HttpToolsProtocol):
             return False
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()
-        self.transport.write(b"%b%b\r\n%b" % (head, _lines(cycle.default_headers), body))
+        self.transport.write(b"".join((*head, _server_lines(cycle.default_headers), b"\r\n", body)))
         cycle.on_response()
         return True
 

@@ -22,7 +22,7 @@ from gateway.observe.linelog import LineLog
 from gateway.routing.registry import Registry
 
 # Milliseconds; the earlier system's tool buckets, extended to the minutes that a large model takes.
-BOUNDS = (5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000)
+BOUNDS = (5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4, 3e5)
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 # Label values are routes and statuses, so series are few; this bounds them whatever happens.
 SERIES_MAX = 1_000

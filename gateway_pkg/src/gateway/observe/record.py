@@ -41,22 +41,20 @@ class Recorder:
             self._log.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def _milli(value: float) -> float:
-    """Cut to three decimals; `round` costs thirty times as much."""
-    return int(value * 1000) / 1000
+# int(x * 1000) / 1000 cuts to three decimals; `round` would cost thirty times as much.
 
 
 def _entry(exchange: Exchange, duration_ms: float) -> dict[str, Any]:
     return {
         "abort_reason": exchange.abort_reason,
-        "duration_ms": _milli(duration_ms),
+        "duration_ms": int(duration_ms * 1000) / 1000,
         "method": exchange.scope["method"],
         "path": exchange.scope["path"][:LOGGED_CHARS],
         "request_id": exchange.request_id,
         "status": exchange.status,
         "stream": exchange.streamed,
         "token": exchange.caller,
-        "ts": _milli(time()),
+        "ts": time(),
     }
 
 
@@ -65,7 +63,7 @@ def _routed_entry(exchange: Exchange, route: Route, duration_ms: float) -> dict[
     entry = {
         "backend": None if exchange.slots is None else exchange.slots.backend.name,
         "backend_class": backend_class,
-        "duration_ms": _milli(duration_ms),
+        "duration_ms": int(duration_ms * 1000) / 1000,
         "has_tools": exchange.has_tools,
         "method": "POST",
         "op": exchange.op,
@@ -75,15 +73,15 @@ def _routed_entry(exchange: Exchange, route: Route, duration_ms: float) -> dict[
         "status": exchange.status,
         "stream": exchange.streamed,
         "token": exchange.caller,
-        "ts": _milli(time()),
+        "ts": time(),
         "upstream_model": model,
-        "upstream_ms": _milli(exchange.upstream_ms),
+        "upstream_ms": int(exchange.upstream_ms * 1000) / 1000,
     }
     if exchange.streamed:
         entry["abort_reason"] = exchange.abort_reason
         entry["bytes_out"] = exchange.bytes_out
         entry["chunks_out"] = exchange.chunks_out
-        entry["ttft_ms"] = _milli(exchange.first_byte_ms) if exchange.first_byte_at else None
+        entry["ttft_ms"] = int(exchange.first_byte_ms * 1000) / 1000 if exchange.first_byte_at else None
     elif exchange.abort_reason is not None:
         entry["abort_reason"] = exchange.abort_reason
     return entry

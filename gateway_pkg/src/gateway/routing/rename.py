@@ -21,10 +21,11 @@ class Rename:
     def apply(self, body: bytes) -> bytes:
         """The JSON object `body`, which names the one model, naming the other."""
         # One "model" alone, and no \\u00 escape that could spell another: it can only be the object's own key.
-        if body.count(b'"model"') == 1 and b"\\u00" not in body:
+        # (`find`, because `in` of bytes first fails to take its operand for a number.)
+        if body.count(b'"model"') == 1 and body.find(b"\\u00") < 0:
             for was, to in self._pairs:
-                if was in body:
-                    return body.replace(was, to, 1)
+                if (at := body.find(was)) >= 0:
+                    return body[:at] + to + body[at + len(was) :]
         # The standard library's numbers are exact where orjson's are 64 bits wide.
         content = json.loads(body)
         content["model"] = self._to

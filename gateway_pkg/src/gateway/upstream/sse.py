@@ -44,7 +44,7 @@ class EventCutter:
 
     def _look_for_done(self, data: bytes) -> None:
         # Only as a whole line: the words may stand in a model's answer too, but never after a bare line break.
-        if b"[DONE]" in data[-16:]:
+        if data.find(b"[DONE]", -16) >= 0:
             lines = data[-64:].rstrip(b"\r\n")
             self.is_done = lines in DONE or lines.endswith(tuple(b"\n" + line for line in DONE))
 
