@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -100,15 +101,20 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def gateway(home: Path, **settings: str) -> Iterator[Gateway]:
-    """Runs `gateway serve` until the end of the block; fails when it does not end well by itself on SIGTERM."""
+def gateway(home: Path, tls: ssl.SSLContext | None = None, **settings: str) -> Iterator[Gateway]:
+    """Runs `gateway serve`, asked by https with `tls`, until the end of the block.
+
+    Fails when it does not end well by itself on SIGTERM.
+    """
     port, observe_port = free_ports(2)
     env = environment(home, GATEWAY_PORT=str(port), OBSERVABILITY_PORT=str(observe_port), **settings)
     process = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=env, stderr=subprocess.PIPE, text=True)
     headers = {"Authorization": f"Bearer {TOKEN}"}
+    scheme = "https" if tls else "http"
+    common: Any = {"timeout": 20, "trust_env": False}
     with (
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=20, trust_env=False) as client,
-        httpx.Client(base_url=f"http://127.0.0.1:{observe_port}", timeout=20, trust_env=False) as observe,
+        httpx.Client(base_url=f"{scheme}://127.0.0.1:{port}", headers=headers, verify=tls or True, **common) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{observe_port}", **common) as observe,
     ):
         try:
             _wait_until_up(process, client)

@@ -11,7 +11,7 @@ from gateway.routing.aliases import Alias, load_aliases
 from gateway.routing.backends import load_backends
 from gateway.settings import load_settings
 
-from tests.gateway.conftest import environment, write_files
+from tests.gateway.conftest import environment, free_ports, write_files
 
 GOOD = "backends: {a: {class: test, base_url: 'http://127.0.0.1:1/v1', supported_capabilities: [chat]"
 
@@ -119,3 +119,20 @@ def test_misspelt_key_is_one_problem(tmp_path: Path) -> None:
     (problem,) = caught.value.problems
     assert "bas_url: unknown key" in problem
     assert "did you mean 'base_url'?" in problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"GATEWAY_TLS_CERT_PATH": "backends.yaml"}, "set both, or neither"),
+        ({"GATEWAY_TLS_CERT_PATH": "backends.yaml", "GATEWAY_TLS_KEY_PATH": "backends.yaml"}, "give two PEM files"),
+        ({"GATEWAY_TLS_CERT_PATH": "no.pem", "GATEWAY_TLS_KEY_PATH": "no.pem"}, "No such file"),
+    ],
+)
+def test_wrong_certificates(refused: Callable[..., str], tmp_path: Path, settings: dict[str, str], says: str) -> None:
+    write_files(tmp_path, "http://127.0.0.1:9/v1")
+    port, observe_port = map(str, free_ports(2))
+    paths = {name: str(tmp_path / value) for name, value in settings.items()}
+    errors = refused(GATEWAY_PORT=port, OBSERVABILITY_PORT=observe_port, **paths)
+    assert says in errors
+    assert len(errors.splitlines()) == 1

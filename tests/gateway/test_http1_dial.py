@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import socket
 import ssl
 from collections.abc import Callable
@@ -13,15 +11,12 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from gateway.upstream import dial
 from gateway.upstream.connection import Connection
 from gateway.upstream.http1 import ConnectFailed, Pool, Timeouts
 from gateway.upstream.origin import Origin
 
+from tests.gateway.authority import LOCAL, Authority
 from tests.gateway.scripted import OK, Backend, Run, backend, pool
 
 
@@ -145,44 +140,6 @@ def test_of_two_families_that_connect_at_once_one_is_kept(run: Run, monkeypatch:
             assert client.open_connections == 1
 
     run(test)
-
-
-class Authority:
-    """A certificate authority of the test's own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
-        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-        builder = self._builder(self.name, self.key.public_key()).add_extension(usage, True)
-        self.certificate = builder.add_extension(x509.BasicConstraints(True, None), True).sign(
-            self.key, hashes.SHA256()
-        )
-
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        now = datetime.datetime.now(datetime.UTC)
-        builder = x509.CertificateBuilder(self.name, subject, key, x509.random_serial_number())
-        return builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
-
-    def server(self, *names: x509.GeneralName) -> ssl.SSLContext:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server")])
-        builder = self._builder(subject, key.public_key()).add_extension(x509.SubjectAlternativeName(names), False)
-        path = self.directory / "server.pem"
-        path.write_bytes(
-            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            + builder.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
-        )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path)
-        return context
-
-    def client(self) -> ssl.SSLContext:
-        return ssl.create_default_context(cadata=self.certificate.public_bytes(Encoding.PEM).decode())
-
-
-LOCAL = (x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])

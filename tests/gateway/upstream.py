@@ -16,7 +16,18 @@ from typing import Any
 
 EVENT = b'data: {"id":"c-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
-MODELS = ("echo", "tools", "hang", "hang-head", "hang-mid", "die-before", "die-mid", "die-in-event", "no-done", "no-blank-line")
+MODELS = (
+    "echo",
+    "tools",
+    "hang",
+    "hang-head",
+    "hang-mid",
+    "die-before",
+    "die-mid",
+    "die-in-event",
+    "no-done",
+    "no-blank-line",
+)
 ANSWER = {
     "id": "c-1",
     "object": "chat.completion",

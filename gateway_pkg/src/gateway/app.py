@@ -61,7 +61,7 @@ def build(settings: Settings) -> House:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         client = httpx.AsyncClient(timeout=settings.health_check_timeout_sec, verify=tls, trust_env=False)
         prober = Prober(registry, client, settings.health_check_interval_sec)
-        prober.start()
+        await prober.start()
         yield
         await prober.stop()
         for backend in registry.backends:

@@ -8,7 +8,9 @@ import errno
 import gc
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
+from pathlib import Path
 
 import uvicorn
 import uvloop
@@ -79,12 +81,7 @@ def _stop(api: uvicorn.Server) -> None:
 
 
 def _config(app: ASGIApp, settings: Settings, *, with_tls: bool) -> uvicorn.Config:
-    tls = {}
-    if with_tls and settings.gateway_tls_cert_path is not None:
-        tls = {"ssl_certfile": settings.gateway_tls_cert_path, "ssl_keyfile": settings.gateway_tls_key_path}
-        for setting, path in (("CERT", tls["ssl_certfile"]), ("KEY", tls["ssl_keyfile"])):
-            if path is None or not path.is_file():
-                raise Refusal(f"GATEWAY_TLS_{setting}_PATH {path or ''} is not a file; set both TLS paths, or neither")
+    tls = _certificate(settings) if with_tls else {}
     return uvicorn.Config(
         app,
         http=Protocol,
@@ -98,6 +95,23 @@ def _config(app: ASGIApp, settings: Settings, *, with_tls: bool) -> uvicorn.Conf
         timeout_graceful_shutdown=int(settings.gateway_shutdown_timeout_sec),
         **tls,  # type: ignore[arg-type]  # two keyword arguments of one type
     )
+
+
+def _certificate(settings: Settings) -> dict[str, Path]:
+    """What uvicorn is to be told of TLS, nothing when it is not wanted; raises Refusal for files that do not fit."""
+    certificate, key = settings.gateway_tls_cert_path, settings.gateway_tls_key_path
+    if certificate is None and key is None:
+        return {}
+    if certificate is None or key is None:
+        raise Refusal("only one of GATEWAY_TLS_CERT_PATH and GATEWAY_TLS_KEY_PATH is set; set both, or neither")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # SSLError is one
+        raise Refusal(
+            f"GATEWAY_TLS_CERT_PATH {certificate} and GATEWAY_TLS_KEY_PATH {key} are not a certificate and its key "
+            f"({error.strerror or error}); give two PEM files that the service may read"
+        ) from None
+    return {"ssl_certfile": certificate, "ssl_keyfile": key}
 
 
 def _listen(host: str, port: int, prefix: str) -> socket.socket:

@@ -102,6 +102,15 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: cast(Any, self)}
 
+    def shutdown(self) -> None:
+        """uvicorn's, at a stop; but an idle TLS client is not waited for to agree to the end."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        is_tls = self.transport.get_extra_info("sslcontext") is not None
+        if is_idle and is_tls and not self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self.on_left is not None:

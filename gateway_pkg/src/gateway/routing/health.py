@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 # A backend that is down is looked at this often, so that it is back soon after its restart.
 RETRY_SEC = 1.0
+# So that the first client already finds the models; only a host that hangs costs this much of the start.
+FIRST_ROUND_SEC = 0.5
 MODELS_MAX = 10_000
 
 
@@ -26,11 +28,17 @@ class Prober:
         self._interval = interval
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """Returns when each backend has answered or refused its first probe, or FIRST_ROUND_SEC have passed."""
+        probed = []
         for backend in self._registry.backends:
             wake = asyncio.Event()
             backend.on_failure = wake.set
-            self._tasks.append(asyncio.create_task(self._watch(backend, wake), name=f"probe {backend.name}"))
+            probed.append(asyncio.get_running_loop().create_future())
+            self._tasks.append(
+                asyncio.create_task(self._watch(backend, wake, probed[-1]), name=f"probe {backend.name}")
+            )
+        await asyncio.wait(probed, timeout=FIRST_ROUND_SEC)
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -38,10 +46,12 @@ class Prober:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.aclose()
 
-    async def _watch(self, backend: Backend, wake: asyncio.Event) -> None:
+    async def _watch(self, backend: Backend, wake: asyncio.Event, probed: asyncio.Future[None]) -> None:
         while True:
             wake.clear()
             await self._probe(backend)
+            if not probed.done():
+                probed.set_result(None)
             pause = self._interval if backend.ready else min(RETRY_SEC, self._interval)
             try:
                 async with asyncio.timeout(pause):
