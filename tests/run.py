@@ -135,7 +135,7 @@ def hosts() -> Tally:
 
 LAYERS: dict[str, Callable[[], Tally]] = {
     "lint": lint,
-    "package": lambda: pytest("tests/gateway", "tests/release"),
+    "package": lambda: pytest("tests/gateway", "tests/release", "tests/bench"),
     "roles": lambda: pytest("tests/roles"),
     "hosts": hosts,
     "clients": lambda: pytest("tests/clients"),
