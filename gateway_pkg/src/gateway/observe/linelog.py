@@ -11,8 +11,9 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-# Batches this far apart cost the event loop little: each makes it give the interpreter away for a moment.
+# Batches cost the event loop little: each makes it give the interpreter away for a moment. Long ones cost memory.
 FLUSH_SEC = 0.2
+FLUSH_LINES = 500
 PENDING_MAX_LINES = 20_000
 
 
@@ -38,8 +39,13 @@ class LineLog:
             self.dropped += 1
             return
         self._pending.append(line)
-        if self._timer is None and self._writing is None:
+        if self._writing is not None:
+            return
+        if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SEC, self._flush)
+        elif len(self._pending) >= FLUSH_LINES:
+            self._timer.cancel()
+            self._flush()
 
     async def close(self) -> None:
         """Writes what is pending."""
