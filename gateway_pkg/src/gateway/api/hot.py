@@ -50,7 +50,6 @@ class HotHandler:
         body = await exchange.body(self._max_request_bytes, "MAX_REQUEST_BYTES")
         request = parse(body, hot)
         model = request.get("model") or ""
-        exchange.op = hot.op
         exchange.has_tools = bool(request.get("tools"))
         route = self._registry.route(model, exchange.headers.get(b"x-backend", b""), hot.capability)
         exchange.route = route

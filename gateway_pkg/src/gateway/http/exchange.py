@@ -34,7 +34,7 @@ class Exchange:
     # Slots, because the interpreter reads them several times as fast as other attributes.
     __slots__ = (
         "_connection", "_is_left", "_send", "_task", "abort_reason", "bytes_out", "caller", "chunks_out",
-        "first_byte_at", "has_tools", "headers", "op", "receive", "request_id", "route", "scope", "slots", "started",
+        "first_byte_at", "has_tools", "headers", "receive", "request_id", "route", "scope", "slots", "started",
         "status", "streamed", "upstream_ms",
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ class Exchange:
         self.receive = receive
         self.request_id = request_id
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.caller = self.op = ""
+        self.caller = ""
         self.status = self.chunks_out = self.bytes_out = 0
         self.first_byte_at = self.upstream_ms = 0.0
         self.streamed = self.has_tools = False

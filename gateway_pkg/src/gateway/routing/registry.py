@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import quote
 
+import orjson
+
 from gateway.http.errors import ApiError, retry_after
 from gateway.routing.aliases import Alias
 from gateway.routing.backends import BackendRecord
@@ -73,7 +75,8 @@ class Route(NamedTuple):
     """A decision with what follows from it: the slots that can serve it, the headers that tell of it.
 
     `head` begins an answer of 200 with JSON: status line and whole header lines, those of `headers` among them.
-    `rename` is None where the body already names the upstream model.
+    `rename` is None where the body already names the upstream model. `log_fields` are the request log's fields that
+    all requests of the route share: the inside of a JSON object.
     """
 
     decision: Decision
@@ -81,6 +84,7 @@ class Route(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...]
     head: bytes
     rename: Rename | None
+    log_fields: bytes
 
 
 class Registry:
@@ -119,7 +123,8 @@ class Registry:
             lines = b"".join(b"%b: %b\r\n" % header for header in headers)
             head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" + lines
             rename = None if decision.model == model else Rename(model, decision.model)
-            route = Route(decision, self._slots(decision.backend_class, capability), headers, head, rename)
+            slots = self._slots(decision.backend_class, capability)
+            route = Route(decision, slots, headers, head, rename, _log_fields(decision, capability))
             if len(self._routes) >= ROUTES_MAX:
                 self._routes.clear()
             self._routes[key] = route
@@ -194,6 +199,19 @@ def _headers(decision: Decision) -> tuple[tuple[bytes, bytes], ...]:
         (b"x-model-used", model.encode()),
         (b"x-router-reason", decision.reason.encode()),
     )
+
+
+def _log_fields(decision: Decision, capability: str) -> bytes:
+    path = PATHS[capability].decode()
+    fields = {
+        "method": "POST",
+        "path": f"/v1{path}",
+        "op": path[1:].replace("/", "."),
+        "backend_class": decision.backend_class,
+        "upstream_model": decision.model,
+        "router_reason": decision.reason,
+    }
+    return orjson.dumps(fields)[1:-1]
 
 
 def _nobody_listens() -> None:
