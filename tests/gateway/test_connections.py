@@ -83,3 +83,21 @@ def test_head_of_a_stream_does_not_wait_for_its_first_event(connection: socket.s
         connection.sendall(request("hang-head", stream=True))
         read_until(connection, b"\r\n\r\n")
     seen.wait_for(1, left=True)
+
+
+@pytest.mark.parametrize("endless", [b"X-Many: 1234567890\r\n", b"x"], ids=["many headers", "one header"])
+def test_head_without_end_is_cut(connection: socket.socket, served: Gateway, endless: bytes) -> None:
+    sent = 0
+    with connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        try:
+            while sent < 20_000_000:
+                sent += connection.send(endless * (4096 // len(endless)))
+        except OSError:
+            pass
+    assert 65536 < sent < 20_000_000
+    assert served.client.get("/health").status_code == 200
+
+
+def test_large_head_within_the_limit_is_taken(served: Gateway) -> None:
+    assert served.client.get("/health", headers={"X-Large": "x" * 30_000}).status_code == 200

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with what a hot request saves by going past ASGI.
+"""uvicorn's HTTP protocol with what a hot request saves by going past ASGI, and with a bound on a request's head.
 
 An answer's head and body go out in one write, since each is a system call that wakes the client; a whole answer goes
 out as the bytes that it is. And whoever works for a client is told at once when it leaves; by ASGI's `receive()` that
@@ -15,6 +15,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 EXTENSION = "gateway.connection"
 HEAD = b"HTTP/1.1 "
+# A head is held in memory before anything can be known of its sender. Twice what other servers take at the most.
+REQUEST_HEAD_MAX_BYTES = 64 * 1024
+TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class _ServerLines:
@@ -73,6 +76,7 @@ class Protocol(HttpToolsProtocol):
 
     # Called once, when the client leaves; None while nobody works for it. One request at a time is under way here.
     on_left: Callable[[], object] | None = None
+    _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(cast(asyncio.Transport, _JoiningTransport(transport, self.loop)))
@@ -101,6 +105,17 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: cast(Any, self)}
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            self._head_bytes = 0
+            return
+        # What came is a head without its end yet. (One that ends within a single read is bounded by that.)
+        self._head_bytes += len(data)
+        if self._head_bytes > REQUEST_HEAD_MAX_BYTES and not self.transport.is_closing():
+            self.transport.write(TOO_LARGE)
+            self.transport.close()
 
     def shutdown(self) -> None:
         """uvicorn's, at a stop; but an idle TLS client is not waited for to agree to the end."""
