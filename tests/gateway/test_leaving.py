@@ -88,7 +88,6 @@ def test_slots_are_held_until_the_last_byte_and_then_free(tmp_path: Path) -> Non
 
 def test_backend_that_is_gone_is_a_503_until_it_is_back(tmp_path: Path) -> None:
     with upstream() as backend:
-        port = backend.port
         write_files(tmp_path, backend.url)
         with gateway(tmp_path) as running:
             assert running.chat("echo").status_code == 200
@@ -111,7 +110,6 @@ def test_backend_that_is_gone_is_a_503_until_it_is_back(tmp_path: Path) -> None:
                 assert time.monotonic() < deadline + 10, "not probed back in"
                 time.sleep(0.05)
             assert running.observe.get("/readyz").status_code == 200
-    assert port
 
 
 def test_stop_lets_a_stream_end(tmp_path: Path, backend: Upstream) -> None:

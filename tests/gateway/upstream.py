@@ -18,7 +18,6 @@ EVENT = b'data: {"id":"c-1","object":"chat.completion.chunk","choices":[{"index"
 DONE = b"data: [DONE]\n\n"
 MODELS = (
     "echo",
-    "tools",
     "hang",
     "hang-head",
     "hang-mid",
