@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -53,13 +53,86 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="Several tokens, comma-separated; when set, `GATEWAY_BEARER_TOKEN` is not used.",
     )
+    gateway_token_policies_json: SecretStr = Field(
+        SecretStr(""), description="Token policies, a JSON object from token to policy; see docs/policies.md."
+    )
+    gateway_token_policies_path: Path | None = Field(None, description="The same in a file.")
+    gateway_token_policies_strict: bool = Field(
+        True, description="Whether a malformed policy refuses to start, and on a reload keeps the last good ones."
+    )
     ip_allowlist: Annotated[tuple[Network, ...], NoDecode] = Field(
         (),
         description="Comma-separated addresses and CIDRs that may call the API; empty: any that reaches it.",
     )
+    trust_proxy_cidrs: Annotated[tuple[Network, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated addresses and CIDRs of proxies whose `X-Forwarded-For` is believed.",
+    )
     max_request_bytes: int = Field(1_000_000, ge=1, description="Largest JSON body of a request.")
+    max_upload_bytes: int = Field(26_214_400, ge=1, description="Largest multipart body of a request.")
+    public_base_url: str = Field("", description="Begins the URLs of stored images and music; empty: a path alone.")
+    gateway_db_path: Path = Field(
+        HOME / "data/gateway.sqlite", description="Stored responses, token counts and music jobs."
+    )
+    responses_ttl_sec: int = Field(30 * 86_400, ge=60, description="How long a stored response is kept.")
     gateway_backends_path: Path = Field(HOME / "app/backends.yaml", description="The backends, rendered by Ansible.")
+    ollama_base_url: str = Field("", description="An Ollama server; makes a backend of class `ollama` when there is none.")
+    mlx_base_url: str = Field("", description="An MLX server; makes a backend of class `mlx` when there is none.")
+    ollama_model_strong: str = Field("", description="What the bare name `ollama` stands for.")
+    ollama_model_fast: str = Field("", description="The model of class `ollama` for short requests.")
+    mlx_model_strong: str = Field("", description="What the bare name `mlx` stands for.")
+    mlx_model_fast: str = Field("", description="The model of class `mlx` for short requests.")
+    default_backend: str = Field("", description="Class for requests that name no model where no alias `default` is.")
+    model_aliases_json: str = Field("", description="The model aliases as JSON; then no file is read.")
     model_aliases_path: Path = Field(HOME / "app/model_aliases.json", description="The model aliases.")
+    router_enable_policy: bool = Field(
+        False, description="Whether requests without a model are routed by tools, size and kind; else to `default`."
+    )
+    router_enable_request_type: bool = Field(
+        False, description="Whether that policy looks at the kind of request, coding or not."
+    )
+    router_long_context_chars: int = Field(
+        40_000, ge=1, description="Size from which a request is long, where the alias `long` has no context window."
+    )
+    embeddings_backend: str = Field(
+        "", description="Class for embeddings that name no model; empty: the first that has the capability."
+    )
+    embeddings_model: str = Field("", description="Model for embeddings that name none; empty: the backend's only one.")
+    images_backend: Literal["", "mock", "http_a1111", "http_openai_images", "http_invokeai", "http_comfyui"] = Field(
+        "",
+        description="How images are made; empty: by the backends of `IMAGES_BACKEND_CLASS`, by `mock` without any.",
+    )
+    images_backend_class: str = Field("gpu_heavy", description="Class of the backends that make images.")
+    images_http_base_url: str = Field(
+        "", description="An image server; makes a backend of that class when there is none."
+    )
+    images_http_timeout_sec: float = Field(120, gt=0, description="Longest time for one request's images.")
+    images_a1111_steps: int = Field(20, ge=1, le=500, description="Sampling steps where a request names none.")
+    images_max_pixels: int = Field(2_000_000, ge=1, description="Largest area of an image.")
+    images_openai_model: str = Field("", description="Image model where a request names none.")
+    images_openai_model_fast: str = Field("gpu_fast", description="Image model for what may be quick.")
+    images_openai_model_slow: str = Field("gpu_slow", description="Image model for what must be realistic.")
+    images_enable_request_type: bool = Field(
+        False, description="Whether the prompt decides between the fast and the slow image model."
+    )
+    ui_image_dir: Path = Field(HOME / "data/ui_images", description="Directory of stored images.")
+    ui_image_ttl_sec: int = Field(86_400, ge=1, description="How long a stored image is kept.")
+    ui_image_max_bytes: int = Field(50_000_000, ge=1, description="Largest image that is stored.")
+    heartmula_base_url: str = Field("", description="A music server; makes a backend when there is none.")
+    heartmula_timeout_sec: float = Field(
+        120, gt=0, description="Longest time for a piece of music, but at least 5 x its duration + 30."
+    )
+    heartmula_generate_path: str = Field("/v1/music/generations", pattern="^/", description="Where music is asked for.")
+    music_backend_class: str = Field("heartmula_music", description="Class of the backends that make music.")
+    tts_base_url: str = Field("", description="A speech server; makes a backend when there is none.")
+    tts_timeout_sec: float = Field(60, gt=0, description="Longest wait for the beginning of speech.")
+    tts_generate_path: str = Field("/v1/audio/speech", pattern="^/", description="Where speech is asked for.")
+    tts_backend_class: str = Field("pocket_tts", description="Class of the backends that speak.")
+    transcription_backend_class: str = Field("whisper", description="Class of the backends that transcribe.")
+    otel_exporter_otlp_endpoint: str = Field(
+        "", description="OTLP/HTTP collector of traces, such as `http://127.0.0.1:4318`; empty: no traces."
+    )
+    otel_service_name: str = Field("ai-appliance-gateway", description="The service's name in traces.")
     observability_enabled: bool = Field(True, description="Whether the listener for health and metrics is opened.")
     observability_host: str = Field("127.0.0.1", description="Address of that listener; it asks for no token.")
     observability_port: int = Field(8801, ge=1, le=65535, description="Port of that listener.")
@@ -78,10 +151,13 @@ class Settings(BaseSettings):
     )
     backend_verify_tls: bool = Field(True, description="Whether certificates of https backends are verified.")
     backend_ca_bundle: Path | None = Field(None, description="CA certificates (PEM) for https backends.")
+    backend_client_cert: str = Field(
+        "", description="Client certificate for https backends: a PEM file, or certificate and key, comma-separated."
+    )
     health_check_interval_sec: float = Field(30, gt=0, description="Pause between probes of a ready backend.")
     health_check_timeout_sec: float = Field(5, gt=0, description="Longest wait for the answer to a probe.")
 
-    @field_validator("ip_allowlist", mode="before")
+    @field_validator("ip_allowlist", "trust_proxy_cidrs", mode="before")
     @classmethod
     def _split_networks(cls, value: object) -> object:
         if not isinstance(value, str):

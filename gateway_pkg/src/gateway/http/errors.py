@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import orjson
 
 # What OpenAI's SDKs and other gateways put into `type`, by status.
@@ -47,6 +50,16 @@ class ApiError(Exception):
     def event(self) -> bytes:
         """The same as one server-sent event, for a stream that has begun."""
         return b"data: " + self.body() + b"\n\n"
+
+
+class ErrorShape(NamedTuple):
+    """How a family of routes writes its errors: as a whole JSON body, and as one event of a stream."""
+
+    body: Callable[[ApiError], bytes]
+    event: Callable[[ApiError], bytes]
+
+
+OPENAI_ERRORS = ErrorShape(ApiError.body, ApiError.event)
 
 
 def retry_after(seconds: int) -> tuple[tuple[bytes, bytes], ...]:
