@@ -1,0 +1,168 @@
+"""Talks of several requests with one backend: submit, poll, fetch.
+
+What is said is a generator without I/O, so that it is tested byte by byte: it yields an Ask and is sent the Reply, or
+yields a Pause and is sent None. `converse` does the talking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+
+from gateway.http.errors import ApiError
+from gateway.routing.registry import Backend
+from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.errors import UpstreamError
+from gateway.upstream.failures import refused
+
+log = logging.getLogger(__name__)
+
+FAREWELL_SEC = 5.0  # what an abandoned conversation may still take to stop its job
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request. `path` is below the backend's base_url; `limit` bounds the answer's body, in bytes."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    content_type: str = "application/json"
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer of any status, as it came."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+    def content(self) -> bytes:
+        """The body of a 2xx.
+
+        Raises:
+            Refused: another status.
+        """
+        if not 200 <= self.status < 300:
+            raise Refused(self)
+        return self.body
+
+    def json(self) -> dict[str, Any]:
+        """The JSON object of a 2xx.
+
+        Raises:
+            Refused: another status.
+            AnswerError: the body is no JSON object.
+        """
+        try:
+            content = orjson.loads(self.content())
+        except orjson.JSONDecodeError:
+            raise AnswerError(f"no JSON in an answer of type '{self.content_type[:100]}'") from None
+        if not isinstance(content, dict):
+            raise AnswerError("an answer that is no JSON object")
+        return content
+
+
+class Refused(Exception):
+    """The backend said no."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
+
+
+class Abandoned(Exception):
+    """Thrown into the steps when nobody waits for their end any more; they may ask once more, to stop their job."""
+
+
+Steps = Generator[Ask | Pause, Reply | None, T]
+
+_farewells: set[asyncio.Task[None]] = set()
+
+
+async def converse(backend: Backend, steps: Steps[T], *, max_response_bytes: int) -> T:
+    """Does what the steps ask and returns what they return.
+
+    When this is cancelled, or the backend fails, the steps are abandoned: what they then ask is asked in the
+    background, within FAREWELL_SEC.
+
+    Raises:
+        ApiError: what the backend answered is no answer (502), or is a refusal.
+        UpstreamError: the backend could not be asked.
+    """
+    reply: Reply | None = None
+    while True:
+        try:
+            step = steps.send(reply)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        except AnswerError as error:
+            words = f"Backend '{backend.record.backend_class}' answered wrongly: {error}"
+            raise ApiError(502, words, code="upstream_protocol_error") from error
+        except Refused as error:
+            raise refused(error.reply.status, error.reply.body, backend) from error
+        try:
+            reply = await _do(backend, step, max_response_bytes)
+        except BaseException:
+            _abandon(backend, steps, max_response_bytes)
+            raise
+
+
+async def settled() -> None:
+    """Returns when no abandoned conversation asks anything more: to be awaited before the pools are closed."""
+    while _farewells:
+        await asyncio.wait(_farewells)
+
+
+async def _do(backend: Backend, step: Ask | Pause, max_response_bytes: int) -> Reply | None:
+    if isinstance(step, Pause):
+        await asyncio.sleep(step.seconds)
+        return None
+    headers = backend.auth_headers
+    if step.body:
+        headers += f"Content-Type: {step.content_type}\r\n".encode("latin-1")
+    target = backend.pool.origin.prefix + step.path.encode("latin-1")
+    response = await backend.pool.request(step.method.encode("ascii"), target, headers, step.body)
+    try:
+        body = await response.read(step.limit or max_response_bytes)
+    finally:
+        response.close()
+    return Reply(response.status, (response.header(b"content-type") or b"").decode("latin-1"), body)
+
+
+def _abandon(backend: Backend, steps: Steps[Any], max_response_bytes: int) -> None:
+    try:
+        step = steps.throw(Abandoned())
+    except (Abandoned, StopIteration):
+        return
+    task = asyncio.create_task(_take_leave(backend, steps, step, max_response_bytes))
+    _farewells.add(task)  # the loop itself keeps only weak references
+    task.add_done_callback(_farewells.discard)
+
+
+async def _take_leave(backend: Backend, steps: Steps[Any], step: Ask | Pause, max_response_bytes: int) -> None:
+    try:
+        async with asyncio.timeout(FAREWELL_SEC):
+            while True:
+                step = steps.send(await _do(backend, step, max_response_bytes))
+    except (Abandoned, StopIteration):
+        pass
+    except (AnswerError, Refused, UpstreamError, TimeoutError) as error:
+        name = backend.record.backend_class
+        log.warning("a job of backend '%s' could not be stopped: %s", name, error or "no answer in time")
+    finally:
+        steps.close()
