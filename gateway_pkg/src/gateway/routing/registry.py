@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -12,57 +13,118 @@ import orjson
 
 from gateway.http.errors import ApiError, retry_after
 from gateway.routing.aliases import Alias
-from gateway.routing.backends import BackendRecord
-from gateway.routing.policy import Decision, Names, decide
+from gateway.routing.backends import BackendRecord, BackendsFile
+from gateway.routing.policy import (
+    AUTO,
+    DEFAULT_ALIAS,
+    Decision,
+    Facts,
+    Names,
+    Rules,
+    decide,
+    decide_by_policy,
+    decide_embedder,
+    decide_in_class,
+)
+from gateway.routing.queue import FairQueue
 from gateway.routing.rename import Rename
+from gateway.settings import Settings
+from gateway.upstream.adapters.base import Adapter
 from gateway.upstream.http1 import Origin, Pool, Timeouts
 
-# What a capability is below a backend's base_url.
-PATHS = {"chat": b"/chat/completions", "completions": b"/completions", "embeddings": b"/embeddings"}
+# What OpenAI's capabilities are below a backend's base_url; other protocols have paths of their own.
+PATHS = {
+    "chat": b"/chat/completions",
+    "completions": b"/completions",
+    "embeddings": b"/embeddings",
+    "rerank": b"/rerank",
+    "images": b"/images/generations",
+    "tts": b"/audio/speech",
+    "transcription": b"/audio/transcriptions",
+    "music": b"/music/generations",
+}
+BUILTIN_EMBEDDER = {"builtin": "gateway_embed"}  # the earlier EMBEDDINGS_BACKEND's word for it
 RETRY_NOT_READY_SEC = 30  # the earlier system's figures
 RETRY_OVERLOADED_SEC = 5
 ROUTES_MAX = 1_000
+# A host that failed so often in a row, though its probes are answered, rests while others of its class are there.
+STRIKES_MAX = 3
+REST_MAX_SEC = 60.0
 _SAFE_IN_HEADER = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
 class Slots:
-    """One capability of one backend: where it is asked for, how many requests are under way, and how many may be."""
+    """One capability of one backend: where it is asked for, how many requests are under way, and how many may be.
 
-    __slots__ = ("backend", "capability", "inflight", "limit", "target")
+    `adapter` is None where the backend speaks OpenAI's protocol; `queue` where the class asks for none.
+    """
 
-    def __init__(self, backend: Backend, capability: str, target: bytes, limit: int) -> None:
+    __slots__ = ("adapter", "backend", "capability", "inflight", "limit", "queue", "target")
+
+    def __init__(self, backend: Backend, capability: str, target: bytes, limit: int, adapter: Adapter | None) -> None:
         self.backend = backend
         self.capability = capability
         self.target = target
         self.limit = limit
+        self.adapter = adapter
+        self.queue: FairQueue | None = None
         self.inflight = 0
+
+    @property
+    def is_free(self) -> bool:
+        return self.inflight < self.limit and self.backend.is_usable
+
+    def take(self, model: str) -> None:
+        """Counts a request; `release` counts it down again."""
+        self.inflight += 1
+        self.backend.last_model = model
+
+    def release(self) -> None:
+        self.inflight -= 1
+        if self.queue is not None:
+            self.queue.wake(self)
 
 
 class Backend:
-    """One backend and its state."""
+    """One backend and its state. `loaded` are the models that it has in memory, where it tells."""
 
-    def __init__(self, name: str, record: BackendRecord, timeouts: Timeouts, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, name: str, record: BackendRecord, pool: Pool, adapter: Adapter | None) -> None:
         self.name = name
         self.record = record
-        origin = Origin.parse(record.base_url)
-        self.pool = Pool(origin, max_connections=record.max_connections, timeouts=timeouts, ssl_context=tls)
-        authorization = f"Authorization: Bearer {record.api_key}\r\n" if record.api_key else ""
-        self.request_headers = f"{authorization}Content-Type: application/json\r\n".encode("ascii")
+        self.pool = pool
+        self.auth_headers = f"Authorization: Bearer {record.api_key}\r\n".encode("ascii") if record.api_key else b""
+        self.request_headers = self.auth_headers + b"Content-Type: application/json\r\n"
         self.slots = {
             capability: Slots(
                 self,
                 capability,
-                origin.prefix + PATHS[capability],
+                pool.origin.prefix + PATHS[capability],
                 record.concurrency_limits.get(capability, sys.maxsize),
+                adapter,
             )
             for capability in record.supported_capabilities
         }
         self.models: tuple[str, ...] = ()
+        self.loaded: tuple[str, ...] = ()
+        self.last_model = ""
         # Until the first probe is back nothing is known, and a request is the best probe.
         self.healthy = self.ready = True
         self.error: str | None = None
         self.last_check: float | None = None
         self.on_failure = _nobody_listens
+        self._strikes = 0
+        self._rests_until = 0.0
+
+    @property
+    def origin(self) -> Origin:
+        return self.pool.origin
+
+    @property
+    def is_usable(self) -> bool:
+        return self.ready and (not self._rests_until or self._rests_until <= monotonic())
+
+    def is_loaded(self, model: str) -> bool:
+        return model == self.last_model or model in self.loaded
 
     def fail(self, error: str) -> None:
         """A request found that the backend cannot be reached; the prober looks at it until it can."""
@@ -70,85 +132,211 @@ class Backend:
         self.error = error
         self.on_failure()
 
+    def strike(self) -> None:
+        """A request got no proper answer. Some in a row, and the backend rests; each time for twice as long."""
+        self._strikes += 1
+        if self._strikes >= STRIKES_MAX:
+            self._rests_until = monotonic() + min(2.0 ** (self._strikes - STRIKES_MAX), REST_MAX_SEC)
+
+    def succeed(self) -> None:
+        if self._strikes:
+            self._strikes = 0
+            self._rests_until = 0.0
+
+    def wake(self) -> None:
+        """It has become ready: who waits for it may go on."""
+        for slots in self.slots.values():
+            if slots.queue is not None:
+                slots.queue.wake(slots)
+
 
 class Route(NamedTuple):
     """A decision with what follows from it: the slots that can serve it, the headers that tell of it.
 
     `head` begins an answer of 200 with JSON: status line and whole header lines, those of `headers` among them.
     `rename` is None where the body already names the upstream model. `log_fields` are the request log's fields that
-    all requests of the route share: the inside of a JSON object.
+    all requests of the route share: the inside of a JSON object. `queue` is None where the class asks for none.
     """
 
     decision: Decision
+    capability: str
     slots: tuple[Slots, ...]
     headers: tuple[tuple[bytes, bytes], ...]
     head: bytes
     rename: Rename | None
     log_fields: bytes
+    queue: FairQueue | None
+
+
+MakeBackend = Callable[[str, BackendRecord], Backend]
 
 
 class Registry:
     """All backends by class, and the names of the models that they serve."""
 
-    def __init__(self, backends: Iterable[Backend], aliases: Mapping[str, Alias]) -> None:
-        self.backends = tuple(backends)
+    def __init__(self, file: BackendsFile, aliases: Mapping[str, Alias], settings: Settings, make: MakeBackend) -> None:
+        self._make = make
+        self._settings = settings
+        self.rules = Rules(
+            settings.router_enable_policy, settings.router_enable_request_type, settings.router_long_context_chars
+        )
+        self.backends: tuple[Backend, ...] = ()
+        self.on_change = _nobody_listens
         self._by_class: dict[str, list[Backend]] = {}
+        self._queues: dict[tuple[str, str], FairQueue] = {}
+        self._synonyms: Mapping[str, str] = {}
+        self._aliases: Mapping[str, Alias] = {}
+        self._routes: dict[tuple[str, bytes, str], Route] = {}
+        self._decided: dict[tuple[Decision, str, str, str], Route] = {}
+        self.names = Names({}, {})
+        self.replace(file, aliases)
+
+    def replace(self, file: BackendsFile, aliases: Mapping[str, Alias]) -> None:
+        """Takes over other backends and aliases. Those whose record is the same stay, with all that they know.
+
+        Requests under way keep what they have; a backend that is gone ends with the last of them.
+        """
+        known = {backend.name: backend for backend in self.backends}
+        self.backends = tuple(
+            known[name] if name in known and known[name].record == record else self._make(name, record)
+            for name, record in file.records.items()
+        )
+        self._by_class = {}
         for backend in self.backends:
             self._by_class.setdefault(backend.record.backend_class, []).append(backend)
+        self._synonyms = BUILTIN_EMBEDDER | file.legacy_mapping
         self._aliases = aliases
-        self._routes: dict[tuple[str, bytes, str], Route] = {}
-        self.names = Names(aliases, {})
+        self._share_queues()
         self.refresh_names()
+        self.on_change()
+
+    def _share_queues(self) -> None:
+        queues: dict[tuple[str, str], FairQueue] = {}
+        for backend in self.backends:
+            wanted = backend.record.queue
+            for capability, slots in backend.slots.items():
+                if wanted is None:
+                    slots.queue = None
+                    continue
+                key = backend.record.backend_class, capability
+                queue = queues.get(key) or self._queues.get(key) or FairQueue(wanted.max, wanted.timeout_sec)
+                queue.max_waiting, queue.timeout = wanted.max, wanted.timeout_sec
+                slots.queue = queues[key] = queue
+        self._queues = queues
 
     def refresh_names(self) -> None:
         """To be called when a backend's `models` have changed."""
+        settings = self._settings
         served = {
             backend_class: tuple(dict.fromkeys(model for backend in backends for model in backend.models))
             for backend_class, backends in self._by_class.items()
         }
-        self.names = Names(self._aliases, served)
+        capable = {
+            backend_class: frozenset(capability for backend in backends for capability in backend.slots)
+            for backend_class, backends in self._by_class.items()
+        }
+        by_rank = (
+            {"ollama": settings.ollama_model_strong, "mlx": settings.mlx_model_strong},
+            {"ollama": settings.ollama_model_fast, "mlx": settings.mlx_model_fast},
+        )
+        strong, fast = (
+            {self._synonyms.get(name, name): model for name, model in rank.items() if model} for rank in by_rank
+        )
+        self.names = Names(
+            self._aliases,
+            served,
+            capable,
+            strong,
+            fast,
+            self._synonyms,
+            settings.default_backend,
+            (settings.embeddings_backend, settings.embeddings_model),
+        )
         self._routes.clear()
+        self._decided.clear()
 
-    def route(self, model: str, backend_header: bytes, capability: str) -> Route:
+    def route(
+        self, model: str, backend_header: bytes, capability: str, facts: Callable[[], Facts] = Facts, path: str = ""
+    ) -> Route:
         """The route of a request; decided once for each combination until the names change.
+
+        `facts` is called only where the policy has to decide; `path` is that of the request, if it is not usual for
+        its capability.
 
         Raises:
             ApiError: as `decide`; 400 when the class cannot do this, 503 when no backend is of the class.
         """
-        key = (model, backend_header, capability)
+        key = (model, backend_header, capability + path)
         route = self._routes.get(key)
+        if route is not None:
+            return route
+        if capability in ("embeddings", "rerank") and not backend_header and _names_none(model):
+            decision: Decision | None = decide_embedder(self.names)
+        else:
+            decision = decide(model, backend_header.decode("latin-1"), capability, self.names)
+        if decision is None:
+            return self._decide_once(decide_by_policy(facts(), self.names, self.rules), capability, model, path)
+        route = self._decide_once(decision, capability, model, path)
+        if len(self._routes) >= ROUTES_MAX:
+            self._routes.clear()
+        self._routes[key] = route
+        return route
+
+    def route_in_class(self, model: str, backend_header: bytes, capability: str, usual: str, path: str) -> Route:
+        """The route of a request of a kind that has a class of its own, such as images.
+
+        Raises:
+            ApiError: as `route`.
+        """
+        decision = decide_in_class(model, backend_header.decode("latin-1"), capability, usual, self.names)
+        return self._decide_once(decision, capability, model, path)
+
+    def _decide_once(self, decision: Decision, capability: str, model: str, path: str) -> Route:
+        key = (decision, capability, model, path)
+        route = self._decided.get(key)
         if route is None:
-            decision = decide(model, backend_header.decode("latin-1"), self.names)
             headers = _headers(decision)
             lines = b"".join(b"%b: %b\r\n" % header for header in headers)
             head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" + lines
             rename = None if decision.model == model else Rename(model, decision.model)
             slots = self._slots(decision.backend_class, capability)
-            route = Route(decision, slots, headers, head, rename, _log_fields(decision, capability))
-            if len(self._routes) >= ROUTES_MAX:
-                self._routes.clear()
-            self._routes[key] = route
+            fields = _log_fields(decision, path or f"/v1{PATHS[capability].decode()}")
+            route = Route(decision, capability, slots, headers, head, rename, fields, slots[0].queue)
+            if len(self._decided) >= ROUTES_MAX:
+                self._decided.clear()
+            self._decided[key] = route
         return route
 
-    def take(self, route: Route) -> Slots:
-        """Takes a slot of the least-loaded ready backend; who takes it counts `inflight` down again.
+    def take(self, route: Route, failed: Backend | None = None) -> Slots | None:
+        """Takes a slot of the least-loaded usable backend but `failed`; who takes it calls its `release`.
+
+        None where the slots are taken and the class has a queue, or others wait there already.
 
         Raises:
             ApiError: 503 none is ready, 429 all slots are taken.
         """
+        if route.queue is not None and len(route.queue):
+            return None
         best: Slots | None = None
         for slots in route.slots:
             if (
-                slots.backend.ready
-                and slots.inflight < slots.limit
+                slots.inflight < slots.limit
                 and (best is None or slots.inflight < best.inflight)
+                and slots.backend.is_usable
+                and slots.backend is not failed
             ):
                 best = slots
         if best is None:
-            if not any(slots.backend.ready for slots in route.slots):
+            # One that rests is better than none.
+            best = next((one for one in route.slots if _is_resting(one) and one.backend is not failed), None)
+        if best is None:
+            ready = [slots for slots in route.slots if slots.backend.ready and slots.backend is not failed]
+            if not ready:
                 raise not_ready(route.decision.backend_class)
-            raise overloaded(route.decision.backend_class)
-        best.inflight += 1
+            if route.queue is None:
+                raise overloaded(route.decision.backend_class)
+            return None
+        best.take(route.decision.model)
         return best
 
     def _slots(self, backend_class: str, capability: str) -> tuple[Slots, ...]:
@@ -156,8 +344,9 @@ class Registry:
         if backends is None:
             raise ApiError(
                 503,
-                f"No backend of class '{backend_class}' is configured; an alias names it",
+                f"No backend of class '{backend_class}' is configured for {capability}",
                 code="backend_not_ready",
+                headers=retry_after(RETRY_NOT_READY_SEC),
             )
         slots = tuple(backend.slots[capability] for backend in backends if capability in backend.slots)
         if not slots:
@@ -170,6 +359,17 @@ class Registry:
                 code="capability_not_supported",
             )
         return slots
+
+
+def backend_maker(timeouts: Timeouts, tls: ssl.SSLContext, adapters: Mapping[str, Adapter]) -> MakeBackend:
+    """Makes backends with these timeouts, this TLS context, and the adapters of protocols that are not OpenAI's."""
+
+    def make(name: str, record: BackendRecord) -> Backend:
+        origin = Origin.parse(record.base_url)
+        pool = Pool(origin, max_connections=record.max_connections, timeouts=timeouts, ssl_context=tls)
+        return Backend(name, record, pool, adapters.get(record.protocol))
+
+    return make
 
 
 def not_ready(backend_class: str) -> ApiError:
@@ -190,6 +390,14 @@ def overloaded(backend_class: str) -> ApiError:
     )
 
 
+def _names_none(model: str) -> bool:
+    return model.casefold() in ("", AUTO, DEFAULT_ALIAS)
+
+
+def _is_resting(slots: Slots) -> bool:
+    return slots.backend.ready and not slots.backend.is_usable and slots.inflight < slots.limit
+
+
 def _headers(decision: Decision) -> tuple[tuple[bytes, bytes], ...]:
     model = decision.model
     if not (model.isascii() and model.isprintable()):
@@ -201,12 +409,11 @@ def _headers(decision: Decision) -> tuple[tuple[bytes, bytes], ...]:
     )
 
 
-def _log_fields(decision: Decision, capability: str) -> bytes:
-    path = PATHS[capability].decode()
+def _log_fields(decision: Decision, path: str) -> bytes:
     fields = {
         "method": "POST",
-        "path": f"/v1{path}",
-        "op": path[1:].replace("/", "."),
+        "path": path,
+        "op": path.removeprefix("/v1/").replace("/", "."),
         "backend_class": decision.backend_class,
         "upstream_model": decision.model,
         "router_reason": decision.reason,

@@ -16,6 +16,7 @@ QUOTED_CHARS = 500
 def failure(error: UpstreamError, backend: Backend) -> ApiError:
     """503 where the backend was not there, 504 where it was too slow, 502 where it answered wrongly or broke off."""
     name = backend.record.backend_class
+    backend.count_failure(_kind(error))
     if isinstance(error, PoolExhausted):
         return overloaded(name)
     if isinstance(error, ConnectFailed) or (isinstance(error, UpstreamClosed) and not error.sent_first_byte):
@@ -34,6 +35,7 @@ def refused(status: int, body: bytes, backend: Backend) -> ApiError:
     400 to 499 is the client's to know, but for 401 and 403: those refuse the gateway's key, not the client's.
     """
     name = backend.record.backend_class
+    backend.count_failure(f"status_{status // 100}xx")
     message, param, code = _words(body)
     if status == 503:
         return ApiError(
@@ -45,6 +47,14 @@ def refused(status: int, body: bytes, backend: Backend) -> ApiError:
     if 400 <= status < 500 and status not in (401, 403, 407):
         return ApiError(status, message, param=param, code=code)
     return ApiError(502, f"Backend '{name}' answered {status}: {message}", code="upstream_error")
+
+
+def _kind(error: UpstreamError) -> str:
+    """What metrics call it."""
+    if isinstance(error, UpstreamTimeout):
+        return f"timeout_{error.phase}"
+    kinds = {PoolExhausted: "connections_exhausted", ConnectFailed: "connect", UpstreamClosed: "closed"}
+    return kinds.get(type(error), "protocol")
 
 
 def _words(body: bytes) -> tuple[str, str | None, str | None]:
