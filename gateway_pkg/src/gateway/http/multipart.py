@@ -1,0 +1,115 @@
+"""A multipart/form-data body as it came: where each field is in it, and the same body with another value of one.
+
+A file may be most of what a request may be at all: nothing of it is decoded or copied but when a field changes.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from python_multipart.multipart import parse_options_header
+
+from gateway.http.errors import ApiError
+
+FIELDS_MAX = 100
+HEAD_MAX_BYTES = 8 * 1024  # of one part
+TEXT_MAX_BYTES = 64 * 1024  # of a field that is read here; files are not
+# RFC 2046, 5.1.1; those that need no quotes in a header.
+_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+_TOKEN = re.compile(rb"[0-9A-Za-z'+_.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field; its content is `body[start:end]`. `is_file`: it came with a file's name."""
+
+    name: str
+    is_file: bool
+    start: int
+    end: int
+
+
+class Form:
+    """A parsed body."""
+
+    def __init__(self, content_type: bytes | None, body: bytes) -> None:
+        """Raises ApiError 400 when it is no complete multipart/form-data."""
+        media, options = parse_options_header((content_type or b"").decode("latin-1"))
+        boundary = options.get(b"boundary", b"")
+        if media != b"multipart/form-data" or not _BOUNDARY.fullmatch(boundary):
+            raise _malformed("send multipart/form-data with a boundary")
+        self.body = body
+        self.fields = _fields(boundary, body)
+        self._boundary = boundary
+
+    @property
+    def content_type(self) -> bytes:
+        """What tells a backend how to read the body."""
+        quoted = self._boundary if _TOKEN.fullmatch(self._boundary) else b'"%b"' % self._boundary
+        return b"multipart/form-data; boundary=" + quoted
+
+    def find(self, name: str) -> Field | None:
+        """The field of this name, None without one; raises ApiError 400 when there are several."""
+        found = [field for field in self.fields if field.name == name]
+        if len(found) > 1:
+            raise ApiError(400, f"'{name}' is there {len(found)} times: send it once", param=name, code="conflict")
+        return found[0] if found else None
+
+    def text(self, name: str) -> str | None:
+        """The text of a field, None without one; raises ApiError 400 when it is a file or no UTF-8."""
+        field = self.find(name)
+        if field is None:
+            return None
+        try:
+            if not field.is_file and field.end - field.start <= TEXT_MAX_BYTES:
+                return self.body[field.start : field.end].decode()
+        except UnicodeDecodeError:
+            pass
+        raise ApiError(400, f"'{name}': must be a text in UTF-8", param=name, code="invalid_value")
+
+    def with_text(self, name: str, value: str) -> bytes:
+        """The body with this value of a field that is there once or not at all; every other byte as it came."""
+        field = self.find(name)
+        if field is not None:
+            return b"".join((self.body[: field.start], value.encode(), self.body[field.end :]))
+        head = b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n' % (self._boundary, name.encode())
+        return b"".join((head, value.encode(), b"\r\n", self.body.lstrip(b"\r\n")))
+
+
+def _fields(boundary: bytes, body: bytes) -> tuple[Field, ...]:
+    """Cuts at the boundaries; python-multipart tells no offset of an empty field, so it reads the headers alone."""
+    dashes = b"--" + boundary
+    at = len(body) - len(body.lstrip(b"\r\n"))
+    if not body.startswith(dashes, at):
+        raise _malformed("it does not begin with its boundary")
+    fields: list[Field] = []
+    while not body.startswith(b"--", at := at + len(dashes)):
+        head_end = body.find(b"\r\n\r\n", at, at + HEAD_MAX_BYTES)
+        if not body.startswith(b"\r\n", at) or head_end < 0:
+            raise _malformed("a boundary is not followed by the headers of a part")
+        start = head_end + 4
+        end = body.find(b"\r\n" + dashes, start)
+        if end < 0:
+            raise _malformed("it ends before its last boundary")
+        if len(fields) >= FIELDS_MAX:
+            raise _malformed(f"send at most {FIELDS_MAX} fields")
+        name, is_file = _disposition(body[at + 2 : head_end])
+        fields.append(Field(name, is_file, start, end))
+        at = end + 2
+    return tuple(fields)
+
+
+def _disposition(head: bytes) -> tuple[str, bool]:
+    """A part's name, and whether it is a file."""
+    for line in head.split(b"\r\n"):
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == b"content-disposition":
+            _, options = parse_options_header(value.decode("latin-1"))
+            if name := options.get(b"name"):
+                return name.decode("utf-8", "replace"), b"filename" in options
+    raise _malformed("each part needs a Content-Disposition with a name")
+
+
+def _malformed(what: str) -> ApiError:
+    return ApiError(400, f"The body is no form: {what}", code="invalid_multipart")
