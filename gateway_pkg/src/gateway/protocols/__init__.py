@@ -1,0 +1,1 @@
+"""The APIs that are spoken to clients besides OpenAI's chat, sans I/O: translated to a chat and back."""
