@@ -17,13 +17,13 @@ from pathlib import Path
 import orjson
 import uvloop
 
-from tests.bench import measures, subjects
+from tests.bench import events, measures, subjects
 from tests.bench.load import Target
 from tests.bench.measures import FULL, QUICK, Bounds
 from tests.bench.processes import CORES, GATEWAY_CORE, LOAD_CORE, resident_megabytes
 from tests.bench.results import Results
 
-PARTS = ("requests", "streams", "latency", "leaving", "memory", "start")
+PARTS = ("requests", "streams", "latency", "events", "leaving", "memory", "start")
 PHASES = ("queued", "before first token", "mid-stream", "non-streaming")
 PEER = "LiteLLM"
 
@@ -44,7 +44,7 @@ class Bench:
 
     def column(self, column: str, start: subjects.Start) -> None:
         """All wanted parts of one column of the table."""
-        if self.parts & {"requests", "streams", "latency"}:
+        if self.parts & {"requests", "streams", "latency", "events"}:
             self.throughput(column, start)
         if "leaving" in self.parts:
             self.leavings(column, start)
@@ -59,7 +59,7 @@ class Bench:
             if column == "gateway":
                 bare = stack.enter_context(subjects.passthrough(self.directory(), self.upstream.port))
             for turn in range(self.bounds.rounds):
-                say(f"{column}: requests, streams, latency, round {turn + 1} of {self.bounds.rounds}")
+                say(f"{column}: requests, streams, latency, events, round {turn + 1} of {self.bounds.rounds}")
                 self.one_round(column, subject, bare)
 
     def one_round(self, column: str, subject: subjects.Subject, bare: subjects.Subject | None) -> None:
@@ -79,6 +79,18 @@ class Bench:
             add("latency", column, uvloop.run(measures.added_latency_ms(subject, self.upstream, bounds)))
             if bare:
                 add("latency", "pass-through", uvloop.run(measures.added_latency_ms(bare, self.upstream, bounds)))
+
+        if "events" in self.parts:
+            self.single_events(column, subject)
+            if bare:
+                self.single_events("pass-through", bare)
+
+    def single_events(self, column: str, subject: subjects.Subject) -> None:
+        lost, late = uvloop.run(events.paced_streams(subject, self.bounds))
+        self.results.add("events lost", column, lost)
+        self.results.add("events late", column, late)
+        delay = uvloop.run(events.delay_beside_prompts_ms(subject, self.bounds))
+        self.results.add("prompt delay", column, delay)
 
     def leavings(self, column: str, start: subjects.Start) -> None:
         """One client leaves, again and again, in each phase; waiting for a connection needs a backend with one."""

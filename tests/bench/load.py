@@ -26,16 +26,24 @@ class Target:
     port: int
     token: str = ""
 
-    def request(self, *, model: str = "default", stream: bool = False, name: str = "") -> bytes:
+    def request(
+        self,
+        *,
+        model: str = "default",
+        stream: bool = False,
+        name: str = "",
+        prompt: str = "",
+        max_tokens: int = 64,
+    ) -> bytes:
         """The bytes of one chat request; the upstream remembers it by `name`."""
-        question = "What does the fox do while the cat looks on? Answer from the text."
+        question = prompt or "What does the fox do while the cat looks on? Answer from the text."
         body: dict[str, object] = {
             "model": model,
             "messages": [
                 {"role": "system", "content": "You are a helpful assistant that answers in one short sentence."},
                 {"role": "user", "content": f"I am {name}" if name else question},
             ],
-            "max_tokens": 64,
+            "max_tokens": max_tokens,
             "temperature": 0.2,
         }
         if stream:
@@ -150,10 +158,17 @@ class Client(asyncio.Protocol):
 
 
 async def keep_busy(
-    target: Target, budget: Budget, clients: int, *, model: str = "default", stream: bool = False, abort_every: int = 0
+    target: Target,
+    budget: Budget,
+    clients: int,
+    *,
+    model: str = "default",
+    stream: bool = False,
+    abort_every: int = 0,
+    prompt: str = "",
 ) -> float:
     """Send until the budget is used up; wall-clock seconds. Raises BadAnswer when an answer is not a 200."""
-    request = target.request(model=model, stream=stream)
+    request = target.request(model=model, stream=stream, prompt=prompt)
     aborted = target.request(model=model, stream=True)
     loop = asyncio.get_running_loop()
 

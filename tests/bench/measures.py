@@ -30,12 +30,14 @@ class Bounds:
     latencies: int
     leavings: int
     memory: int
+    events: int  # of each paced stream
+    prompts: int
     seconds: float
     memory_seconds: float
 
 
-FULL = Bounds(3, 80_000, 1280, 2000, 20, 100_000, 10, 60)
-QUICK = Bounds(1, 20_000, 256, 500, 5, 10_000, 3, 10)
+FULL = Bounds(3, 80_000, 1280, 2000, 20, 100_000, 250, 40, 10, 60)
+QUICK = Bounds(1, 20_000, 256, 500, 5, 10_000, 100, 10, 3, 10)
 
 
 async def requests_per_cpu_second(subject: Subject, bounds: Bounds) -> float:

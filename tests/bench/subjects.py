@@ -99,6 +99,7 @@ def gateway(
         "default": {"backend": "bench", "model": "bench-model"},
         "hang": {"backend": "bench", "model": "bench-hang"},
         "endless": {"backend": "bench", "model": "bench-endless"},
+        "stamped": {"backend": "bench", "model": "bench-stamped"},
     }
     (place / "backends.yaml").write_text(yaml.safe_dump({"backends": {"bench@local": backend}}))
     (place / "model_aliases.json").write_text(json.dumps({"aliases": aliases}))
@@ -129,7 +130,7 @@ def litellm(
     place: Path, upstream_port: int, connections: int | None = None
 ) -> contextlib.AbstractContextManager[Subject]:
     """LiteLLM's proxy, one worker, with a key; it has no limit of connections, so a limit of parallel requests."""
-    models = {"default": "bench-model", "hang": "bench-hang", "endless": "bench-endless"}
+    models = {"default": "bench-model", "hang": "bench-hang", "endless": "bench-endless", "stamped": "bench-stamped"}
     limit = {"max_parallel_requests": connections} if connections else {}
     config = {
         "model_list": [

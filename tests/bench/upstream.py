@@ -4,7 +4,9 @@ What a request gets is named by its model:
 
 - any other name: an answer of about 400 bytes, or a stream of 33 events, one every 10 ms;
 - `bench-hang`: nothing, until `POST /bench/release` answers every request that hangs;
-- `bench-endless`: a stream that does not end by itself.
+- `bench-endless`: a stream that does not end by itself;
+- `bench-stamped`: a stream of `max_tokens` events, one every 20 ms, each with its number and when it was sent, in
+  seconds of that clock.
 
 A request whose last message is `I am NAME` is remembered by that name: when it arrived and when its client was seen to
 leave, on the clock that all processes of a Linux machine share (CLOCK_MONOTONIC). `GET /bench/log` tells.
@@ -22,6 +24,7 @@ import uvloop
 
 EVENTS = 33
 PACE = 0.010  # seconds between two events
+STAMPED_PACE = 0.020
 I_AM = "I am "
 TEXT = "The quick brown fox jumps over the lazy dog while the cat looks on. "
 
@@ -144,6 +147,9 @@ class Connection(asyncio.Protocol):
         self.log.note(self.name, "arrived")
         if request["model"] == "bench-hang":
             self.log.hanging.add(self)
+        elif request["model"].endswith("stamped"):
+            self.transport.write(STREAM_HEAD)
+            self.next_stamped(0, int(request["max_tokens"]))
         elif request.get("stream"):
             usage = (request.get("stream_options") or {}).get("include_usage")
             left = -1 if request["model"] == "bench-endless" else EVENTS - 1
@@ -159,6 +165,13 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.write(TOKENS[left % len(TOKENS)])
             self.timer = self.loop.call_later(PACE, self.next_event, left - 1, usage)
+
+    def next_stamped(self, number: int, count: int) -> None:
+        if number == count:
+            self.finish(DONE)
+            return
+        self.transport.write(delta({"content": f" {number} {time.monotonic():.6f}"}))
+        self.timer = self.loop.call_later(STAMPED_PACE, self.next_stamped, number + 1, count)
 
     def release(self) -> None:
         self.log.hanging.discard(self)
