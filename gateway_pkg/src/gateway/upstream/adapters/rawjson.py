@@ -1,0 +1,67 @@
+"""Parts of a JSON text as they came: no number rewritten, no escape resolved."""
+
+from __future__ import annotations
+
+from json.decoder import JSONDecodeError, JSONDecoder, scanstring
+
+_SPACE = " \t\r\n"
+# Numbers stay text: only where a value ends matters here.
+_VALUE = JSONDecoder(strict=False, parse_int=str, parse_float=str, parse_constant=str)
+
+
+def members(text: str) -> dict[str, str]:
+    """The members of a JSON object, the values as text; the last of two with the same name.
+
+    Raises:
+        ValueError: `text` is no JSON object, or one too deep to look into.
+    """
+    found: dict[str, str] = {}
+    at = _skip(text, 0, "{")
+    if text.startswith("}", at):
+        return found
+    while True:
+        name, at = scanstring(text, _skip(text, at, '"'), False)
+        at = _skip(text, at, ":")
+        end = _end(text, at)
+        found[name] = text[at:end]
+        at = _skip(text, end, "")
+        if text.startswith("}", at):
+            return found
+        at = _skip(text, at, ",")
+
+
+def items(text: str) -> list[str]:
+    """The items of a JSON array, as text; raises ValueError as `members`."""
+    found: list[str] = []
+    at = _skip(text, 0, "[")
+    if text.startswith("]", at):
+        return found
+    while True:
+        end = _end(text, at)
+        found.append(text[at:end])
+        at = _skip(text, end, "")
+        if text.startswith("]", at):
+            return found
+        at = _skip(text, at, ",")
+
+
+def _end(text: str, at: int) -> int:
+    try:
+        return _VALUE.raw_decode(text, at)[1]
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _skip(text: str, at: int, mark: str) -> int:
+    """The place after white space, `mark` and white space."""
+    at = _past_space(text, at)
+    if not text.startswith(mark, at):
+        raise JSONDecodeError(f"Expecting {mark}", text, at)
+    # Within a string white space is of the string.
+    return at + 1 if mark == '"' else _past_space(text, at + len(mark))
+
+
+def _past_space(text: str, at: int) -> int:
+    while text[at : at + 1] in _SPACE and at < len(text):
+        at += 1
+    return at
