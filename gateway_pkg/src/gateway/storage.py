@@ -44,6 +44,15 @@ MIGRATIONS = (
     CREATE TRIGGER responses_removed AFTER DELETE ON responses
         BEGIN UPDATE responses_total SET bytes = bytes - old.bytes; END;
     """,
+    # 2: tokens that each caller has used on a day (UTC, days since 1970).
+    """
+    CREATE TABLE token_usage (
+        day INTEGER NOT NULL,
+        caller TEXT NOT NULL,
+        tokens INTEGER NOT NULL,
+        PRIMARY KEY (day, caller)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 # The oldest schema whose release can work with a database that has all of the above.
 MIN_READER = 1
