@@ -10,6 +10,7 @@ from typing import cast
 
 from tests.bench.load import Budget, Target, keep_busy
 from tests.bench.measures import Bounds
+from tests.bench.results import NEVER
 from tests.bench.subjects import Subject
 from tests.bench.upstream import STAMPED_PACE
 
@@ -73,7 +74,10 @@ async def paced_streams(subject: Subject, bounds: Bounds) -> tuple[int, float]:
 
 
 async def delay_beside_prompts_ms(subject: Subject, bounds: Bounds) -> float:
-    """Worst delay of the events of 64 streams while prompts of 900 kB pass, beyond their median delay before."""
+    """Worst delay of the events of 64 streams while prompts of 900 kB pass, beyond their median delay before.
+
+    results.NEVER when the subject is so far behind with the streams alone that nothing can be told.
+    """
     watchers = await watch(subject.target, BESIDE, 1_000_000)
     await asyncio.sleep(1.0)  # streams begin, which is not what is measured
     quiet_from = time.monotonic()
@@ -89,6 +93,8 @@ async def delay_beside_prompts_ms(subject: Subject, bounds: Bounds) -> float:
     stamps = [stamp for each in watchers for stamp in each.came]
     quiet = [came - sent for sent, came in stamps if quiet_from <= sent < busy_from]
     busy = [came - sent for sent, came in stamps if busy_from <= sent < busy_until]
+    if not quiet or not busy:
+        return NEVER
     return (max(busy) - statistics.median(quiet)) * 1000
 
 

@@ -43,11 +43,11 @@ class Results:
         values = self.figures.get(row, {}).get(column)
         if not values:
             return ""
+        if row in WORST:
+            return "too slow to tell" if NEVER in values else form.format(max(values))
         if NEVER in values:
             seen = [value for value in values if value != NEVER]
             return f"{form.format(statistics.median(seen))}, then not within 2 s" if seen else "not within 2 s"
-        if row in WORST:
-            return form.format(max(values))
         middle = form.format(statistics.median(values))
         return f"{middle} (worst {form.format(max(values))})" if row.startswith("leaving") else middle
 

@@ -18,6 +18,7 @@ import yaml
 
 from tests.bench.load import Target, once
 from tests.bench.processes import GATEWAY_CORE, LOAD_CORE, free_port, running
+from tests.environments import environment
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "bench"
@@ -150,21 +151,7 @@ def litellm(
     }
     (place / "litellm.yaml").write_text(yaml.safe_dump(config))
     port = free_port()
-    environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"}
-    argv: list[str | Path] = [litellm_program(), "--config", place / "litellm.yaml"]
+    variables = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"}
+    argv: list[str | Path] = [environment(HERE / "litellm.txt") / "litellm", "--config", place / "litellm.yaml"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-    return started("LiteLLM", argv, port, place / "litellm.log", environment, f"sk-{TOKEN}")
-
-
-def litellm_program() -> Path:
-    """LiteLLM in a virtual environment of its own, made from the hashed lock when the lock is new."""
-    lock = HERE / "litellm.txt"
-    venv = BUILD / f"litellm-{hashlib.sha256(lock.read_bytes()).hexdigest()[:12]}"
-    if not (venv / "installed").exists():
-        print(f"bench: installing the peer into {venv}", file=sys.stderr, flush=True)
-        uv = Path(sys.executable).with_name("uv")
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, venv], check=True)
-        options: list[str | Path] = ["--quiet", "--compile-bytecode", "--require-hashes", "--requirement", lock]
-        subprocess.run([uv, "pip", "install", "--python", venv / "bin" / "python", *options], check=True)
-        (venv / "installed").touch()
-    return venv / "bin" / "litellm"
+    return started("LiteLLM", argv, port, place / "litellm.log", variables, f"sk-{TOKEN}")
