@@ -201,9 +201,9 @@ def _message(message: Json, at: str, names: dict[str, str]) -> Json:
     if "tool_calls" in said:
         said["tool_calls"] = _calls(said["tool_calls"], f"{at}.tool_calls", names)
     if said["role"] == "tool" and "tool_name" not in said:
-        name = said.get("name") or names.get(str(said.get("tool_call_id")))
-        if name is not None:
-            said["tool_name"] = name
+        tool = said.get("name") or names.get(str(said.get("tool_call_id")))
+        if tool is not None:
+            said["tool_name"] = tool
     return said
 
 

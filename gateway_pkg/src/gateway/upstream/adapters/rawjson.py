@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from json.decoder import JSONDecodeError, JSONDecoder, scanstring
+from json import JSONDecodeError, JSONDecoder
 
 _SPACE = " \t\r\n"
 # Numbers stay text: only where a value ends matters here.
@@ -20,9 +20,11 @@ def members(text: str) -> dict[str, str]:
     if text.startswith("}", at):
         return found
     while True:
-        name, at = scanstring(text, _skip(text, at, '"'), False)
+        name, at = _value(text, at)
+        if not isinstance(name, str):
+            raise JSONDecodeError("Expecting a name", text, at)
         at = _skip(text, at, ":")
-        end = _end(text, at)
+        _, end = _value(text, at)
         found[name] = text[at:end]
         at = _skip(text, end, "")
         if text.startswith("}", at):
@@ -37,7 +39,7 @@ def items(text: str) -> list[str]:
     if text.startswith("]", at):
         return found
     while True:
-        end = _end(text, at)
+        _, end = _value(text, at)
         found.append(text[at:end])
         at = _skip(text, end, "")
         if text.startswith("]", at):
@@ -45,9 +47,10 @@ def items(text: str) -> list[str]:
         at = _skip(text, at, ",")
 
 
-def _end(text: str, at: int) -> int:
+def _value(text: str, at: int) -> tuple[object, int]:
+    """The value that begins at `at`, and where it ends."""
     try:
-        return _VALUE.raw_decode(text, at)[1]
+        return _VALUE.raw_decode(text, at)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -57,11 +60,10 @@ def _skip(text: str, at: int, mark: str) -> int:
     at = _past_space(text, at)
     if not text.startswith(mark, at):
         raise JSONDecodeError(f"Expecting {mark}", text, at)
-    # Within a string white space is of the string.
-    return at + 1 if mark == '"' else _past_space(text, at + len(mark))
+    return _past_space(text, at + len(mark))
 
 
 def _past_space(text: str, at: int) -> int:
-    while text[at : at + 1] in _SPACE and at < len(text):
+    while at < len(text) and text[at] in _SPACE:
         at += 1
     return at
