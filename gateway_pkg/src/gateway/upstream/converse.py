@@ -1,7 +1,7 @@
 """Talks of several requests with one backend: submit, poll, fetch.
 
 What is said is a generator without I/O, so that it is tested byte by byte: it yields an Ask and is sent the Reply, or
-yields a Pause and is sent None. `converse` does the talking.
+yields a Pause and is sent an empty one. `converse` does the talking.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Abandoned(Exception):
     """Thrown into the steps when nobody waits for their end any more; they may ask once more, to stop their job."""
 
 
-Steps = Generator[Ask | Pause, Reply | None, T]
+Steps = Generator[Ask | Pause, Reply, T]
+NOTHING = Reply(0, "", b"")
 
 _farewells: set[asyncio.Task[None]] = set()
 
@@ -106,7 +107,7 @@ async def converse(backend: Backend, steps: Steps[T], *, max_response_bytes: int
     reply: Reply | None = None
     while True:
         try:
-            step = steps.send(reply)
+            step = next(steps) if reply is None else steps.send(reply)
         except StopIteration as end:
             result: T = end.value
             return result
@@ -114,7 +115,9 @@ async def converse(backend: Backend, steps: Steps[T], *, max_response_bytes: int
             words = f"Backend '{backend.record.backend_class}' answered wrongly: {error}"
             raise ApiError(502, words, code="upstream_protocol_error") from error
         except Refused as error:
-            raise refused(error.reply.status, error.reply.body, backend) from error
+            # What OpenAI's API calls 400, FastAPI's servers call 422.
+            status = 400 if error.reply.status == 422 else error.reply.status
+            raise refused(status, error.reply.body, backend) from error
         try:
             reply = await _do(backend, step, max_response_bytes)
         except BaseException:
@@ -128,10 +131,10 @@ async def settled() -> None:
         await asyncio.wait(_farewells)
 
 
-async def _do(backend: Backend, step: Ask | Pause, max_response_bytes: int) -> Reply | None:
+async def _do(backend: Backend, step: Ask | Pause, max_response_bytes: int) -> Reply:
     if isinstance(step, Pause):
         await asyncio.sleep(step.seconds)
-        return None
+        return NOTHING
     headers = backend.auth_headers
     if step.body:
         headers += f"Content-Type: {step.content_type}\r\n".encode("latin-1")
