@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 EVENT = b'data: {"id":"c-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
@@ -33,6 +33,8 @@ ANSWER = {
     "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
 }
+
+AnyUpstream = TypeVar("AnyUpstream", bound="Upstream")
 
 
 @dataclass
@@ -163,11 +165,17 @@ async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 @contextmanager
 def upstream(port: int = 0) -> Iterator[Upstream]:
-    """Runs one in a thread of its own until the end of the block."""
+    """Runs one until the end of the block."""
+    with running(Upstream(), port) as double:
+        yield double
+
+
+@contextmanager
+def running(double: AnyUpstream, port: int = 0) -> Iterator[AnyUpstream]:
+    """Runs a model server, also one of another kind, in a thread of its own until the end of the block."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    double = Upstream()
 
     async def start() -> asyncio.Server:
         return await asyncio.start_server(double._serve, "127.0.0.1", port)
