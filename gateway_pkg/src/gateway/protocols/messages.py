@@ -186,6 +186,13 @@ def shows_thinking(request: Mapping[str, Any]) -> bool:
     return thinking["type"] != "disabled" and thinking.get("display") != "omitted"
 
 
+def prefill(chat: Mapping[str, Any]) -> str:
+    """The words that the answer is to go on from: those of a last message that is the assistant's."""
+    last = chat["messages"][-1]
+    content = last.get("content") if last["role"] == "assistant" else None
+    return content if isinstance(content, str) else ""
+
+
 def _reasoning_effort(request: Mapping[str, Any]) -> str | None:
     """The effort that is named, else the one that the budget of thinking comes to."""
     thinking = request.get("thinking") or {}

@@ -25,12 +25,13 @@ _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}  # others 
 
 
 class Facts(NamedTuple):
-    """What an answer takes from its request."""
+    """What an answer takes from its request; `prefill` is the beginning that the client gave the answer."""
 
     message_id: str
     model: str
     stop_sequences: Sequence[str] = ()
     shows_thinking: bool = False
+    prefill: str = ""
 
 
 def message(completion: Mapping[str, Any], facts: Facts) -> bytes:
@@ -47,7 +48,8 @@ def message(completion: Mapping[str, Any], facts: Facts) -> bytes:
     thoughts = _thoughts(answer)
     if thoughts and facts.shows_thinking:
         content.append({"type": "thinking", "thinking": thoughts, "signature": ""})
-    if text := _string(answer, "content") + _string(answer, "refusal"):
+    # llama.cpp repeats the client's own words in a whole answer, not in a stream; a message never does.
+    if text := _string(answer, "content").removeprefix(facts.prefill) + _string(answer, "refusal"):
         content.append({"type": "text", "text": text})
     is_cut = choice.get("finish_reason") == "length"
     calls = _calls(answer)

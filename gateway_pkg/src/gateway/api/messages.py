@@ -1,0 +1,218 @@
+"""Anthropic's Messages API: always a chat to the backend, whatever it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from pydantic import TypeAdapter
+
+from gateway.api.dispatch import Call, Dispatcher, chat_facts
+from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
+from gateway.http.errors import ApiError, ErrorShape
+from gateway.http.exchange import JSON, Exchange
+from gateway.protocols.messages import Conversation, MessagesRequest, prefill, shows_thinking, to_chat
+from gateway.protocols.messages_answer import Facts, MessageStream, message
+from gateway.routing.body import dump
+from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.failures import refused
+
+REQUEST = TypeAdapter(MessagesRequest)
+CONVERSATION = TypeAdapter(Conversation)
+# Anthropic's error types by status; others are `invalid_request_error` below 500, else `api_error`.
+ERROR_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+# What a server answers that does not know the path: it has no tokenizer to ask.
+CANNOT_COUNT = (404, 405, 501)
+
+_COUNT = {"type": ["integer", "null"], "minimum": 0}
+_ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {
+                "type": {"type": "string"},
+                "message": {"type": "string"},
+                "details": {"type": "object", "properties": {"error_code": {"type": "string"}}},
+            },
+        },
+        "request_id": {"type": ["string", "null"]},
+    },
+}
+_MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage"],
+    "properties": {
+        "id": {"type": "string"},
+        "type": {"const": "message"},
+        "role": {"const": "assistant"},
+        "model": {"type": "string"},
+        "content": {"type": "array", "items": {"type": "object", "required": ["type"]}},
+        "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]},
+        "stop_sequence": {"type": ["string", "null"]},
+        "usage": {
+            "type": "object",
+            "description": "Null where the backend tells no usage.",
+            "required": ["input_tokens", "output_tokens"],
+            "properties": {"input_tokens": _COUNT, "output_tokens": _COUNT},
+        },
+    },
+}
+_TOKENS = {"type": "object", "required": ["input_tokens"], "properties": {"input_tokens": {"type": "integer"}}}
+_ERRORS = {status: {JSON_TYPE: _ERROR} for status in (400, 401, 403, 404, 413, 429, 502, 503, 504)}
+
+
+def messages_errors(request_id: str | None = None) -> ErrorShape:
+    """Anthropic's error object; `details.error_code` is the gateway's own code, the message names the field."""
+
+    def body(error: ApiError) -> bytes:
+        kind = ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+        message = error.message
+        if error.param is not None and error.param not in message:
+            message = f"{error.param}: {message}"
+        told: dict[str, Any] = {"type": kind, "message": message}
+        if error.code is not None:
+            told["details"] = {"error_code": error.code}
+        return orjson.dumps({"type": "error", "error": told, "request_id": request_id})
+
+    return ErrorShape(body, lambda error: b"event: error\ndata: " + body(error) + b"\n\n")
+
+
+def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
+    handlers = _Handlers(dispatcher)
+    errors = messages_errors()
+    message_answers = {200: {JSON_TYPE: _MESSAGE, "text/event-stream": {"type": "string"}}, **_ERRORS}
+    return (
+        (
+            Endpoint(
+                "/v1/messages",
+                "chat",
+                "messages",
+                "Answer a conversation, as Anthropic's API",
+                REQUEST,
+                answers=message_answers,
+                tag="anthropic",
+                errors=errors,
+            ),
+            handlers.create,
+        ),
+        (
+            Endpoint(
+                "/v1/messages/count_tokens",
+                "chat",
+                "messages.count_tokens",
+                "Count a conversation's tokens, by the backend's own tokenizer",
+                CONVERSATION,
+                answers={200: {JSON_TYPE: _TOKENS}, **_ERRORS},
+                tag="anthropic",
+                errors=errors,
+            ),
+            handlers.count_tokens,
+        ),
+    )
+
+
+class _Handlers:
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def create(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        request, chat = await _read(exchange, REQUEST)
+        facts = Facts(
+            f"msg_{uuid4().hex}",
+            request["model"],
+            request.get("stop_sequences") or (),
+            shows_thinking(request),
+            prefill(chat),
+        )
+        async with self._dispatcher.chat(exchange, chat) as call:
+            if chat.get("stream"):
+                await _stream(exchange, call, facts)
+            else:
+                body = message(await call.completion(), facts)
+                await exchange.answer(200, body, [JSON, _request_id(exchange)])
+
+    async def count_tokens(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        """Counts what the chat would be, so that the answer is that of the same tokenizer and template."""
+        _, chat = await _read(exchange, CONVERSATION)
+        path = exchange.scope["path"]
+        route = self._dispatcher.route(exchange, "chat", chat["model"], chat_facts(chat, exchange), path)
+        async with self._dispatcher.slot(exchange, route) as slots:
+            backend = slots.backend
+            if slots.adapter is not None:
+                raise _cannot_count(backend.record.backend_class)
+            asked = dump({**chat, "model": route.decision.model})
+            target = slots.target + b"/input_tokens"
+            response = await backend.pool.request(b"POST", target, backend.request_headers, asked)
+            try:
+                body = await response.read(self._dispatcher.max_response_bytes)
+            finally:
+                response.close()
+            if response.status in CANNOT_COUNT:
+                raise _cannot_count(backend.record.backend_class)
+            if response.status != 200:
+                raise refused(response.status, body, backend)
+            await exchange.answer(200, orjson.dumps({"input_tokens": _count(body)}), [JSON, _request_id(exchange)])
+
+
+async def _read(exchange: Exchange, adapter: TypeAdapter[Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The request as it came, and as a chat; from here on errors tell the request's id."""
+    exchange.errors = messages_errors(exchange.request_id)
+    request = parse(await exchange.body(), adapter)
+    return request, to_chat(request)
+
+
+async def _stream(exchange: Exchange, call: Call, facts: Facts) -> None:
+    """The stream begins with the first chunk: until then a failure has a status of its own."""
+    stream = MessageStream(facts)
+    async for chunk in call.chunks():
+        events = stream.feed(chunk)
+        if not exchange.status:
+            await exchange.start_stream(b"text/event-stream")
+        if events:
+            await exchange.stream(events)
+    events = stream.end()
+    if not exchange.status:
+        await exchange.start_stream(b"text/event-stream")
+    await exchange.stream(events)
+    await exchange.end_stream()
+
+
+def _request_id(exchange: Exchange) -> tuple[bytes, bytes]:
+    """Where Anthropic's SDKs look for it."""
+    return b"request-id", exchange.request_id.encode()
+
+
+def _count(body: bytes) -> int:
+    try:
+        counted = orjson.loads(body)["input_tokens"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        counted = None
+    if not isinstance(counted, int):
+        raise AnswerError("a count of tokens without input_tokens")
+    return counted
+
+
+def _cannot_count(backend_class: str) -> ApiError:
+    return ApiError(
+        400,
+        f"Backend '{backend_class}' has no tokenizer to ask; the usage of an answer tells what its prompt was",
+        param="model",
+        code="capability_not_supported",
+    )

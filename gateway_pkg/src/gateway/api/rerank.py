@@ -1,0 +1,168 @@
+"""Reranking: by a backend that reranks, else by the cosines of embeddings."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, NotRequired
+
+import orjson
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from gateway.api.dispatch import Dispatcher
+from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
+from gateway.api.schemas import Model
+from gateway.http.errors import ApiError
+from gateway.http.exchange import JSON, Exchange
+from gateway.protocols.rerank import cosine, norm, ranking, scores_of, text_of, vectors_of
+from gateway.routing.body import dump
+from gateway.routing.policy import AUTO, DEFAULT_ALIAS
+from gateway.routing.registry import Route
+from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.failures import refused, told_in_200
+from gateway.upstream.usage import usage_of
+
+_OPEN = ConfigDict(extra="allow", strict=True)
+DOCUMENTS_MAX = 1_000  # Cohere's own figure
+COSINES_AT_ONCE = 16  # between two looks at the event loop: under 5 ms at 4,096 dimensions
+OWN_FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
+# Cohere's fields that cosines of embeddings have no counterpart for.
+RERANKER_ONLY = ("max_chunks_per_doc", "max_tokens_per_doc", "priority")
+
+
+@with_config(_OPEN)
+class TextDocument(TypedDict):
+    text: str
+
+
+@with_config(_OPEN)
+class RerankRequest(TypedDict):
+    """As Jina's and Cohere's `POST /v1/rerank`. Other fields go to the backend as they came."""
+
+    query: Annotated[str, Field(min_length=1)]
+    documents: Annotated[list[str | TextDocument], Field(min_length=1, max_length=DOCUMENTS_MAX)]
+    model: NotRequired[Model | None]
+    top_n: NotRequired[Annotated[int, Field(ge=1)] | None]
+    return_documents: NotRequired[bool | None]
+
+
+REQUEST = TypeAdapter(RerankRequest)
+_RESULT = {
+    "type": "object",
+    "required": ["index", "relevance_score"],
+    "properties": {"index": {"type": "integer"}, "relevance_score": {"type": "number"}, "document": {}},
+}
+_RESULTS = {"type": "array", "items": _RESULT}
+RERANK_ANSWER: dict[str, Any] = {
+    "type": "object",
+    "required": ["object", "model", "results", "data"],
+    "properties": {
+        "object": {"const": "list"},
+        "model": {"type": "string"},
+        "results": {**_RESULTS, "description": "As Jina's and Cohere's, the best first."},
+        "data": {**_RESULTS, "description": "The same; `document` as it was sent."},
+        "usage": {"type": "object", "description": "As the backend told it; absent where it did not."},
+    },
+}
+
+
+def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
+    endpoint = Endpoint(
+        "/v1/rerank",
+        "rerank",
+        "rerank",
+        "Order documents by how well they answer a query",
+        REQUEST,
+        answers={200: {JSON_TYPE: RERANK_ANSWER}},
+    )
+    return ((endpoint, _Handler(dispatcher)),)
+
+
+class _Handler:
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def __call__(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        request = parse(await exchange.body(), REQUEST)
+        if request.get("rank_fields") not in (None, ["text"]):
+            raise _unsupported("rank_fields", "documents are ranked by their `text`")
+        texts = [text_of(document) for document in request["documents"]]
+        route = self._reranker(exchange, request.get("model") or "")
+        if route is None:
+            answer, scores = await self._embed(exchange, request, texts)
+        else:
+            answer, scores = await self._ask(exchange, route, request, texts)
+        is_told = request.get("return_documents") is not False
+        ranked = ranking(scores, request["documents"], request.get("top_n"), is_told)
+        used = exchange.route.decision.model if exchange.route is not None else ""
+        told = {"object": "list", "model": answer.get("model") or used, **ranked}
+        if isinstance(usage := answer.get("usage"), dict):
+            told["usage"] = usage
+        await exchange.answer(200, orjson.dumps(told), [JSON])
+
+    def _reranker(self, exchange: Exchange, model: str) -> Route | None:
+        """The route to a backend that reranks; None where the model's own does not, but may embed."""
+        dispatcher = self._dispatcher
+        if model.casefold() in ("", AUTO, DEFAULT_ALIAS) and b"x-backend" not in exchange.headers:
+            capable = dispatcher.registry.names.capable
+            usual = next((name for name, able in capable.items() if "rerank" in able), None)
+            return None if usual is None else dispatcher.route_in_class(exchange, "rerank", "", usual)
+        try:
+            return dispatcher.route(exchange, "rerank", model)
+        except ApiError as error:
+            if error.code != "capability_not_supported":
+                raise
+            return None
+
+    async def _ask(
+        self, exchange: Exchange, route: Route, request: dict[str, Any], texts: list[str]
+    ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
+        asked = {name: value for name, value in request.items() if name not in OWN_FIELDS}
+        asked |= {"query": request["query"], "documents": texts}
+        if route.decision.model:
+            asked["model"] = route.decision.model
+        async with self._dispatcher.slot(exchange, route) as slots:
+            backend, target = slots.backend, slots.target
+            if backend.record.protocol == "nexa":
+                target = backend.origin.prefix.removesuffix(b"/v1") + b"/v1/reranking"
+                asked.setdefault("batch_size", len(texts))  # its own default is none at all
+            elif request.get("top_n") is not None:
+                asked["top_n"] = request["top_n"]
+            response = await backend.pool.request(b"POST", target, backend.request_headers, dump(asked))
+            try:
+                body = await response.read(self._dispatcher.max_response_bytes)
+            finally:
+                response.close()
+            if response.status != 200:
+                raise refused(response.status, body, backend)
+            try:
+                answer = orjson.loads(body)
+            except orjson.JSONDecodeError:
+                raise AnswerError("it sent no JSON") from None
+            about = answer if isinstance(answer, dict) else {}
+            told_in_200(about, backend)
+            exchange.usage = usage_of(about.get("usage"))
+            return about, scores_of(answer, len(texts))
+
+    async def _embed(
+        self, exchange: Exchange, request: dict[str, Any], texts: list[str]
+    ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
+        for name in RERANKER_ONLY:
+            if request.get(name) is not None:
+                raise _unsupported(name, "no backend that reranks has this model: it is done by embeddings")
+        asked = {name: value for name, value in request.items() if name not in OWN_FIELDS and name != "rank_fields"}
+        asked |= {"model": request.get("model") or "", "input": [request["query"], *texts]}
+        async with self._dispatcher.embeddings(exchange, asked) as call:
+            answer = await call.completion()
+            query, *vectors = vectors_of(answer, len(texts) + 1)
+            scores: list[tuple[int, float]] = []
+            length = norm(query)
+            for index, vector in enumerate(vectors):
+                if index % COSINES_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                scores.append((index, cosine(query, vector, length)))
+        return answer, scores
+
+
+def _unsupported(field: str, why: str) -> ApiError:
+    return ApiError(400, f"'{field}' is not supported here: {why}", param=field, code="unsupported_parameter")

@@ -1,0 +1,97 @@
+"""Reranking, sans I/O: what servers answer in their several shapes, cosines of embeddings, and one answer for both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from operator import mul
+from typing import Any
+
+from gateway.upstream.adapters.base import AnswerError
+
+Document = str | dict[str, Any]
+
+
+def text_of(document: Document) -> str:
+    if isinstance(document, str):
+        return document
+    text: str = document["text"]
+    return text
+
+
+def scores_of(answer: Any, count: int) -> list[tuple[int, float]]:
+    """Index and score of the documents that a reranker answered with; `count` documents were sent.
+
+    `results` as Jina's, Cohere's, vLLM's and llama.cpp's; `data` as Voyage's; a bare list as text-embeddings-inference;
+    `result`, scores alone in the documents' order, as Nexa's.
+
+    Raises:
+        AnswerError: another shape, an index that is no document's, or one that comes twice.
+    """
+    if isinstance(answer, Mapping):
+        answer = next((answer[name] for name in ("results", "data", "result") if name in answer), None)
+    if not isinstance(answer, list):
+        raise AnswerError("a ranking without results")
+    found = [_scored(item, place) for place, item in enumerate(answer)]
+    indexes = {index for index, _ in found}
+    if len(indexes) < len(found) or not indexes <= set(range(count)):
+        raise AnswerError("a ranking of other documents than were sent")
+    return found
+
+
+def vectors_of(answer: Mapping[str, Any], count: int) -> list[list[float]]:
+    """The `count` vectors of an OpenAI embeddings answer, in the order of their texts.
+
+    Raises:
+        AnswerError: there are more or fewer, one is none, or they differ in length.
+    """
+    data = answer.get("data")
+    if not isinstance(data, list) or len(data) != count:
+        raise AnswerError(f"embeddings that are not {count}")
+    vectors: dict[int, list[float]] = {}
+    for place, item in enumerate(data):
+        vector = item.get("embedding") if isinstance(item, dict) else None
+        if not isinstance(vector, list) or not all(isinstance(value, int | float) for value in vector):
+            raise AnswerError("an embedding that is no list of numbers")
+        vectors[item.get("index", place)] = vector
+    if set(vectors) != set(range(count)) or len({len(vector) for vector in vectors.values()}) != 1:
+        raise AnswerError("embeddings of other texts than were sent, or of different lengths")
+    return [vectors[index] for index in range(count)]
+
+
+def norm(vector: Sequence[float]) -> float:
+    return math.sqrt(sum(map(mul, vector, vector)))
+
+
+def cosine(one: Sequence[float], other: Sequence[float], norm_of_one: float) -> float:
+    """From -1 to 1; 0 where a vector has no direction."""
+    length = norm_of_one * norm(other)
+    return max(-1.0, min(1.0, sum(map(mul, one, other)) / length)) if length else 0.0
+
+
+def ranking(
+    scores: Sequence[tuple[int, float]], documents: Sequence[Document], top_n: int | None, with_documents: bool
+) -> dict[str, Any]:
+    """The best first, equal ones in the documents' order; `results` and `data` tell the same.
+
+    `results` is what clients of Jina's and Cohere's APIs read, with `document` as `{"text": …}`; `data` is the earlier
+    gateway's, with `document` as it was sent.
+    """
+    best = sorted(scores, key=lambda scored: (-scored[1], scored[0]))[:top_n]
+    results, data = [], []
+    for index, score in best:
+        result: dict[str, Any] = {"index": index, "relevance_score": score}
+        document = documents[index]
+        results.append({**result, "document": {"text": text_of(document)}} if with_documents else result)
+        data.append({**result, "document": document} if with_documents else result)
+    return {"results": results, "data": data}
+
+
+def _scored(item: Any, place: int) -> tuple[int, float]:
+    if isinstance(item, Mapping):
+        index, score = item.get("index"), item.get("relevance_score", item.get("score"))
+    else:
+        index, score = place, item
+    if not isinstance(index, int) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise AnswerError("a ranking with an index or a score that is no number")
+    return index, score
