@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextvars import ContextVar
 
 import orjson
 
+# Set once a request; each has a task, and so a context, of its own.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: ts (Unix seconds), level, logger, message, and the traceback if there is one."""
+    """One object a line: ts (Unix seconds), level, logger, message, request_id within a request, a traceback if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
@@ -18,8 +22,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if (request_id := getattr(record, "request_id", None)) is not None:
-            entry["request_id"] = request_id
+        if identifier := getattr(record, "request_id", request_id.get()):
+            entry["request_id"] = identifier
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(entry, default=str).decode()

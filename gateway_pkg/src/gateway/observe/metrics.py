@@ -5,8 +5,10 @@ The hot path adds to plain numbers; the library's families are made of them when
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,104 +20,291 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway import __version__
 from gateway.observe.linelog import LineLog
 from gateway.routing.registry import Registry
 
+if TYPE_CHECKING:
+    from gateway.observe.tracing import Tracer
+
 # Milliseconds; the earlier system's tool buckets, extended to the minutes that a large model takes.
 BOUNDS = (5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4, 6e4, 3e5)
+LAG_BOUNDS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1e3, 5e3)
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-# Label values are routes and statuses, so series are few; this bounds them whatever happens.
+# Label values are routes, statuses, classes, models that answered and callers, so series are few; these bound them
+# whatever happens.
 SERIES_MAX = 1_000
+MODELS_MAX = 200
+LABEL_MAX_CHARS = 128
+
+
+class Family(NamedTuple):
+    """A metric as it is declared: `name` without the suffixes that Prometheus adds."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+_BY_TOKENS = ("direction", "estimated")
+
+REQUESTS = Family("gateway_requests", "counter", "Requests answered.", ("path", "status"))
+DURATION = Family(
+    "gateway_request_duration_ms", "histogram", "Time from a request to its last byte.", ("path", "status")
+)
+UPSTREAM = Family(
+    "gateway_upstream_duration_ms", "histogram", "Time that the backend took of it.", ("path", "backend_class")
+)
+FIRST_TOKEN = Family(
+    "gateway_time_to_first_token_ms",
+    "histogram",
+    "Time from a request to the first event of its stream.",
+    ("path", "backend_class"),
+)
+ABORTED = Family("gateway_streams_aborted", "counter", "Answers that did not end well.", ("reason",))
+TOKENS = Family(
+    "gateway_tokens",
+    "counter",
+    "Tokens in and out; estimated where the backend told none: characters by 4, events of a stream.",
+    ("backend_class", "model", *_BY_TOKENS),
+)
+CALLER_REQUESTS = Family("gateway_caller_requests", "counter", "Requests of a bearer token, by its name.", ("caller",))
+CALLER_TOKENS = Family("gateway_caller_tokens", "counter", "Tokens of it.", ("caller", *_BY_TOKENS))
+QUEUE_WAITING = Family(
+    "gateway_queue_waiting", "gauge", "Requests in a backend class's queue.", ("backend_class", "capability")
+)
+QUEUED = Family(
+    "gateway_queue_wait_ms", "histogram", "Time that requests waited in a backend class's queue.", ("backend_class",)
+)
+RETRIES = Family(
+    "gateway_retries", "counter", "Requests that were sent once more, to another host.", ("backend_class",)
+)
+FAILURES = Family(
+    "gateway_upstream_failures", "counter", "Requests that a backend failed or refused.", ("backend", "kind")
+)
+READY = Family("gateway_backend_ready", "gauge", "1 where the last probe found it ready.", ("backend",))
+HEALTHY = Family("gateway_backend_healthy", "gauge", "1 where the last probe found it alive.", ("backend",))
+INFLIGHT = Family("gateway_backend_inflight", "gauge", "Requests under way.", ("backend", "capability"))
+LIMIT = Family(
+    "gateway_backend_limit", "gauge", "How many may be; absent where any number may.", ("backend", "capability")
+)
+CONNECTIONS = Family("gateway_backend_connections", "gauge", "Open connections.", ("backend",))
+WAITING = Family("gateway_backend_connections_waiting", "gauge", "Requests that wait for a connection.", ("backend",))
+LOOP_LAG = Family("gateway_event_loop_lag_ms", "histogram", "How late the event loop wakes its sampler.")
+DROPPED = Family("gateway_request_log_lines_dropped", "counter", "Lines the request log could not hold.")
+SPANS = Family("gateway_trace_spans", "counter", "Spans made, and what became of them.", ("state",))
+BUILD = Family("gateway_build_info", "gauge", "Always 1; its label has the version.", ("version",))
+FAMILIES = (
+    REQUESTS, DURATION, UPSTREAM, FIRST_TOKEN, ABORTED, TOKENS, CALLER_REQUESTS, CALLER_TOKENS, QUEUE_WAITING, QUEUED,
+    RETRIES, FAILURES, READY, HEALTHY, INFLIGHT, LIMIT, CONNECTIONS, WAITING, LOOP_LAG, DROPPED, SPANS, BUILD,
+)  # fmt: skip
 
 
 class Histogram:
-    """Observations in milliseconds, counted by `BOUNDS`."""
+    """Observations in milliseconds, counted by `bounds`."""
 
-    __slots__ = ("counts", "sum")
+    __slots__ = ("bounds", "counts", "sum")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
+    def __init__(self, bounds: tuple[float, ...] = BOUNDS) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     def observe(self, milliseconds: float) -> None:
-        self.counts[bisect_left(BOUNDS, milliseconds)] += 1
+        self.counts[bisect_left(self.bounds, milliseconds)] += 1
         self.sum += milliseconds
+
+    def add(self, other: Histogram) -> None:
+        """Adds what another one of the same bounds has counted."""
+        self.counts = [mine + more for mine, more in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
 
     def cumulative(self) -> list[tuple[str, float]]:
         total, rows = 0, []
-        for bound, count in zip((*map(str, BOUNDS), "+Inf"), self.counts, strict=True):
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
             total += count
             rows.append((bound, float(total)))
         return rows
 
 
+class Series:
+    """The requests of one path, status and backend class ("" where none was decided)."""
+
+    __slots__ = ("duration", "first_token", "upstream")
+
+    def __init__(self) -> None:
+        self.duration = Histogram()
+        self.upstream = Histogram()
+        self.first_token = Histogram()
+
+
+class Tokens:
+    """Tokens of one model or caller: `[counted, estimated]` each."""
+
+    __slots__ = ("input", "output", "requests")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.input = [0, 0]
+        self.output = [0, 0]
+
+    def add(self, input_tokens: int, output_tokens: int, is_estimated: bool) -> None:
+        self.input[is_estimated] += input_tokens
+        self.output[is_estimated] += output_tokens
+
+    def samples(self) -> Iterator[tuple[str, str, int]]:
+        """(direction, estimated, count), without those that are 0."""
+        for direction, counts in (("input", self.input), ("output", self.output)):
+            for estimated, count in zip(("false", "true"), counts, strict=True):
+                if count:
+                    yield direction, estimated, count
+
+
 class Metrics(Collector):
     """The gateway's own metrics."""
 
-    def __init__(self, registry: Registry, request_log: LineLog | None) -> None:
+    def __init__(self, registry: Registry, request_log: LineLog | None, tracer: Tracer | None = None) -> None:
         self._registry = registry
-        self._requests: dict[tuple[str, int], Histogram] = {}
-        self._first_byte: dict[str, Histogram] = {}
-        self.aborted: dict[str, int] = {}
         self._request_log = request_log
+        self._tracer = tracer
+        self._series: dict[tuple[str, int, str], Series] = {}
+        self._models: dict[tuple[str, str], Tokens] = {}
+        self._callers: dict[str, Tokens] = {}
+        self._queued: dict[str, Histogram] = {}
+        self._retries: dict[str, int] = {}
+        self._aborted: dict[str, int] = {}
+        self.loop_lag = Histogram(LAG_BOUNDS)
         self._collectors = CollectorRegistry(auto_describe=False)
         self._collectors.register(self)
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._collectors)
 
-    def request(self, path: str, status: int, milliseconds: float) -> None:
-        """Counts an answered request."""
-        series = self._requests.get((path, status))
+    def series(self, path: str, status: int, backend_class: str) -> Series:
+        """Where requests of this kind are counted."""
+        series = self._series.get((path, status, backend_class))
         if series is None:
-            if len(self._requests) >= SERIES_MAX:
-                path, status = "other", 0
-            series = self._requests.setdefault((path, status), Histogram())
-        series.observe(milliseconds)
+            if len(self._series) >= SERIES_MAX:
+                path, status, backend_class = "other", 0, ""
+            series = self._series.setdefault((path, status, backend_class), Series())
+        return series
 
-    def first_byte(self, path: str, milliseconds: float) -> None:
-        """Counts the time until a stream's first byte went out."""
-        self._first_byte.setdefault(path, Histogram()).observe(milliseconds)
+    def model(self, backend_class: str, model: str) -> Tokens:
+        """Where a model's tokens are counted; to be asked only for models that answered, not for any name sent."""
+        tokens = self._models.get((backend_class, model))
+        if tokens is None:
+            if len(self._models) >= MODELS_MAX or len(model) > LABEL_MAX_CHARS:
+                model = "other"
+            tokens = self._models.setdefault((backend_class, model), Tokens())
+        return tokens
 
-    def aborted_stream(self, reason: str) -> None:
-        self.aborted[reason] = self.aborted.get(reason, 0) + 1
+    def caller(self, name: str) -> Tokens:
+        """Where a bearer token's requests are counted."""
+        tokens = self._callers.get(name)
+        if tokens is None:
+            tokens = self._callers.setdefault(name if len(self._callers) < SERIES_MAX else "other", Tokens())
+        return tokens
+
+    def queued(self, backend_class: str, milliseconds: float) -> None:
+        """Counts the wait of a request for its slot."""
+        self._queued.setdefault(backend_class, Histogram()).observe(milliseconds)
+
+    def retried(self, backend_class: str) -> None:
+        self._retries[backend_class] = self._retries.get(backend_class, 0) + 1
+
+    def aborted(self, reason: str) -> None:
+        """Counts an answer that ended by its client's leaving or by an error in mid-stream."""
+        if reason not in self._aborted and len(self._aborted) >= SERIES_MAX:
+            reason = "other"
+        self._aborted[reason] = self._aborted.get(reason, 0) + 1
 
     def text(self) -> bytes:
         """Prometheus' text format, version 0.0.4."""
         return generate_latest(self._collectors)
 
     def collect(self) -> Iterator[Metric]:
-        labels = ("path", "status")
-        total = CounterMetricFamily("gateway_requests", "Requests answered.", labels=labels)
-        duration = HistogramMetricFamily(
-            "gateway_request_duration_ms", "Time from request to last byte.", labels=labels
-        )
-        for (path, status), series in self._requests.items():
-            total.add_metric((path, str(status)), sum(series.counts))
-            duration.add_metric((path, str(status)), series.cumulative(), series.sum)
-        first_byte = HistogramMetricFamily(
-            "gateway_time_to_first_byte_ms", "Time from request to a stream's first event.", labels=("path",)
-        )
-        for path, series in self._first_byte.items():
-            first_byte.add_metric((path,), series.cumulative(), series.sum)
-        aborted = CounterMetricFamily("gateway_streams_aborted", "Streams that did not end well.", labels=("reason",))
-        for reason, count in self.aborted.items():
-            aborted.add_metric((reason,), count)
-        dropped = CounterMetricFamily("gateway_request_log_lines_dropped", "Lines the request log could not hold.")
-        dropped.add_metric((), self._request_log.dropped if self._request_log is not None else 0)
-        yield from (total, duration, first_byte, aborted, dropped)
+        yield from self._requests()
+        yield from self._token_counts()
+        queues = {
+            (backend.record.backend_class, name): slots.queue
+            for backend in self._registry.backends
+            for name, slots in backend.slots.items()
+            if slots.queue is not None
+        }
+        yield _numbers(QUEUE_WAITING, ((labels, len(queue)) for labels, queue in queues.items()))
+        yield _histograms(QUEUED, {(name,): waits for name, waits in self._queued.items()})
+        yield _numbers(RETRIES, (((name,), count) for name, count in self._retries.items()))
+        yield _numbers(ABORTED, (((reason,), count) for reason, count in self._aborted.items()))
         yield from self._backends()
+        yield _histograms(LOOP_LAG, {(): self.loop_lag})
+        yield _numbers(DROPPED, [((), self._request_log.dropped if self._request_log is not None else 0)])
+        if self._tracer is not None:
+            yield _numbers(SPANS, (((state,), count) for state, count in self._tracer.counts().items()))
+        yield _numbers(BUILD, [((__version__,), 1)])
+
+    def _requests(self) -> Iterator[Metric]:
+        durations: dict[tuple[str, ...], Histogram] = {}
+        upstream: dict[tuple[str, ...], Histogram] = {}
+        first_token: dict[tuple[str, ...], Histogram] = {}
+        for (path, status, backend_class), series in self._series.items():
+            durations.setdefault((path, str(status)), Histogram()).add(series.duration)
+            if backend_class:
+                upstream.setdefault((path, backend_class), Histogram()).add(series.upstream)
+                first_token.setdefault((path, backend_class), Histogram()).add(series.first_token)
+        yield _numbers(REQUESTS, ((labels, histogram.count) for labels, histogram in durations.items()))
+        yield _histograms(DURATION, durations)
+        yield _histograms(UPSTREAM, upstream)
+        yield _histograms(FIRST_TOKEN, first_token)
+
+    def _token_counts(self) -> Iterator[Metric]:
+        yield _numbers(
+            TOKENS,
+            (
+                ((*labels, direction, estimated), count)
+                for labels, tokens in self._models.items()
+                for direction, estimated, count in tokens.samples()
+            ),
+        )
+        yield _numbers(CALLER_REQUESTS, (((name,), tokens.requests) for name, tokens in self._callers.items()))
+        yield _numbers(
+            CALLER_TOKENS,
+            (
+                ((name, direction, estimated), count)
+                for name, tokens in self._callers.items()
+                for direction, estimated, count in tokens.samples()
+            ),
+        )
 
     def _backends(self) -> Iterator[Metric]:
-        ready = GaugeMetricFamily(
-            "gateway_backend_ready", "1 where the last probe found it ready.", labels=("backend",)
+        backends = self._registry.backends
+        slots = [((backend.name, name), slots) for backend in backends for name, slots in backend.slots.items()]
+        yield _numbers(READY, (((backend.name,), backend.ready) for backend in backends))
+        yield _numbers(HEALTHY, (((backend.name,), backend.healthy) for backend in backends))
+        yield _numbers(INFLIGHT, ((labels, each.inflight) for labels, each in slots))
+        yield _numbers(LIMIT, ((labels, each.limit) for labels, each in slots if each.limit != sys.maxsize))
+        yield _numbers(CONNECTIONS, (((backend.name,), backend.pool.open_connections) for backend in backends))
+        yield _numbers(WAITING, (((backend.name,), backend.pool.waiting) for backend in backends))
+        yield _numbers(
+            FAILURES,
+            (((backend.name, kind), count) for backend in backends for kind, count in backend.failures.items()),
         )
-        inflight = GaugeMetricFamily(
-            "gateway_backend_inflight", "Requests under way.", labels=("backend", "capability")
-        )
-        connections = GaugeMetricFamily("gateway_backend_connections", "Open connections.", labels=("backend",))
-        for backend in self._registry.backends:
-            ready.add_metric((backend.name,), float(backend.ready))
-            connections.add_metric((backend.name,), float(backend.pool.open_connections))
-            for capability, slots in backend.slots.items():
-                inflight.add_metric((backend.name, capability), float(slots.inflight))
-        yield from (ready, inflight, connections)
+
+
+def _numbers(family: Family, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    made = kind(family.name, family.help, labels=family.labels)
+    for labels, value in samples:
+        made.add_metric(labels, float(value))
+    return made
+
+
+def _histograms(family: Family, series: Mapping[tuple[str, ...], Histogram]) -> Metric:
+    made = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+    for labels, histogram in series.items():
+        if histogram.count:
+            made.add_metric(labels, histogram.cumulative(), histogram.sum)
+    return made
