@@ -1,0 +1,141 @@
+"""`/v1/gateway/…`: how busy and how well the backends are, what tokens have used; and reloading the files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from time import perf_counter
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from gateway.http.tokens import Caller, Doorkeeper
+from gateway.reload import Reloader, ReloadReport
+from gateway.routing.registry import Backend, Registry, Slots
+
+
+class Admission(BaseModel):
+    """One capability of one class, over all its hosts; `limit` and `available` are null where there is no limit."""
+
+    limit: int | None
+    available: int | None
+    inflight: int
+    queued: int
+
+
+class Health(BaseModel):
+    """As last probed; `last_check` in Unix seconds, null before the first."""
+
+    healthy: bool
+    ready: bool
+    last_check: float | None
+    error: str | None
+
+
+class ClassHealth(Health):
+    """A class is as well as the best of its hosts, which are listed by the backend's name."""
+
+    hosts: dict[str, Health]
+
+
+class TokenUse(BaseModel):
+    """A token's limits and what it has used; a limit is null where there is none. `models` null: all."""
+
+    name: str
+    admin: bool
+    models_allowlist: list[str] | None
+    requests_per_minute: int | None
+    requests_last_minute: int | None = Field(description="null where requests are not limited, and so not counted")
+    tokens_per_day: int | None
+    tokens_today: int
+    priority: int
+
+
+class GatewayStatus(BaseModel):
+    """`admission_control` by `<class>.<capability>`, `backend_health` by class, `token` for who asks."""
+
+    admission_control: dict[str, Admission]
+    backend_health: dict[str, ClassHealth]
+    token: TokenUse
+    tokens: list[TokenUse] = Field(description="all tokens, for one that may administer; else the own one alone")
+
+
+def make_router(registry: Registry, doorkeeper: Doorkeeper, reloader: Reloader) -> APIRouter:
+    """The routes, bound to the gateway's state."""
+    router = APIRouter(prefix="/v1/gateway", tags=["gateway"])
+
+    @router.get("/status", summary="Show load and health of the backends, and the token's use of its limits")
+    async def get_status(request: Request) -> GatewayStatus:
+        caller = _caller(request)
+        return GatewayStatus(
+            admission_control=_admission(registry.backends),
+            backend_health=_health(registry.backends),
+            token=_use(caller),
+            tokens=[_use(one) for one in (doorkeeper.callers() if caller.policy.admin else [caller])],
+        )
+
+    @router.post(
+        "/reload",
+        summary="Read backends, aliases and token policies again",
+        responses={409: {"model": ReloadReport, "description": "A file is broken; what was last good stays in force"}},
+    )
+    async def reload(request: Request, response: Response) -> ReloadReport:
+        _caller(request).check_admin()
+        report = await reloader.reload()
+        response.status_code = 200 if report.ok else 409
+        return report
+
+    return router
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.scope["gateway.exchange"].caller
+    return caller
+
+
+def _admission(backends: Iterable[Backend]) -> dict[str, Admission]:
+    groups: dict[str, list[Slots]] = {}
+    for backend in backends:
+        for capability, slots in backend.slots.items():
+            groups.setdefault(f"{backend.record.backend_class}.{capability}", []).append(slots)
+    return {name: _sum(group) for name, group in sorted(groups.items())}
+
+
+def _sum(group: list[Slots]) -> Admission:
+    has_limit = all(slots.limit < sys.maxsize for slots in group)
+    queue = group[0].queue  # the whole class's
+    return Admission(
+        limit=sum(slots.limit for slots in group) if has_limit else None,
+        available=sum(max(0, slots.limit - slots.inflight) for slots in group) if has_limit else None,
+        inflight=sum(slots.inflight for slots in group),
+        queued=len(queue) if queue is not None else 0,
+    )
+
+
+def _health(backends: Iterable[Backend]) -> dict[str, ClassHealth]:
+    classes: dict[str, dict[str, Health]] = {}
+    for backend in backends:
+        health = Health(
+            healthy=backend.healthy, ready=backend.ready, last_check=backend.last_check, error=backend.error
+        )
+        classes.setdefault(backend.record.backend_class, {})[backend.name] = health
+    return {name: _best(hosts) for name, hosts in sorted(classes.items())}
+
+
+def _best(hosts: dict[str, Health]) -> ClassHealth:
+    best = max(hosts.values(), key=lambda host: (host.ready, host.healthy, host.last_check or 0))
+    return ClassHealth(**best.model_dump(), hosts=hosts)
+
+
+def _use(caller: Caller) -> TokenUse:
+    policy, window = caller.policy, caller.window
+    return TokenUse(
+        name=caller.name,
+        admin=policy.admin,
+        models_allowlist=list(policy.models_allowlist) if policy.models_allowlist else None,
+        requests_per_minute=policy.requests_per_minute,
+        requests_last_minute=window.used(perf_counter()) if window is not None else None,
+        tokens_per_day=policy.tokens_per_day,
+        tokens_today=caller.tokens_today(),
+        priority=policy.priority,
+    )
