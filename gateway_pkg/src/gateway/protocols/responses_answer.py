@@ -1,0 +1,444 @@
+"""OpenAI's Responses API, sans I/O: a chat's answer as a response, whole or as the stream of its events.
+
+Whole answers and streams take the same way, so that both give the same response. Usage is the backend's, or null.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.http.errors import ApiError
+from gateway.protocols.responses import Item, NewId
+from gateway.routing.body import dump
+from gateway.upstream.adapters.base import AnswerError
+
+DONE = b"data: [DONE]\n\n"
+OBFUSCATION_BLOCK = 16  # characters: deltas are padded to a multiple
+ENTRY_SIZE = 100  # about the characters of an empty call, or of a token's logprob
+# Names that servers have for a model's thoughts: llama.cpp and LiteLLM, vLLM, the earlier gateway.
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+_ECHOED = (
+    "instructions",
+    "max_output_tokens",
+    "max_tool_calls",
+    "previous_response_id",
+    "prompt_cache_key",
+    "safety_identifier",
+    "temperature",
+    "top_logprobs",
+    "top_p",
+    "user",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of text that a model makes: in which field of what item its parts are, and what its events are called."""
+
+    type: str
+    item_type: str
+    text_name: str
+    events: str
+    parts: str = "content"
+    index_name: str = "content_index"
+    part_events: str = "response.content_part"
+
+
+_TEXT = _Kind("output_text", "message", "text", "response.output_text")
+_REFUSAL = _Kind("refusal", "message", "refusal", "response.refusal")
+_REASONING = _Kind("reasoning_text", "reasoning", "text", "response.reasoning_text")
+_SUMMARY = _Kind(
+    "summary_text",
+    "reasoning",
+    "text",
+    "response.reasoning_summary_text",
+    parts="summary",
+    index_name="summary_index",
+    part_events="response.reasoning_summary_part",
+)
+
+
+@dataclass(slots=True)
+class _Writing:
+    """A message or reasoning item whose last part is being written."""
+
+    item: Item
+    output_index: int
+    kind: _Kind
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[Item] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Calling:
+    """A function call whose arguments are arriving; it has no item until its name is known."""
+
+    call_id: str
+    name: str = ""
+    item: Item | None = None
+    output_index: int = 0
+    pieces: list[str] = field(default_factory=list)
+
+
+def make_ids(response_id: str) -> NewId:
+    """Names items of a response, so that the response is found by an item's name."""
+    count = 0
+
+    def new_id(prefix: str) -> str:
+        nonlocal count
+        count += 1
+        return f"{prefix}_{response_id.removeprefix('resp_')}{count:x}"
+
+    return new_id
+
+
+def new_response_id() -> str:
+    return f"resp_{secrets.token_hex(16)}"
+
+
+def response_of_item(item_id: str) -> str:
+    """The name of the response that an item would be of, if the gateway has named it."""
+    return f"resp_{item_id.partition('_')[2][:32]}"
+
+
+def begin(request: Mapping[str, Any], response_id: str) -> dict[str, Any]:
+    """The response object before there is anything in it."""
+    reasoning, text = request.get("reasoning") or {}, request.get("text") or {}
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": int(time.time()),
+        "completed_at": None,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "metadata": request.get("metadata") or {},
+        "model": request.get("model") or "auto",
+        "output": [],
+        "parallel_tool_calls": request.get("parallel_tool_calls") is not False,
+        "reasoning": {"effort": None, "summary": None, **reasoning},
+        "service_tier": None,
+        "store": request.get("store") is not False,
+        "text": {**text, "format": text.get("format") or {"type": "text"}},
+        "tool_choice": request.get("tool_choice") or "auto",
+        "tools": [_told(tool) for tool in request.get("tools") or ()],
+        "truncation": "disabled",
+        "usage": None,
+        **{name: request.get(name) for name in _ECHOED},
+    }
+
+
+class ResponseBuilder:
+    """Makes a response of a chat's chunks, and the events that tell of it; each method gives whole events.
+
+    `response` is the response object as it is by now. What is built is bounded by `limit` characters.
+    """
+
+    def __init__(self, request: Mapping[str, Any], response: dict[str, Any], new_id: NewId, limit: int) -> None:
+        self.response = response
+        reasoning = request.get("reasoning") or {}
+        wants_summary = reasoning.get("summary") or reasoning.get("generate_summary")
+        self._thoughts = _SUMMARY if wants_summary else _REASONING
+        self._obfuscates = bool((request.get("stream_options") or {}).get("include_obfuscation"))
+        self._new_id = new_id
+        self._room = limit
+        self._sequence = 0
+        self._writing: _Writing | None = None
+        self._calls: dict[int, _Calling] = {}
+        self._all_calls: list[_Calling] = []
+        self._finish_reason = ""
+        self._has_choice = False
+
+    def start(self) -> bytes:
+        """The events before the first of the model's."""
+        return self._event("response.created", response=self.response) + self._event(
+            "response.in_progress", response=self.response
+        )
+
+    def feed(self, chunk: Mapping[str, Any]) -> bytes:
+        """The events for a chat.completion.chunk, b"" when it tells nothing; raises AnswerError when it is none."""
+        self._look_at_usage(chunk.get("usage"))
+        if isinstance(chunk.get("service_tier"), str):
+            self.response["service_tier"] = chunk["service_tier"]
+        events = b""
+        for choice in _objects(chunk, "choices"):
+            if choice.get("index") in (0, None):
+                self._has_choice = True
+                events += self._feed_choice(choice, _object(choice, "delta"))
+        return events
+
+    def feed_completion(self, completion: Mapping[str, Any]) -> None:
+        """Takes a whole chat.completion instead of chunks; raises AnswerError when it is none."""
+        choices = [{**choice, "delta": choice.get("message")} for choice in _objects(completion, "choices")]
+        self.feed({**completion, "choices": choices})
+
+    def end(self) -> bytes:
+        """The events that close what is open, and the response with them: `finish` tells of that.
+
+        Raises:
+            AnswerError: the model answered nothing at all, or called a function without a name.
+        """
+        if not self._has_choice:
+            raise AnswerError("a completion without a choice")
+        reason = _INCOMPLETE.get(self._finish_reason)
+        status = "incomplete" if reason else "completed"
+        events = self._close_writing(status)
+        for call in self._all_calls:
+            # Cut short was what came last.
+            events += self._close_call(call, status if call is self._all_calls[-1] else "completed")
+        self.response["status"] = status
+        if reason:
+            self.response["incomplete_details"] = {"reason": reason}
+        else:
+            self.response["completed_at"] = int(time.time())
+        return events
+
+    def finish(self) -> bytes:
+        """The last events, after `end`."""
+        return self._event(f"response.{self.response['status']}", response=self.response) + DONE
+
+    def fail(self, error: ApiError) -> bytes:
+        """The last events when there is no answer; what had been made of it stays in the response as incomplete."""
+        self._close_writing("incomplete")
+        for call in self._all_calls:
+            if call.item is not None:
+                self._close_call(call, "incomplete")
+        code = "rate_limit_exceeded" if error.status == 429 else "server_error"
+        self.response["status"] = "failed"
+        self.response["error"] = {"code": code, "message": error.message}
+        return self._event("error", code=error.code, message=error.message, param=error.param) + self._event(
+            "response.failed", response=self.response
+        )
+
+    def _feed_choice(self, choice: Item, delta: Item) -> bytes:
+        events = b""
+        if thoughts := next((text for name in _THOUGHTS if (text := _text(delta, name))), ""):
+            events += self._write(self._thoughts, thoughts)
+        if text := _text(delta, "content"):
+            logprobs = _logprobs(choice.get("logprobs"))
+            self._take_room(sum(ENTRY_SIZE * (1 + len(entry["top_logprobs"])) for entry in logprobs))
+            events += self._write(_TEXT, text, logprobs)
+        if refusal := _text(delta, "refusal"):
+            events += self._write(_REFUSAL, refusal)
+        for call in _objects(delta, "tool_calls"):
+            events += self._call(call)
+        self._finish_reason = _text(choice, "finish_reason") or self._finish_reason
+        return events
+
+    def _write(self, kind: _Kind, text: str, logprobs: list[Item] | None = None) -> bytes:
+        self._take_room(len(text))
+        events = b""
+        if self._writing is None or self._writing.kind is not kind:
+            events = self._open(kind)
+        writing = self._writing
+        assert writing is not None  # noqa: S101  # it is open
+        writing.pieces.append(text)
+        fields: Item = {"delta": text}
+        if logprobs is not None:
+            fields["logprobs"] = logprobs
+            writing.logprobs += logprobs
+        return events + self._event(f"{kind.events}.delta", **self._place(writing), **fields, **self._padding(text))
+
+    def _open(self, kind: _Kind) -> bytes:
+        writing = self._writing
+        if writing is not None and writing.kind.item_type == kind.item_type:
+            events = self._close_part(writing)
+            writing.kind = kind
+        else:
+            events = self._close_writing("completed")
+            writing = self._writing = _Writing(_new_item(kind, self._new_id), len(self.response["output"]), kind)
+            events += self._add_item(writing.item)
+        return events + self._open_part(writing)
+
+    def _add_item(self, item: Item) -> bytes:
+        event = self._event("response.output_item.added", output_index=len(self.response["output"]), item=item)
+        self.response["output"].append(item)
+        return event
+
+    def _open_part(self, writing: _Writing) -> bytes:
+        kind = writing.kind
+        writing.pieces, writing.logprobs = [], []
+        part: Item = {"type": kind.type, kind.text_name: ""}
+        if kind is _TEXT:
+            part |= {"annotations": [], "logprobs": []}
+        writing.item[kind.parts].append(part)
+        return self._event(f"{kind.part_events}.added", **self._place(writing), part=part)
+
+    def _close_part(self, writing: _Writing) -> bytes:
+        kind, place = writing.kind, self._place(writing)
+        text = "".join(writing.pieces)
+        part = writing.item[kind.parts][-1]
+        part[kind.text_name] = text
+        fields: Item = {kind.text_name: text}
+        if kind is _TEXT:
+            part["logprobs"] = fields["logprobs"] = writing.logprobs
+        return self._event(f"{kind.events}.done", **place, **fields) + self._event(
+            f"{kind.part_events}.done", **place, part=part
+        )
+
+    def _close_writing(self, status: str) -> bytes:
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return b""
+        events = self._close_part(writing)
+        writing.item["status"] = status
+        return events + self._event("response.output_item.done", output_index=writing.output_index, item=writing.item)
+
+    def _call(self, delta: Item) -> bytes:
+        function = _object(delta, "function")
+        name, arguments = _text(function, "name"), _text(function, "arguments")
+        call = self._calling(delta, name)
+        self._take_room(len(name) + len(arguments))
+        if arguments:
+            call.pieces.append(arguments)
+        if call.item is not None:
+            return self._arguments(call, arguments)
+        call.name += name
+        if not call.name:
+            return b""
+        # What a model says before and after its calls are two messages.
+        events = self._close_writing("completed")
+        call.item = {"id": self._new_id("fc"), "type": "function_call", "status": "in_progress"}
+        call.item |= {"call_id": call.call_id, "name": call.name, "arguments": ""}
+        call.output_index = len(self.response["output"])
+        return events + self._add_item(call.item) + self._arguments(call, "".join(call.pieces))
+
+    def _calling(self, delta: Item, name: str) -> _Calling:
+        """The call that a delta belongs to. Servers leave out the index, or give one index to several calls."""
+        index, call_id = delta.get("index"), _text(delta, "id")
+        if not isinstance(index, int):
+            last = max(self._calls, default=-1)
+            index = last + 1 if name or last < 0 else last
+        call = self._calls.get(index)
+        if call is None or (name and call_id and call_id != call.call_id):
+            self._take_room(ENTRY_SIZE)
+            call = self._calls[index] = _Calling(call_id or f"call_{secrets.token_hex(12)}")
+            self._all_calls.append(call)
+        return call
+
+    def _arguments(self, call: _Calling, arguments: str) -> bytes:
+        if not arguments or call.item is None:
+            return b""
+        place = {"item_id": call.item["id"], "output_index": call.output_index}
+        name = "response.function_call_arguments.delta"
+        return self._event(name, **place, delta=arguments, **self._padding(arguments))
+
+    def _close_call(self, call: _Calling, status: str) -> bytes:
+        if call.item is None:
+            raise AnswerError("a tool call without the function's name")
+        arguments = "".join(call.pieces)
+        call.item |= {"arguments": arguments, "status": status}
+        place = {"item_id": call.item["id"], "output_index": call.output_index}
+        name = "response.function_call_arguments.done"
+        return self._event(name, **place, name=call.name, arguments=arguments) + self._event(
+            "response.output_item.done", output_index=call.output_index, item=call.item
+        )
+
+    def _look_at_usage(self, usage: Any) -> None:
+        if not isinstance(usage, dict):
+            return
+        given, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        if not isinstance(given, int) or not isinstance(made, int):
+            return
+        told: Item = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
+        for name, details in (("input_tokens_details", "prompt"), ("output_tokens_details", "completion")):
+            if isinstance(content := usage.get(f"{details}_tokens_details"), dict):
+                told[name] = {key: count for key, count in content.items() if isinstance(count, int)}
+        self.response["usage"] = told
+
+    def _take_room(self, size: int) -> None:
+        self._room -= size
+        if self._room < 0:
+            raise AnswerError("an answer without end")
+
+    def _place(self, writing: _Writing) -> Item:
+        index = len(writing.item[writing.kind.parts]) - 1
+        return {"item_id": writing.item["id"], "output_index": writing.output_index, writing.kind.index_name: index}
+
+    def _padding(self, text: str) -> Item:
+        if not self._obfuscates:
+            return {}
+        length = -len(text) % OBFUSCATION_BLOCK
+        return {"obfuscation": secrets.token_hex(OBFUSCATION_BLOCK)[:length]}
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        content = {"type": kind, "sequence_number": self._sequence, **fields}
+        self._sequence += 1
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), dump(content))
+
+
+def _new_item(kind: _Kind, new_id: NewId) -> Item:
+    if kind.item_type == "message":
+        item: Item = {"id": new_id("msg"), "type": "message", "role": "assistant", "status": "in_progress"}
+        return {**item, "content": []}
+    item = {"id": new_id("rs"), "type": "reasoning", "status": "in_progress", "summary": []}
+    return {**item, kind.parts: []}
+
+
+def _told(tool: Item) -> Item:
+    """A tool as the response tells it: with all of its fields."""
+    if isinstance(tool.get("function"), dict):
+        tool = {"type": "function", **tool["function"]}
+    return {"description": None, "parameters": None, "strict": None, **tool}
+
+
+def _logprobs(content: Any) -> list[Item]:
+    """A chat's logprobs as those of a response's text; entries that are none are left out."""
+    entries = content.get("content") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        return []
+    return [
+        {**_logprob(entry), "top_logprobs": [_logprob(top) for top in _list(entry, "top_logprobs") if _is_one(top)]}
+        for entry in entries
+        if _is_one(entry)
+    ]
+
+
+def _logprob(entry: Item) -> Item:
+    return {"token": entry["token"], "bytes": _list(entry, "bytes"), "logprob": entry["logprob"]}
+
+
+def _is_one(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("token"), str)
+        and isinstance(entry.get("logprob"), int | float)
+    )
+
+
+def _list(entry: Item, name: str) -> list[Any]:
+    value = entry.get(name)
+    return value if isinstance(value, list) else []
+
+
+def _objects(content: Mapping[str, Any], name: str) -> list[Item]:
+    value = content.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise AnswerError(f"a completion whose {name} is no list of objects")
+    return value
+
+
+def _object(content: Mapping[str, Any], name: str) -> Item:
+    value = content.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise AnswerError(f"a completion whose {name} is no object")
+    return value
+
+
+def _text(content: Mapping[str, Any], name: str) -> str:
+    value = content.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise AnswerError(f"a completion whose {name} is no text")
+    return value
