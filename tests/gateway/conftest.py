@@ -88,6 +88,8 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
         "GATEWAY_BACKENDS_PATH": str(home / "backends.yaml"),
         "MODEL_ALIASES_PATH": str(home / "model_aliases.json"),
         "REQUEST_LOG_PATH": str(home / "data/requests.jsonl"),
+        "GATEWAY_DB_PATH": str(home / "data/gateway.sqlite"),
+        "UI_IMAGE_DIR": str(home / "data/ui_images"),
         **settings,
     }
 

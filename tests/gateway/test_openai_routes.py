@@ -101,7 +101,7 @@ def test_tools_pass_in_both_directions(served: Gateway, seen: Upstream) -> None:
 def test_models(served: Gateway) -> None:
     listed = served.client.get("/v1/models").json()
     ids = [model["id"] for model in listed["data"]]
-    assert ids == [f"test:{model}" for model in MODELS] + ["auto", "default", "fast"]
+    assert ids == [f"test:{model}" for model in MODELS] + ["auto", "test", "default", "fast"]
     assert served.client.get("/v1/models/fast").json()["upstream_model"] == "echo"
     assert served.client.get("/v1/models/test:echo").json()["owned_by"] == "local"
     assert served.client.get("/v1/models/echo").json()["id"] == "test:echo"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import httpx
 from fastapi import FastAPI, Request
@@ -15,13 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from gateway import __version__
+from gateway.api import hot, pages
+from gateway.api.dispatch import Dispatcher
 from gateway.api.docs import make_docs_router
-from gateway.api.hot import HOT_ROUTES, HotHandler
+from gateway.api.endpoint import Endpoints
 from gateway.api.openapi import describe
-from gateway.api.pages import make_router
 from gateway.http.edge import Edge
 from gateway.http.errors import ApiError
+from gateway.http.policies import load_policies
 from gateway.http.tokens import Doorkeeper
+from gateway.observe.lag import LagSampler
 from gateway.observe.linelog import LineLog
 from gateway.observe.listener import make_listener
 from gateway.observe.metrics import Metrics
@@ -29,73 +30,120 @@ from gateway.observe.record import Recorder
 from gateway.routing.aliases import load_aliases
 from gateway.routing.backends import load_backends
 from gateway.routing.health import Prober
-from gateway.routing.registry import Backend, Registry
+from gateway.routing.registry import Registry, backend_maker
 from gateway.settings import Settings
+from gateway.storage import Database
+from gateway.upstream.adapters.ollama import OllamaAdapter
 from gateway.upstream.http1 import Timeouts
 from gateway.upstream.tls import client_context
+from gateway.usage import TokenUsage
+
+# Backends that speak OpenAI's protocol need none.
+ADAPTERS = {"ollama": OllamaAdapter()}
 
 
-@dataclass(frozen=True)
 class House:
-    """What is served: the API, and the observability listener."""
+    """Everything that is served, built from the settings and the files that they name; nothing runs before `start`.
+
+    `api` and `observability` are the ASGI apps of the two listeners.
+    """
 
     api: ASGIApp
     observability: ASGIApp
 
+    def __init__(self, settings: Settings) -> None:
+        """Raises Refusal: a token or a file is not as it must be."""
+        self.settings = settings
+        self.tls = client_context(settings)
+        self.usage = TokenUsage()
+        self.doorkeeper = Doorkeeper(
+            settings.tokens(),
+            settings.ip_allowlist,
+            book=load_policies(settings),
+            proxies=settings.trust_proxy_cidrs,
+            usage=self.usage,
+        )
+        timeouts = Timeouts(
+            connect=settings.upstream_connect_timeout_sec,
+            first_byte=settings.upstream_first_byte_timeout_sec,
+            idle=settings.upstream_idle_timeout_sec,
+        )
+        self.registry = Registry(
+            load_backends(settings),
+            load_aliases(settings),
+            settings,
+            backend_maker(timeouts, self.tls, ADAPTERS),
+        )
+        self.database = Database(settings.gateway_db_path)
+        self.tracer = None
+        if settings.otel_exporter_otlp_endpoint:
+            from gateway.observe.tracing import Tracer  # the SDK costs memory and a tenth of a second
 
-def build(settings: Settings) -> House:
-    """Builds everything from the settings and the files that they name; nothing runs yet.
+            self.tracer = Tracer(
+                settings.otel_exporter_otlp_endpoint, settings.otel_service_name, settings.otel_traces_sampler_arg
+            )
+        self.request_log = None
+        if settings.request_log_enabled:
+            self.request_log = LineLog(
+                settings.request_log_path, settings.request_log_max_bytes, settings.request_log_keep
+            )
+        self.metrics = Metrics(self.registry, self.request_log, self.tracer)
+        self.dispatcher = Dispatcher(self.registry, settings, self.tracer)
+        endpoints = self._endpoints()
+        shown_metrics = self.metrics if settings.metrics_enabled else None
+        record = Recorder({endpoint.path for endpoint, _ in endpoints}, self.metrics, self.request_log, self.tracer)
+        self.api = Edge(self._pages(endpoints, shown_metrics), endpoints, self.doorkeeper, settings, record)
+        self.observability = make_listener(self.registry, shown_metrics)
+        self._running = AsyncExitStack()
 
-    Raises:
-        Refusal: a token or a file is not as it must be.
-    """
-    doorkeeper = Doorkeeper(settings.tokens(), settings.ip_allowlist)
-    tls = client_context(settings)
-    registry = _registry(settings, tls)
-    request_log = None
-    if settings.request_log_enabled:
-        request_log = LineLog(settings.request_log_path, settings.request_log_max_bytes, settings.request_log_keep)
-    metrics = Metrics(registry, request_log)
+    def _endpoints(self) -> Endpoints:
+        """The POST routes that a backend works for."""
+        return [
+            *hot.make_endpoints(self.dispatcher),
+        ]
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        client = httpx.AsyncClient(timeout=settings.health_check_timeout_sec, verify=tls, trust_env=False)
-        prober = Prober(registry, client, settings.health_check_interval_sec)
-        await prober.start()
-        yield
-        await prober.stop()
-        for backend in registry.backends:
+    def _pages(self, endpoints: Endpoints, shown_metrics: Metrics | None) -> FastAPI:
+        """The other routes, and the page that describes all."""
+        app = FastAPI(title="AI Appliance gateway", version=__version__, redoc_url=None, docs_url=None)
+        app.include_router(pages.make_router(self.registry, shown_metrics))
+        app.include_router(make_docs_router(app.title))
+        for error in (ApiError, HTTPException, RequestValidationError):
+            app.add_exception_handler(error, _answer_error)
+        describe(app, [endpoint for endpoint, _ in endpoints])
+        return app
+
+    async def start(self) -> None:
+        """Opens the database and looks at the backends; raises Refusal, and then nothing runs."""
+        async with AsyncExitStack() as running:
+            await self._step(running, self.database.open, self.database.close)
+            await self._step(running, lambda: self.usage.start(self.database), self.usage.stop)
+            if self.request_log is not None:
+                running.push_async_callback(self.request_log.close)
+            if self.tracer is not None:
+                running.push_async_callback(self.tracer.close)
+            lag = LagSampler(self.metrics.loop_lag)
+            lag.start()
+            running.callback(lag.stop)
+            running.push_async_callback(self._close_pools)
+            client = httpx.AsyncClient(timeout=self.settings.health_check_timeout_sec, verify=self.tls, trust_env=False)
+            prober = Prober(self.registry, client, self.settings.health_check_interval_sec)
+            await self._step(running, prober.start, prober.stop)
+            self._running = running.pop_all()
+
+    async def stop(self) -> None:
+        """Ends what `start` began, in the opposite order."""
+        await self._running.aclose()
+
+    @staticmethod
+    async def _step(
+        running: AsyncExitStack, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
+    ) -> None:
+        await start()
+        running.push_async_callback(stop)
+
+    async def _close_pools(self) -> None:
+        for backend in self.registry.backends:
             await backend.pool.close()
-        if request_log is not None:
-            await request_log.close()
-
-    shown_metrics = metrics if settings.metrics_enabled else None
-    pages = FastAPI(title="AI Appliance gateway", version=__version__, lifespan=lifespan, redoc_url=None, docs_url=None)
-    pages.include_router(make_router(registry, shown_metrics))
-    pages.include_router(make_docs_router(pages.title))
-    pages.add_exception_handler(ApiError, _answer_error)
-    pages.add_exception_handler(HTTPException, _answer_error)
-    pages.add_exception_handler(RequestValidationError, _answer_error)
-    describe(pages, HOT_ROUTES)
-    hot_routes = {route.path: route for route in HOT_ROUTES}
-    record = Recorder(hot_routes, metrics, request_log)
-    hot = HotHandler(registry, settings)
-    edge = Edge(pages, hot, hot_routes, doorkeeper, settings.max_request_bytes, record)
-    return House(edge, make_listener(registry, shown_metrics))
-
-
-def _registry(settings: Settings, tls: ssl.SSLContext) -> Registry:
-    timeouts = Timeouts(
-        connect=settings.upstream_connect_timeout_sec,
-        first_byte=settings.upstream_first_byte_timeout_sec,
-        idle=settings.upstream_idle_timeout_sec,
-    )
-    records = load_backends(settings.gateway_backends_path)
-    backends = [Backend(name, record, timeouts, tls) for name, record in records.items()]
-    # A gateway that nobody provisioned may have no aliases; a file that somebody named must be there.
-    is_named = "model_aliases_path" in settings.model_fields_set
-    has_aliases = is_named or settings.model_aliases_path.exists()
-    return Registry(backends, load_aliases(settings.model_aliases_path) if has_aliases else {})
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -19,9 +20,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = _settings(arguments)
         if arguments.verb == "check":
-            from gateway.app import build  # only what a verb needs is imported: start-up is counted
+            from gateway.app import House  # only what a verb needs is imported: start-up is counted
 
-            build(settings)
+            House(settings)
             print("ok")
         else:
             from gateway.server import serve
@@ -53,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--aliases", type=Path, metavar="FILE", help="model aliases (setting MODEL_ALIASES_PATH)")
         verb.add_argument("--host", help="address of the API (setting GATEWAY_HOST)")
         verb.add_argument("--port", type=int, help="port of the API (setting GATEWAY_PORT)")
-        verb.add_argument("--data-dir", type=Path, metavar="DIR", help="where the request log is written")
+        verb.add_argument(
+            "--data-dir", type=Path, metavar="DIR", help="where the request log, the database and images are kept"
+        )
     return parser
 
 
@@ -61,21 +64,42 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     env_file = arguments.env_file
     if env_file is None and (HOME / "app/.env").is_file():
         env_file = HOME / "app/.env"
-    log = None
-    if arguments.data_dir is not None:
-        if not arguments.data_dir.is_dir():
-            raise Refusal(
-                f"--data-dir {arguments.data_dir} is not a directory; make it with: mkdir -p {arguments.data_dir}"
-            )
-        log = arguments.data_dir / "requests.jsonl"
-    return load_settings(
+    directory = arguments.data_dir
+    if directory is not None and not directory.is_dir():
+        raise Refusal(f"--data-dir {directory} is not a directory; make it with: mkdir -p {directory}")
+    settings = load_settings(
         env_file,
         gateway_backends_path=arguments.backends,
         model_aliases_path=arguments.aliases,
         gateway_host=arguments.host,
         gateway_port=arguments.port,
-        request_log_path=log,
+        **({} if directory is None else _data_paths(directory)),
     )
+    if directory is None and arguments.verb == "serve" and not (HOME / "data").is_dir():
+        # Nobody provisioned this host: what has no place yet gets one of this user's.
+        paths = {
+            name: path for name, path in _data_paths(_own_directory()).items() if name not in settings.model_fields_set
+        }
+        return settings.model_copy(update=paths)
+    return settings
+
+
+def _data_paths(directory: Path) -> dict[str, Path]:
+    return {
+        "request_log_path": directory / "requests.jsonl",
+        "gateway_db_path": directory / "gateway.sqlite",
+        "ui_image_dir": directory / "ui_images",
+    }
+
+
+def _own_directory() -> Path:
+    """Where this user's programs keep their state, as the XDG base directories have it."""
+    directory = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "ai-appliance-gateway"
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refusal(f"{directory} cannot be made ({error.strerror}); pass --data-dir DIR") from None
+    return directory
 
 
 if __name__ == "__main__":

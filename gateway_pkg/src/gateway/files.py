@@ -21,8 +21,8 @@ def read_text(path: Path, what: str, hint: str) -> str:
         raise Refusal(f"{what} {path} cannot be read ({error.strerror}); {hint}") from None
 
 
-def validation_refusal(path: Path, error: ValidationError) -> Refusal:
-    """One line per problem: file, place in it, what is wrong."""
+def validation_refusal(path: Path | str, error: ValidationError) -> Refusal:
+    """One line per problem: file (or setting), place in it, what is wrong."""
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
         place = ".".join(str(part) for part in problem["loc"])

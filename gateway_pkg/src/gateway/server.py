@@ -16,7 +16,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from gateway.app import build
+from gateway.app import House
 from gateway.http.protocol import Protocol
 from gateway.observe import logs
 from gateway.refusal import Refusal
@@ -41,7 +41,7 @@ def serve(settings: Settings) -> None:
         Refusal: wrong configuration, or a port that is taken; nothing has been opened then.
     """
     logs.configure(settings.gateway_log_level)
-    house = build(settings)
+    house = House(settings)
     with contextlib.ExitStack() as stack:
         api_socket = stack.enter_context(_listen(settings.gateway_host, settings.gateway_port, "GATEWAY"))
         observe_socket = None
@@ -54,10 +54,11 @@ def serve(settings: Settings) -> None:
         # What is built by now lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        uvloop.run(_run(api, api_socket, observability, observe_socket))
+        uvloop.run(_run(house, api, api_socket, observability, observe_socket))
 
 
 async def _run(
+    house: House,
     api: uvicorn.Server,
     api_socket: socket.socket,
     observability: uvicorn.Server,
@@ -66,6 +67,7 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, api)
+    await house.start()
     watching = None
     if observe_socket is not None:
         watching = loop.create_task(observability.serve(sockets=[observe_socket]))
@@ -73,6 +75,7 @@ async def _run(
     if watching is not None:
         observability.should_exit = True
         await watching
+    await house.stop()
 
 
 def _stop(api: uvicorn.Server) -> None:
@@ -86,7 +89,7 @@ def _config(app: ASGIApp, settings: Settings, *, with_tls: bool) -> uvicorn.Conf
         app,
         http=Protocol,
         ws="none",
-        lifespan="on" if with_tls else "off",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,

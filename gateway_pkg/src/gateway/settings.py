@@ -76,8 +76,10 @@ class Settings(BaseSettings):
     )
     responses_ttl_sec: int = Field(30 * 86_400, ge=60, description="How long a stored response is kept.")
     gateway_backends_path: Path = Field(HOME / "app/backends.yaml", description="The backends, rendered by Ansible.")
-    ollama_base_url: str = Field("", description="An Ollama server; makes a backend of class `ollama` when there is none.")
-    mlx_base_url: str = Field("", description="An MLX server; makes a backend of class `mlx` when there is none.")
+    ollama_base_url: str = Field(
+        "", description="An Ollama server; makes a backend of class `ollama` when there is none."
+    )
+    mlx_base_url: str = Field("", description="An MLX server; a backend of class `mlx` where there is none.")
     ollama_model_strong: str = Field("", description="What the bare name `ollama` stands for.")
     ollama_model_fast: str = Field("", description="The model of class `ollama` for short requests.")
     mlx_model_strong: str = Field("", description="What the bare name `mlx` stands for.")
@@ -131,6 +133,9 @@ class Settings(BaseSettings):
     transcription_backend_class: str = Field("whisper", description="Class of the backends that transcribe.")
     otel_exporter_otlp_endpoint: str = Field(
         "", description="OTLP/HTTP collector of traces, such as `http://127.0.0.1:4318`; empty: no traces."
+    )
+    otel_traces_sampler_arg: float = Field(
+        1.0, ge=0, le=1, description="Share of the requests that are traced where no caller decided before."
     )
     otel_service_name: str = Field("ai-appliance-gateway", description="The service's name in traces.")
     observability_enabled: bool = Field(True, description="Whether the listener for health and metrics is opened.")

@@ -2,100 +2,174 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+import orjson
+from pydantic import TypeAdapter
 
-from gateway.api.schemas import ChatRequest, CompletionRequest, EmbeddingRequest
+from gateway.api.dispatch import EVENTS_TYPE, JSON_TYPE, Dispatcher, Work, chat_facts
+from gateway.api.endpoint import Endpoint, Endpoints, parse
+from gateway.api.schemas import (
+    CHAT_ANSWER,
+    COMPLETION_ANSWER,
+    EMBEDDING_ANSWER,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+)
 from gateway.http.errors import ApiError
-from gateway.http.exchange import ClientGone, Exchange
-from gateway.routing.registry import Registry, Route, Slots
-from gateway.settings import Settings
-from gateway.upstream.failures import failure, refused
-from gateway.upstream.http1 import ProtocolViolation, Response, UpstreamError
-from gateway.upstream.sse import EventCutter, EventTooLong
+from gateway.http.exchange import JSON, Exchange
+from gateway.routing.body import ask_for_usage, set_fields, within_limits
+from gateway.routing.registry import Backend, Route, Slots
+from gateway.upstream.adapters.base import Adapter, AnswerError
+from gateway.upstream.errors import ProtocolViolation, UpstreamError
+from gateway.upstream.failures import refused, told_in_200
+from gateway.upstream.http1 import Response
+from gateway.upstream.sse import EventCutter, EventTooLong, UsageWatch
+from gateway.upstream.usage import usage_in, usage_of
 
+STREAM = {"text/event-stream": {"type": "string"}}
+# What some servers answer with status 200: `{"error": …}`, and nothing before it.
+_MAY_BE_ERROR = re.compile(rb'\s*\{\s*"error"\s*:')
 
-@dataclass(frozen=True, slots=True)
-class HotRoute:
-    """One declaration: what the OpenAPI page shows of the route, and what its handler needs."""
+CHAT_REQUEST: TypeAdapter[Any] = TypeAdapter(ChatRequest)
+COMPLETION_REQUEST: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
+EMBEDDING_REQUEST: TypeAdapter[Any] = TypeAdapter(EmbeddingRequest)
 
-    path: str
-    capability: str
-    op: str
-    summary: str
-    request: TypeAdapter[Any]
-
-
-HOT_ROUTES = (
-    HotRoute("/v1/chat/completions", "chat", "chat.completions", "Answer a conversation", TypeAdapter(ChatRequest)),
-    HotRoute("/v1/completions", "completions", "completions", "Continue a text", TypeAdapter(CompletionRequest)),
-    HotRoute("/v1/embeddings", "embeddings", "embeddings", "Embed texts as vectors", TypeAdapter(EmbeddingRequest)),
+CHAT = Endpoint(
+    "/v1/chat/completions",
+    "chat",
+    "chat.completions",
+    "Answer a conversation",
+    CHAT_REQUEST,
+    answers={200: {"application/json": CHAT_ANSWER, **STREAM}},
+)
+COMPLETIONS = Endpoint(
+    "/v1/completions",
+    "completions",
+    "completions",
+    "Continue a text",
+    COMPLETION_REQUEST,
+    answers={200: {"application/json": COMPLETION_ANSWER, **STREAM}},
+)
+EMBEDDINGS = Endpoint(
+    "/v1/embeddings",
+    "embeddings",
+    "embeddings",
+    "Embed texts as vectors",
+    EMBEDDING_REQUEST,
+    answers={200: {"application/json": EMBEDDING_ANSWER}},
 )
 
 
+def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
+    requests = (CHAT, CHAT_REQUEST), (COMPLETIONS, COMPLETION_REQUEST), (EMBEDDINGS, EMBEDDING_REQUEST)
+    return [(endpoint, HotHandler(dispatcher, request)) for endpoint, request in requests]
+
+
 class HotHandler:
-    """Answers the hot routes. One request holds one slot of admission until its last byte is out."""
+    """Answers a hot route. One request holds one slot of admission until its last byte is out."""
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
-        self._registry = registry
-        self._max_request_bytes = settings.max_request_bytes
-        self._max_response_bytes = settings.upstream_max_response_bytes
+    def __init__(self, dispatcher: Dispatcher, request: TypeAdapter[Any]) -> None:
+        self._request = request
+        self._dispatcher = dispatcher
+        self._max_response_bytes = dispatcher.max_response_bytes
 
-    async def __call__(self, exchange: Exchange, hot: HotRoute) -> None:
+    async def __call__(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Raises ApiError, also after the stream has begun; ClientGone."""
-        body = await exchange.body(self._max_request_bytes, "MAX_REQUEST_BYTES")
-        request = parse(body, hot)
-        model = request.get("model") or ""
+        body = await exchange.body()
+        request = parse(body, self._request)
         exchange.has_tools = bool(request.get("tools"))
-        route = self._registry.route(model, exchange.headers.get(b"x-backend", b""), hot.capability)
-        exchange.route = route
+        facts = chat_facts(request, exchange)
+        route = self._dispatcher.route(exchange, endpoint.capability, request.get("model") or "", facts)
+        alias = route.decision.alias
+        changes = within_limits(alias, request) if alias is not None and alias.limits else None
         if route.rename is not None:
             body = route.rename.apply(body)
-        slots = self._registry.take(route)
-        exchange.slots = slots
-        exchange.cancel_when_left()
-        try:
-            await self._relay(exchange, route, slots, body)
-        except UpstreamError as error:
-            raise failure(error, slots.backend) from error
-        except asyncio.CancelledError:
-            if not exchange.was_left():
-                raise
-            raise ClientGone from None
-        finally:
-            exchange.finished()
-            slots.inflight -= 1
+        if changes:
+            request = request | changes
+            body = set_fields(body, changes)
+        with Work(exchange):
+            slots = await self._dispatcher.admit(exchange, route)
+            await self._pass_on(exchange, route, slots, request, body)
 
-    async def _relay(self, exchange: Exchange, route: Route, slots: Slots, body: bytes) -> None:
-        backend = slots.backend
+    async def _pass_on(
+        self, exchange: Exchange, route: Route, slots: Slots, request: Mapping[str, Any], body: bytes
+    ) -> None:
+        is_streamed = request.get("stream")
+        asked_for_usage = bool(is_streamed and (request.get("stream_options") or {}).get("include_usage"))
+        if is_streamed and not asked_for_usage and slots.backend.record.stream_usage:
+            if slots.adapter is None:
+                body = ask_for_usage(body, request)
+            else:
+                request = {**request, "stream_options": {"include_usage": True}}
         sent_at = perf_counter()
-        response = await backend.pool.request(b"POST", slots.target, backend.request_headers, body)
+        slots, response = await self._dispatcher.send(exchange, route, slots, request, body)
         try:
+            if response.status != 200:
+                raise refused(response.status, await response.read(self._max_response_bytes), slots.backend)
             content_type = response.header(b"content-type") or b""
-            if response.status == 200 and content_type.startswith(b"application/json"):
-                await exchange.relay(await response.read(self._max_response_bytes), route)
-            elif response.status == 200 and content_type.startswith(b"text/event-stream"):
-                await _pass_stream(exchange, response, content_type)
-            elif response.status == 200:
+            if slots.adapter is not None:
+                call = slots.adapter, slots.capability, request, route.decision.model
+                await self._translate(exchange, call, response, takes_out=not asked_for_usage)
+            elif content_type.startswith(JSON_TYPE):
+                await self._relay(exchange, route, slots.backend, response)
+            elif content_type.startswith(EVENTS_TYPE):
+                await _pass_stream(exchange, response, content_type, UsageWatch(takes_out=not asked_for_usage))
+            else:
                 quoted = content_type[:100].decode("latin-1")
                 raise ProtocolViolation(f"content type '{quoted}' instead of JSON", sent_first_byte=True)
-            else:
-                raise refused(response.status, await response.read(self._max_response_bytes), backend)
         finally:
             response.close()
             exchange.upstream_ms = (perf_counter() - sent_at) * 1000
 
+    async def _relay(self, exchange: Exchange, route: Route, backend: Backend, response: Response) -> None:
+        body = await response.read(self._max_response_bytes)
+        if _MAY_BE_ERROR.match(body) is not None:
+            _refuse_error(body, backend)
+        exchange.usage = usage_in(body)
+        await exchange.relay(body, route)
 
-async def _pass_stream(exchange: Exchange, response: Response, content_type: bytes) -> None:
+    async def _translate(
+        self,
+        exchange: Exchange,
+        call: tuple[Adapter, str, Mapping[str, Any], str],
+        response: Response,
+        *,
+        takes_out: bool,
+    ) -> None:
+        adapter, capability, request, model = call
+        if not request.get("stream"):
+            body = await response.read(self._max_response_bytes)
+            content = adapter.answer(capability, request, model, body)
+            exchange.usage = usage_of(content.get("usage"))
+            await exchange.answer(200, orjson.dumps(content), [JSON])
+            return
+        watch = UsageWatch(takes_out=takes_out)
+        translator = adapter.stream(capability, request, model)
+        await exchange.start_stream(EVENTS_TYPE)
+        try:
+            while chunk := await response.next_chunk():
+                if events := watch.look(b"".join(translator.feed(chunk))):
+                    await exchange.stream(events)
+        except UpstreamError:
+            if not translator.is_done:
+                raise
+        if not translator.is_done and (events := watch.look(b"".join(translator.end()))):
+            await exchange.stream(events)
+        exchange.usage = usage_of(watch.usage)
+        await exchange.end_stream()
+
+
+async def _pass_stream(exchange: Exchange, response: Response, content_type: bytes, watch: UsageWatch) -> None:
     cutter = EventCutter()
     await exchange.start_stream(content_type)
     try:
         while chunk := await response.next_chunk():
-            if events := cutter.feed(chunk):
+            if (events := cutter.feed(chunk)) and (events := watch.look(events)):
                 await exchange.stream(events)
     except UpstreamError:
         # What a backend does after its terminator is of no interest to the client.
@@ -103,25 +177,19 @@ async def _pass_stream(exchange: Exchange, response: Response, content_type: byt
             raise
     except EventTooLong:
         raise ApiError(502, "The backend sent an event without end", code="upstream_protocol_error") from None
+    finally:
+        exchange.usage = usage_of(watch.usage)
     if rest := cutter.rest():
-        await exchange.stream(rest + b"\n\n")
+        await exchange.stream(watch.look(rest + b"\n\n"))
+        exchange.usage = usage_of(watch.usage)
     if not cutter.is_done:
         await exchange.stream(b"data: [DONE]\n\n")
     await exchange.end_stream()
 
 
-def parse(body: bytes, hot: HotRoute) -> dict[str, Any]:
-    """The body as parsed and checked; raises ApiError 400 that names the field."""
+def _refuse_error(body: bytes, backend: Backend) -> None:
     try:
-        request: dict[str, Any] = hot.request.validator.validate_json(body)
-        return request
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part)) or None
-        where = f"'{param}': " if param else ""
-        code = "invalid_json" if problem["type"] == "json_invalid" else "invalid_value"
-        raise ApiError(400, f"Invalid request: {where}{problem['msg']}", param=param, code=code) from None
-
-
-def _is_union_tag(part: int | str) -> bool:
-    return isinstance(part, str) and (part in ("str", "int") or part.startswith(("list[", "dict[")))
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise AnswerError("it sent broken JSON") from None
+    told_in_200(content, backend)

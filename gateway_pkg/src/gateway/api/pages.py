@@ -27,6 +27,10 @@ class Model(BaseModel):
     owned_by: str
     backend: str | None = None
     upstream_model: str | None = None
+    context_window: int | None = None
+    tools: bool | None = None
+    max_tokens_cap: int | None = None
+    temperature_cap: float | None = None
 
 
 class ModelList(BaseModel):
@@ -82,15 +86,25 @@ def make_router(registry: Registry, metrics: Metrics | None) -> APIRouter:
 
 
 def known_models(registry: Registry) -> dict[str, Model]:
-    """Everything that may stand in `model`: what the backends serve, `auto`, and the aliases, in this order."""
+    """Everything that may stand in `model`: served models, `auto`, classes and aliases, in this order."""
     models = [
         Model(id=f"{backend_class}:{name}", owned_by="local", backend=backend_class, upstream_model=name)
         for backend_class, names in registry.names.served.items()
         for name in names
     ]
     models.append(Model(id=AUTO, owned_by="gateway"))
+    models += [Model(id=name, owned_by="gateway", backend=name) for name in registry.names.served]
     models += [
-        Model(id=name, owned_by="gateway", backend=alias.backend, upstream_model=alias.model)
+        Model(
+            id=name,
+            owned_by="gateway",
+            backend=alias.backend,
+            upstream_model=alias.model,
+            context_window=alias.context,
+            tools=alias.tools,
+            max_tokens_cap=alias.max_tokens_cap,
+            temperature_cap=alias.temperature_cap,
+        )
         for name, alias in registry.names.aliases.items()
     ]
     return {model.id: model for model in models}

@@ -74,3 +74,28 @@ class EmbeddingRequest(TypedDict):
     encoding_format: NotRequired[Literal["float", "base64"] | None]
     dimensions: NotRequired[int | None]
     user: NotRequired[str | None]
+
+
+# What the gateway vouches for of an answer: backends fill in the rest.
+_USAGE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "prompt_tokens": {"type": "integer", "minimum": 0},
+        "completion_tokens": {"type": "integer", "minimum": 0},
+        "total_tokens": {"type": "integer", "minimum": 0},
+    },
+}
+
+
+def _answer(kind: str, **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": list(properties),
+        "properties": {"object": {"type": "string", "examples": [kind]}, "usage": _USAGE, **properties},
+    }
+
+
+_LIST = {"type": "array", "items": {"type": "object"}}
+CHAT_ANSWER = _answer("chat.completion", choices=_LIST)
+COMPLETION_ANSWER = _answer("text_completion", choices=_LIST)
+EMBEDDING_ANSWER = _answer("list", data=_LIST)

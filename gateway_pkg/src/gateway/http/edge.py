@@ -7,42 +7,43 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api import docs
-from gateway.api.hot import HotRoute
+from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.http.errors import ApiError
 from gateway.http.exchange import ClientGone, Exchange, too_large
 from gateway.http.tokens import Doorkeeper
+from gateway.settings import Settings
 
 log = logging.getLogger(__name__)
 
 OPEN_PATHS = ("/health", "/readyz", "/openapi.json", *docs.PATHS)
+# Stored images: who knows one's name, the sha256 of its bytes, may have it.
+OPEN_DIRECTORIES = ("/ui/images/",)
 LENGTH_DIGITS = 18
-
-Hot = Callable[[Exchange, HotRoute], Awaitable[None]]
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class Edge:
-    """Wraps the documented pages (`pages`, a FastAPI app) and answers the hot routes itself."""
+    """Wraps the documented pages (`pages`, a FastAPI app) and answers the endpoints itself."""
 
     def __init__(
         self,
         pages: ASGIApp,
-        hot: Hot,
-        routes: Mapping[str, HotRoute],
+        endpoints: Endpoints,
         doorkeeper: Doorkeeper,
-        max_request_bytes: int,
+        settings: Settings,
         record: Callable[[Exchange], None],
     ) -> None:
         self._pages = pages
-        self._hot = hot
-        self._routes = routes
+        self._endpoints = {endpoint.path: (endpoint, handler) for endpoint, handler in endpoints}
         self._doorkeeper = doorkeeper
-        self._max_request_bytes = max_request_bytes
-        self._limit_digits = len(str(max_request_bytes))
+        self._max_request_bytes = settings.max_request_bytes
+        self._max_upload_bytes = settings.max_upload_bytes
         self._record = record
         # 24 hex digits: 12 random ones a process, then a counter that has 12 from the start. Unique, not secret.
         self._id_prefix = f"req-{os.urandom(6).hex()}"
@@ -54,17 +55,27 @@ class Edge:
             return
         self._last_id += 1
         exchange = Exchange(scope, receive, send, self._id_prefix + hex(self._last_id)[2:])
+        headers = exchange.headers
+        if b"x-request-id" in headers and REQUEST_ID.fullmatch(headers[b"x-request-id"]):
+            exchange.request_id = headers[b"x-request-id"].decode()
         try:
-            self._doorkeeper.check_address(scope["client"])
             path = scope["path"]
-            if path not in OPEN_PATHS:
-                exchange.caller = self._doorkeeper.identify(exchange.headers.get(b"authorization")).name
-            self._check_length(exchange.headers.get(b"content-length"))
-            hot = self._routes.get(path)
-            if hot is None:
+            served = self._endpoints.get(path)
+            if served is not None:
+                exchange.errors = served[0].errors
+            if served is None and (path in OPEN_PATHS or path.startswith(OPEN_DIRECTORIES)):
+                self._doorkeeper.check_address(scope)
+            else:
+                exchange.caller = caller = self._doorkeeper.identify(scope, headers)
+                if caller.is_limited:
+                    caller.admit(exchange.started)
+            if served is None:
+                scope["gateway.exchange"] = exchange
                 await self._pages(scope, receive, exchange.send)
             elif scope["method"] == "POST":
-                await self._hot(exchange, hot)
+                endpoint, handler = served
+                self._set_limit(exchange, endpoint)
+                await handler(exchange, endpoint)
             else:
                 raise ApiError(405, f"{path} takes POST", code="method_not_allowed", headers=((b"allow", b"POST"),))
         except ApiError as error:
@@ -79,9 +90,16 @@ class Edge:
         finally:
             self._record(exchange)
 
-    def _check_length(self, length: bytes | None) -> None:
-        # Most lengths have too few digits to be too large, and need not be read.
-        if length is None or len(length) < self._limit_digits:
-            return
-        if len(length) > LENGTH_DIGITS or int(length) > self._max_request_bytes:
-            raise too_large(self._max_request_bytes, "MAX_REQUEST_BYTES")
+    def _set_limit(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        """Bounds the body, by the caller's policy or the settings; raises ApiError 413 where it says it is longer."""
+        caller = exchange.caller
+        own = caller.policy.max_request_bytes if caller is not None else None
+        if own is not None:
+            exchange.limit, exchange.limit_name = own, "max_request_bytes of the token's policy"
+        elif endpoint.form is None:
+            exchange.limit, exchange.limit_name = self._max_request_bytes, "MAX_REQUEST_BYTES"
+        else:
+            exchange.limit, exchange.limit_name = self._max_upload_bytes, "MAX_UPLOAD_BYTES"
+        length = exchange.headers.get(b"content-length")
+        if length is not None and (len(length) > LENGTH_DIGITS or int(length) > exchange.limit):
+            raise too_large(exchange.limit, exchange.limit_name)

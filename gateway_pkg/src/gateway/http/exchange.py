@@ -6,14 +6,21 @@ import asyncio
 from time import perf_counter
 from typing import Any
 
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.http.errors import ApiError
+from gateway.http.errors import OPENAI_ERRORS, ApiError, ErrorShape
 from gateway.http.protocol import EXTENSION, Protocol
+from gateway.http.tokens import Caller
 from gateway.routing.registry import Route, Slots
+from gateway.upstream.usage import Usage
 
 CLIENT_GONE = 499  # nginx's number for it; never sent, only recorded
 JSON = (b"content-type", b"application/json")
+FORM_PARTS_MAX = 200
 # What is left of an oversized body is not read: it may never end.
 HANG_UP = ((b"connection", b"close"),)
 
@@ -28,14 +35,17 @@ class Exchange:
     """Reads the body once, sends the answer, cancels the work when the client leaves, keeps what is recorded.
 
     `status` is 0 until the head is out; `first_byte_at` is in time.perf_counter seconds; `route` is None until the
-    request has one, and its headers go out with whatever is answered.
+    request has one, and its headers go out with whatever is answered. `caller` is None on open paths, `caller_headers`
+    tell of its limits. `limit` bounds the body, in bytes, as the setting `limit_name` says; `bytes_in` is its size.
+    `usage` is what the backend told; `slots` is what the request has of a backend now.
     """
 
     # Slots, because the interpreter reads them several times as fast as other attributes.
     __slots__ = (
-        "_connection", "_is_left", "_send", "_task", "abort_reason", "bytes_out", "caller", "chunks_out",
-        "first_byte_at", "has_tools", "headers", "receive", "request_id", "route", "scope", "slots", "started",
-        "status", "streamed", "upstream_ms",
+        "_connection", "_form", "_has_events", "_is_left", "_send", "_task", "abort_reason", "bytes_in", "bytes_out",
+        "caller", "caller_headers", "chunks_out", "errors", "first_byte_at", "has_tools", "headers", "limit", "limit_name",
+        "queued_ms", "receive", "request_id", "retried", "route", "scope", "slots", "started", "status", "streamed",
+        "upstream_ms", "usage",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
@@ -44,14 +54,21 @@ class Exchange:
         self.receive = receive
         self.request_id = request_id
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.caller = ""
-        self.status = self.chunks_out = self.bytes_out = 0
-        self.first_byte_at = self.upstream_ms = 0.0
-        self.streamed = self.has_tools = False
+        self.caller: Caller | None = None
+        self.caller_headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.errors: ErrorShape = OPENAI_ERRORS
+        self.limit = 0
+        self.limit_name = ""
+        self.status = self.chunks_out = self.bytes_in = self.bytes_out = 0
+        self.first_byte_at = self.upstream_ms = self.queued_ms = 0.0
+        self.streamed = self.has_tools = self.retried = False
+        self.usage: Usage | None = None
         self.abort_reason: str | None = None
         self.route: Route | None = None
         self.slots: Slots | None = None
         self._connection: Protocol
+        self._form: FormData | None = None
+        self._has_events = False
         self._is_left = False
         self._send = send
         self._task: asyncio.Task[Any] | None = None
@@ -83,32 +100,63 @@ class Exchange:
         """Milliseconds until a stream's first event went out."""
         return (self.first_byte_at - self.started) * 1000
 
-    async def body(self, limit: int, setting: str) -> bytes:
-        """The whole body; raises ApiError 413 (naming `setting`) when longer than `limit` bytes, ClientGone."""
+    async def body(self) -> bytes:
+        """The whole body; raises ApiError 413 when it is longer than `limit`, ClientGone."""
         message = await self.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         first: bytes = message.get("body", b"")
+        self.bytes_in = len(first)
+        if self.bytes_in > self.limit:
+            raise too_large(self.limit, self.limit_name)
         if not message.get("more_body", False):
-            if len(first) > limit:
-                raise too_large(limit, setting)
             return first
-        parts, size = [first], len(first)
+        parts = [first]
         while message.get("more_body", False):
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
+            message = await self._receive_within_limit()
             parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise too_large(limit, setting)
         return b"".join(parts)
+
+    async def form(self) -> FormData:
+        """The fields and files of a multipart body; files are on disk when they are large.
+
+        Raises:
+            ApiError: 413 when it is longer than `limit`, 400 when it is no multipart body.
+            ClientGone: the client left before its end.
+        """
+        request = Request(self.scope, self._receive_within_limit)
+        if not self.headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data"):
+            raise ApiError(400, "Send the fields as multipart/form-data", code="invalid_form")
+        try:
+            self._form = await request.form(
+                max_files=FORM_PARTS_MAX, max_fields=FORM_PARTS_MAX, max_part_size=self.limit
+            )
+        except (MultiPartException, HTTPException, UnicodeError) as error:
+            words = getattr(error, "message", getattr(error, "detail", "not UTF-8"))
+            raise ApiError(400, f"The multipart body cannot be read: {words}", code="invalid_form") from None
+        except ClientDisconnect:
+            raise ClientGone from None
+        return self._form
+
+    async def close(self) -> None:
+        """Gives back what the request holds beside memory."""
+        if self._form is not None:
+            await self._form.close()
+
+    async def _receive_within_limit(self) -> Message:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self.bytes_in += len(message.get("body", b""))
+        if self.bytes_in > self.limit:
+            raise too_large(self.limit, self.limit_name)
+        return message
 
     async def relay(self, body: bytes, route: Route) -> None:
         """Sends a backend's JSON answer as it is."""
         length, request_id = str(len(body)).encode(), self.request_id.encode()
         head = (route.head, b"content-length: ", length, b"\r\nx-request-id: ", request_id, b"\r\n")
-        if self._connection.write_answer(head, body):
+        if not self.caller_headers and self._connection.write_answer(head, body):
             self.status = 200
             self.bytes_out = len(body)
         else:
@@ -118,6 +166,7 @@ class Exchange:
         """Sends a whole answer with `headers` and those that every answer has."""
         if self.route is not None:
             headers += self.route.headers
+        headers += self.caller_headers
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"x-request-id", self.request_id.encode()))
         self.status = status
@@ -126,28 +175,39 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
 
     async def fail(self, error: ApiError) -> None:
-        """Sends an error: a whole answer, or one event and the end when the stream has begun."""
+        """Sends an error: a whole answer, or one event and the end when the stream has begun.
+
+        A stream that is none of events, such as audio, breaks off, so that nobody takes it for whole.
+        """
         if not self.status:
-            await self.answer(error.status, error.body(), [JSON, *error.headers])
+            await self.answer(error.status, self.errors.body(error), [JSON, *error.headers])
             return
         self.abort_reason = error.code or "error"
-        await self.stream(error.event())
+        if not self._has_events:
+            self.scope["extensions"][EXTENSION].transport.abort()
+            while (await self.receive())["type"] != "http.disconnect":
+                pass
+            return
+        await self.stream(self.errors.event(error))
         await self.end_stream()
 
     def client_left(self) -> None:
         self.abort_reason = "client_disconnected"
         self.status = self.status or CLIENT_GONE
 
-    async def start_stream(self, content_type: bytes) -> None:
+    async def start_stream(self, content_type: bytes, headers: Headers | None = None) -> None:
         headers = [
+            *(headers or ()),
             (b"content-type", content_type),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
             (b"x-request-id", self.request_id.encode()),
             *(self.route.headers if self.route is not None else ()),
+            *self.caller_headers,
         ]
         self.status = 200
         self.streamed = True
+        self._has_events = content_type.startswith(b"text/event-stream")
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def stream(self, chunk: bytes) -> None:
@@ -164,7 +224,11 @@ class Exchange:
         """ASGI `send` for the documented pages: adds the request id and keeps the status."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
+            message["headers"] = [
+                *message.get("headers", ()),
+                *self.caller_headers,
+                (b"x-request-id", self.request_id.encode()),
+            ]
         elif message["type"] == "http.response.body":
             self.bytes_out += len(message.get("body", b""))
         await self._send(message)

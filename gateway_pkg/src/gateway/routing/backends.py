@@ -7,17 +7,30 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from gateway.files import read_text, validation_refusal
 from gateway.refusal import Refusal
+from gateway.settings import Settings
 from gateway.upstream.http1 import Origin
 
 HINT = "set GATEWAY_BACKENDS_PATH or pass --backends FILE"
-Capability = Literal["chat", "completions", "embeddings"]
+NO_BACKENDS = "or OLLAMA_BASE_URL, MLX_BASE_URL to a server's address"
+Capability = Literal["chat", "completions", "embeddings", "rerank", "images", "tts", "transcription", "music"]
+Protocol = Literal["openai", "ollama", "a1111", "comfyui", "invokeai", "nexa", "heartmula"]
+# What each protocol has an adapter for; openai's own routes go through as they come.
+SPOKEN: Mapping[str, frozenset[str]] = {
+    "openai": frozenset({"chat", "completions", "embeddings", "rerank", "images", "tts", "transcription"}),
+    "ollama": frozenset({"chat", "completions", "embeddings"}),
+    "a1111": frozenset({"images"}),
+    "comfyui": frozenset({"images"}),
+    "invokeai": frozenset({"images"}),
+    "nexa": frozenset({"chat", "completions", "embeddings", "rerank", "images", "tts", "transcription"}),
+    "heartmula": frozenset({"music"}),
+}
 Path_ = Annotated[str, Field(pattern=r"^/\S*$", max_length=200)]
 
 
@@ -30,17 +43,43 @@ class Health(BaseModel):
     readiness: Path_ = "/health"
 
 
+class Queue(BaseModel):
+    """How many requests may wait for a slot of the class, and how long each."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max: int = Field(ge=1, le=10_000)
+    timeout_sec: float = Field(gt=0, le=3_600)
+
+
+class PayloadPolicy(BaseModel):
+    """What is taken of a backend's images: `images_format` is `url` or `b64_json`, or empty for either."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images_format: Literal["", "url", "b64_json"] = ""
+    images_allow_base64: bool = True
+    images_max_bytes: int = Field(50_000_000, ge=1)
+
+
 class BackendRecord(BaseModel):
-    """One backend: a server that speaks OpenAI's API below `base_url`."""
+    """One backend: a server that speaks `protocol`; OpenAI's API is below `base_url`, the others' below its host.
+
+    `stream_usage`: whether it understands `stream_options`, and so can tell a stream's usage.
+    """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
 
     backend_class: str = Field(alias="class", pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)
     base_url: str
     description: str = ""
+    protocol: Protocol = "openai"
     supported_capabilities: list[Capability] = Field(min_length=1)
     concurrency_limits: dict[Capability, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     health: Health = Field(default_factory=Health)
+    queue: Queue | None = None
+    payload_policy: PayloadPolicy = Field(default_factory=lambda: PayloadPolicy.model_validate({}))
+    stream_usage: bool = True
     max_connections: int = Field(256, ge=1)
     api_key: str = Field("", repr=False)
     optional: bool = False
@@ -51,6 +90,15 @@ class BackendRecord(BaseModel):
         Origin.parse(value)
         return value
 
+    @model_validator(mode="after")
+    def _is_spoken(self) -> Self:
+        for capability in self.supported_capabilities:
+            if capability not in SPOKEN[self.protocol]:
+                raise ValueError(
+                    f"protocol '{self.protocol}' has no {capability}; it has {', '.join(sorted(SPOKEN[self.protocol]))}"
+                )
+        return self
+
     @field_validator("api_key")
     @classmethod
     def _fits_a_header(cls, value: str) -> str:
@@ -60,16 +108,38 @@ class BackendRecord(BaseModel):
 
 
 _RECORDS = TypeAdapter(dict[str, BackendRecord])
+_MAPPING = TypeAdapter(dict[str, str])
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
-def load_backends(path: Path, environment: Mapping[str, str] = os.environ) -> dict[str, BackendRecord]:
-    """Records by backend name; `${NAME}` in a string is filled from the environment.
+class BackendsFile(NamedTuple):
+    """Records by backend name, and other names of their classes."""
+
+    records: dict[str, BackendRecord]
+    legacy_mapping: dict[str, str]
+
+
+def load_backends(settings: Settings, environment: Mapping[str, str] = os.environ) -> BackendsFile:
+    """The backends of the file and those that single settings name; `${NAME}` is filled from the environment.
+
+    The file need not be there where a setting names a backend, unless it was named itself.
 
     Raises:
         Refusal: the file is missing, not YAML, names an unset variable, or a record is not of its shape.
     """
-    text = read_text(path, "backends file", HINT)
+    path = settings.gateway_backends_path
+    implied = implied_records(settings)
+    if implied and "gateway_backends_path" not in settings.model_fields_set and not path.exists():
+        return BackendsFile(implied, {})
+    records, legacy_mapping = _read(path, environment)
+    classes = {record.backend_class for record in records.values()}
+    known = classes | {name for name, backend_class in legacy_mapping.items() if backend_class in classes}
+    records |= {name: record for name, record in implied.items() if record.backend_class not in known}
+    return BackendsFile(records, legacy_mapping)
+
+
+def _read(path: Path, environment: Mapping[str, str]) -> tuple[dict[str, BackendRecord], dict[str, str]]:
+    text = read_text(path, "backends file", f"{HINT}, {NO_BACKENDS}")
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -81,9 +151,72 @@ def load_backends(path: Path, environment: Mapping[str, str] = os.environ) -> di
     if not isinstance(content, dict) or not isinstance(content.get("backends"), dict) or not content["backends"]:
         raise Refusal(f"{path}: needs a mapping 'backends:' with at least one record; see docs/add-a-backend.md")
     try:
-        return _RECORDS.validate_python(_fill(content["backends"], environment, path))
+        records = _RECORDS.validate_python(_fill(content["backends"], environment, path))
+        mapping = _MAPPING.validate_python(content.get("legacy_mapping") or {})
     except ValidationError as error:
         raise _with_nearest_keys(validation_refusal(path, error)) from None
+    _check_queues(records, path)
+    return records, mapping
+
+
+def _check_queues(records: Mapping[str, BackendRecord], path: Path) -> None:
+    """A queue is the whole class's: two hosts of it cannot ask for different ones."""
+    queues: dict[str, tuple[str, Queue | None]] = {}
+    for name, record in records.items():
+        first, queue = queues.setdefault(record.backend_class, (name, record.queue))
+        if queue != record.queue:
+            raise Refusal(f"{path}: {name}.queue: differs from that of {first}, of the same class; make them equal")
+
+
+def implied_records(settings: Settings) -> dict[str, BackendRecord]:
+    """The backends that single settings name: `OLLAMA_BASE_URL` and its like.
+
+    Raises:
+        Refusal: a value is not the URL of a server.
+    """
+    chat = ["chat", "completions", "embeddings"]
+    image_protocol = {"http_a1111": "a1111", "http_comfyui": "comfyui", "http_invokeai": "invokeai"}
+    given: dict[str, dict[str, Any]] = {
+        "ollama_base_url": {
+            "class": "ollama",
+            "protocol": "ollama",
+            "supported_capabilities": chat,
+            "concurrency_limits": {"chat": 4, "embeddings": 4},
+            "health": {"liveness": "/api/version", "readiness": "/api/version"},
+        },
+        "mlx_base_url": {
+            "class": "mlx",
+            "supported_capabilities": chat,
+            "concurrency_limits": {"chat": 2, "embeddings": 2},
+            "health": {"liveness": "/v1/models", "readiness": "/v1/models"},
+        },
+        "images_http_base_url": {
+            "class": settings.images_backend_class,
+            "protocol": image_protocol.get(settings.images_backend, "openai"),
+            "supported_capabilities": ["images"],
+            "concurrency_limits": {"images": 2},
+        },
+        "heartmula_base_url": {
+            "class": settings.music_backend_class,
+            "protocol": "heartmula",
+            "supported_capabilities": ["music"],
+            "concurrency_limits": {"music": 2},
+        },
+        "tts_base_url": {
+            "class": settings.tts_backend_class,
+            "supported_capabilities": ["tts"],
+            "concurrency_limits": {"tts": 4},
+        },
+    }
+    records = {}
+    for name, record in given.items():
+        url: str = getattr(settings, name)
+        if url:
+            try:
+                records[record["class"]] = BackendRecord.model_validate({**record, "base_url": url})
+            except ValidationError as error:
+                raise Refusal(f"{name.upper()}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    return records
 
 
 def _fill(value: Any, environment: Mapping[str, str], path: Path) -> Any:

@@ -7,8 +7,10 @@ import logging
 import time
 
 import httpx
+import orjson
 
 from gateway.routing.registry import Backend, Registry
+from gateway.upstream.adapters import ollama
 
 log = logging.getLogger(__name__)
 
@@ -19,32 +21,48 @@ FIRST_ROUND_SEC = 0.5
 MODELS_MAX = 10_000
 
 
+# Where a capability is that of models with names.
+MODEL_CAPABILITIES = frozenset({"chat", "completions", "embeddings", "rerank"})
+
+
 class Prober:
-    """One task per backend, from `start` to `stop`."""
+    """One task per backend of the registry, from `start` to `stop`."""
 
     def __init__(self, registry: Registry, client: httpx.AsyncClient, interval: float) -> None:
         self._registry = registry
         self._client = client
         self._interval = interval
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[Backend, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Returns when each backend has answered or refused its first probe, or FIRST_ROUND_SEC have passed."""
+        probed = self._follow()
+        self._registry.on_change = self._follow
+        if probed:
+            await asyncio.wait(probed, timeout=FIRST_ROUND_SEC)
+
+    async def stop(self) -> None:
+        self._registry.on_change = _nothing
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await self._client.aclose()
+
+    def _follow(self) -> list[asyncio.Future[None]]:
+        """Watches the backends that the registry has now, and no others."""
+        for backend in self._tasks.keys() - set(self._registry.backends):
+            self._tasks.pop(backend).cancel()
         probed = []
         for backend in self._registry.backends:
+            if backend in self._tasks:
+                continue
             wake = asyncio.Event()
             backend.on_failure = wake.set
             probed.append(asyncio.get_running_loop().create_future())
-            self._tasks.append(
-                asyncio.create_task(self._watch(backend, wake, probed[-1]), name=f"probe {backend.name}")
+            self._tasks[backend] = asyncio.create_task(
+                self._watch(backend, wake, probed[-1]), name=f"probe {backend.name}"
             )
-        await asyncio.wait(probed, timeout=FIRST_ROUND_SEC)
-
-    async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.aclose()
+        return probed
 
     async def _watch(self, backend: Backend, wake: asyncio.Event, probed: asyncio.Future[None]) -> None:
         while True:
@@ -82,7 +100,10 @@ class Prober:
                 backend.name,
                 "ready" if ready else error,
             )
+        was_ready = backend.ready
         backend.healthy, backend.ready, backend.error, backend.last_check = healthy, ready, error, time.time()
+        if ready and not was_ready:
+            backend.wake()
 
     async def _ask(self, backend: Backend, path: str) -> tuple[bool, str | None]:
         response = await self._client.get(
@@ -91,16 +112,35 @@ class Prober:
         return response.is_success, None if response.is_success else f"{path} answered {response.status_code}"
 
     async def _list_models(self, backend: Backend) -> None:
-        url = backend.record.base_url.rstrip("/") + "/models"
-        response = await self._client.get(url, headers=_authorization(backend))
-        response.raise_for_status()
-        data = response.json().get("data")
-        if not isinstance(data, list):
-            raise ValueError("/models has no list 'data'")
-        models = tuple(str(item["id"]) for item in data[:MODELS_MAX] if isinstance(item, dict) and "id" in item)
+        if backend.record.protocol == "ollama":
+            models = ollama.models(await self._get(backend, "/api/tags"))
+            backend.loaded = ollama.loaded(await self._get(backend, "/api/ps"))
+        elif MODEL_CAPABILITIES & backend.slots.keys():
+            models = _openai_models(await self._get(backend, backend.origin.prefix.decode() + "/models"))
+        else:
+            return
         if models != backend.models:
             backend.models = models
             self._registry.refresh_names()
+
+    async def _get(self, backend: Backend, path: str) -> bytes:
+        """Raises httpx.HTTPError."""
+        response = await self._client.get(
+            httpx.URL(backend.record.base_url).join(path), headers=_authorization(backend)
+        )
+        return response.raise_for_status().content
+
+
+def _openai_models(body: bytes) -> tuple[str, ...]:
+    content = orjson.loads(body)
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, list):
+        raise ValueError("/models has no list 'data'")
+    return tuple(str(item["id"]) for item in data[:MODELS_MAX] if isinstance(item, dict) and "id" in item)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _authorization(backend: Backend) -> dict[str, str]:

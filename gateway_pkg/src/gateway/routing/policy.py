@@ -3,42 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import NamedTuple
 
 from gateway.http.errors import ApiError
 from gateway.routing.aliases import Alias
+from gateway.routing.request_type import is_coding
 
 AUTO = "auto"
 DEFAULT_ALIAS = "default"
+CHARS_PER_TOKEN = 4  # the usual estimate for English text; a backend's tokenizer is not asked before the route is known
 
 
 class Decision(NamedTuple):
-    """`reason` goes out as `X-Router-Reason`."""
+    """`reason` goes out as `X-Router-Reason`; `alias` is the one that the model's name meant or the policy chose."""
 
     backend_class: str
     model: str
     reason: str
+    alias: Alias | None = None
+
+
+class Facts(NamedTuple):
+    """What a decision may depend on beside the model's name and `X-Backend`; asked for only when it does."""
+
+    request_type: str = ""
+    has_tools: bool = False
+    chars: int = 0
+    last_user_text: str = ""
+
+
+class Rules(NamedTuple):
+    """The settings ROUTER_ENABLE_POLICY, ROUTER_ENABLE_REQUEST_TYPE and ROUTER_LONG_CONTEXT_CHARS."""
+
+    policy: bool = False
+    request_type: bool = False
+    long_context_chars: int = 40_000
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a model's name can mean. `served`: models by class, as its backends last reported them."""
+    """What a model's name can mean.
+
+    `served`: models by class, as its backends last reported them; `capable`: the capabilities of each class;
+    `strong` and `fast`: a class's models of that rank, where the settings name one; `synonyms`: other names of
+    classes (`legacy_mapping`); `default_class` for requests that name no model, where no alias `default` is;
+    `embedder`: class and model for embeddings that name no model, each "" where the settings name none.
+    """
 
     aliases: Mapping[str, Alias]
     served: Mapping[str, Collection[str]]
+    capable: Mapping[str, Collection[str]] = field(default_factory=dict)
+    strong: Mapping[str, str] = field(default_factory=dict)
+    fast: Mapping[str, str] = field(default_factory=dict)
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    default_class: str = ""
+    embedder: tuple[str, str] = ("", "")
+
+    def class_of(self, name: str) -> str:
+        """The class that a case-folded name stands for, "" for none; `<class>-default` is one too."""
+        name = name.removesuffix("-default")
+        name = self.synonyms.get(name, name)
+        return name if name in self.served else ""
 
 
-def decide(model: str, backend_header: str, names: Names) -> Decision:
-    """Decides the route; the first rule that matches wins.
+def decide(model: str, backend_header: str, capability: str, names: Names) -> Decision | None:
+    """Decides the route of a request that names where it wants to go; the first rule that matches wins.
 
     | condition | reason |
     |---|---|
     | header `X-Backend` names a class | `override:x-backend` |
     | the model is an alias (in any case) | `alias:model` |
-    | it is `<class>:<model>`, a class, or a name that a backend serves | `pinned:model` |
-    | it is empty or `auto`: the alias `default` | `direct:model` |
+    | it is `<class>:<model>`, a class, `<class>-default`, or a name that a backend serves | `pinned:model` |
+
+    None for a request that names no model, or `auto`: `decide_by_policy` has its route.
 
     Raises:
         ApiError: 400 for an unknown class, 404 for a model that nothing serves, with the nearest names.
@@ -50,23 +89,111 @@ def decide(model: str, backend_header: str, names: Names) -> Decision:
         return _override(model, folded, backend_header, names)
     alias = names.aliases.get(folded)
     if alias is not None:
-        return Decision(alias.backend, alias.model, "alias:model")
+        return Decision(alias.backend, alias.model, "alias:model", alias)
     if not folded:
-        default = names.aliases.get(DEFAULT_ALIAS)
-        if default is None:
-            raise ApiError(
-                400, "Name a model: this gateway has no alias 'default'", param="model", code="model_required"
-            )
-        return Decision(default.backend, default.model, "direct:model")
-    if folded in names.served:
-        return Decision(folded, _usual_model(folded, names), "pinned:model")
+        return None
+    if backend_class := names.class_of(folded):
+        return Decision(backend_class, _strong(backend_class, names), "pinned:model")
     prefix, separator, rest = model.partition(":")
-    if separator and rest and prefix in names.served:
-        return Decision(prefix, rest, "pinned:model")
-    for backend_class, models in names.served.items():
-        if model in models:
-            return Decision(backend_class, model, "pinned:model")
+    if separator and rest and (backend_class := names.class_of(prefix.casefold())):
+        return Decision(backend_class, rest, "pinned:model")
+    serving = [backend_class for backend_class, models in names.served.items() if model in models]
+    if serving:
+        able = [backend_class for backend_class in serving if capability in names.capable.get(backend_class, ())]
+        return Decision((able or serving)[0], model, "pinned:model")
     raise unknown_model(model, names)
+
+
+def decide_by_policy(facts: Facts, names: Names, rules: Rules) -> Decision:
+    """Decides the route of a request that names no model; the first rule that matches wins.
+
+    | condition | goes to, the first that there is | reason |
+    |---|---|---|
+    | the policy is off | alias `default`, the default class's strong model | `direct:model` |
+    | it has tools | alias `default`, then `coder`, unless `tools` is false there | `policy:tools->alias:…` |
+    | | the strong model | `policy:tools->strong` |
+    | it is long | alias `long` | `policy:long_context->alias:long` |
+    | | class `mlx`; the strong model | `policy:long_context->mlx`, `policy:long_context->strong` |
+    | it is about code (if enabled) | alias `coder`; the strong model | `policy:coding->alias:coder`, `…->strong` |
+    | any other | alias `fast`; the fast model | `policy:fast->alias:fast`, `policy:fast` |
+
+    Long is a text of as many tokens as alias `long` has context, at 4 characters a token; without such an alias, of
+    ROUTER_LONG_CONTEXT_CHARS characters.
+
+    Raises:
+        ApiError: 400 where neither an alias nor a class has a model for it.
+    """
+    if not rules.policy:
+        default = names.aliases.get(DEFAULT_ALIAS)
+        return _to_alias(default, "direct:model") if default else _to_strong("direct:model", names)
+    long = names.aliases.get("long")
+    threshold = long.context * CHARS_PER_TOKEN if long and long.context else rules.long_context_chars
+    if facts.has_tools:
+        for name in (DEFAULT_ALIAS, "coder"):
+            alias = names.aliases.get(name)
+            if alias is not None and alias.tools is not False:
+                return _to_alias(alias, f"policy:tools->alias:{name}")
+        return _to_strong("policy:tools->strong", names)
+    if facts.chars >= threshold:
+        if long is not None:
+            return _to_alias(long, "policy:long_context->alias:long")
+        if mlx := names.class_of("mlx"):
+            return Decision(mlx, _strong(mlx, names), "policy:long_context->mlx")
+        return _to_strong("policy:long_context->strong", names)
+    if rules.request_type and is_coding(facts.request_type, facts.last_user_text):
+        coder = names.aliases.get("coder")
+        if coder is not None:
+            return _to_alias(coder, "policy:coding->alias:coder")
+        return _to_strong("policy:coding->strong", names)
+    fast = names.aliases.get("fast")
+    if fast is not None:
+        return _to_alias(fast, "policy:fast->alias:fast")
+    backend_class = _default_class(names)
+    return Decision(backend_class, names.fast.get(backend_class) or _strong(backend_class, names), "policy:fast")
+
+
+def decide_embedder(names: Names) -> Decision:
+    """The route of embeddings that name no model, `auto` or `default`: as set, else the first class that embeds.
+
+    Raises:
+        ApiError: 400 where nothing embeds, or the class has several models and none is set.
+    """
+    wanted, model = names.embedder
+    default = names.aliases.get(DEFAULT_ALIAS)
+    if not wanted and default is not None and "embeddings" in names.capable.get(default.backend, ()):
+        return _to_alias(default, "direct:model")
+    able = [name for name in names.served if "embeddings" in names.capable.get(name, ())]
+    backend_class = names.class_of(wanted.casefold()) if wanted else (able or [""])[0]
+    if not backend_class:
+        why = f"EMBEDDINGS_BACKEND names '{wanted}', which is no backend" if wanted else "no backend here embeds"
+        raise ApiError(400, f"Name a model: {why}", param="model", code="model_required")
+    return Decision(backend_class, model or _strong(backend_class, names), "direct:model")
+
+
+def decide_in_class(model: str, backend_header: str, capability: str, usual: str, names: Names) -> Decision:
+    """Decides the route of a request of a kind that has a class of its own, such as images: `usual`.
+
+    As `decide`; but a name that means nothing is left to that class (`direct:model`), since its servers need not list
+    what they have. The model may be "": it is the server's own choice then.
+    """
+    folded = "" if model.casefold() == AUTO else model.casefold()
+    if backend_header:
+        backend_class = _class_of_header(backend_header, names)
+        alias = names.aliases.get(folded)
+        if alias is not None and alias.backend == backend_class:
+            return Decision(backend_class, alias.model, "override:x-backend", alias)
+        return Decision(backend_class, model.removeprefix(f"{backend_class}:") if folded else "", "override:x-backend")
+    alias = names.aliases.get(folded)
+    if alias is not None and capability in names.capable.get(alias.backend, ()):
+        return Decision(alias.backend, alias.model, "alias:model", alias)
+    prefix, separator, rest = model.partition(":")
+    backend_class = names.class_of(prefix.casefold())
+    if backend_class and capability in names.capable.get(backend_class, ()):
+        return Decision(backend_class, rest if separator else "", "pinned:model")
+    for backend_class, models in names.served.items():
+        if model in models and capability in names.capable.get(backend_class, ()):
+            return Decision(backend_class, model, "pinned:model")
+    return Decision(usual, model if folded and folded != DEFAULT_ALIAS else "", "direct:model")
 
 
 def unknown_model(model: str, names: Names) -> ApiError:
@@ -77,29 +204,66 @@ def unknown_model(model: str, names: Names) -> ApiError:
     return ApiError(404, f"The model '{model[:200]}' does not exist{hint}", param="model", code="model_not_found")
 
 
-def _override(model: str, folded: str, backend_header: str, names: Names) -> Decision:
-    backend_class = backend_header.strip().casefold()
-    if backend_class not in names.served:
+def _class_of_header(backend_header: str, names: Names) -> str:
+    backend_class = names.class_of(backend_header.strip().casefold())
+    if not backend_class:
         known = ", ".join(sorted(names.served)) or "none"
         raise ApiError(
             400,
             f"X-Backend: unknown backend '{backend_header[:100]}'; known: {known}",
             code="backend_not_found",
         )
+    return backend_class
+
+
+def _override(model: str, folded: str, backend_header: str, names: Names) -> Decision:
+    backend_class = _class_of_header(backend_header, names)
     alias = names.aliases.get(folded)
     if alias is not None and alias.backend == backend_class:
-        return Decision(backend_class, alias.model, "override:x-backend")
-    if folded in ("", DEFAULT_ALIAS, backend_class):
-        return Decision(backend_class, _usual_model(backend_class, names), "override:x-backend")
-    return Decision(backend_class, model.removeprefix(f"{backend_class}:"), "override:x-backend")
+        return Decision(backend_class, alias.model, "override:x-backend", alias)
+    if folded in ("", DEFAULT_ALIAS) or names.class_of(folded) == backend_class:
+        return Decision(backend_class, _strong(backend_class, names), "override:x-backend")
+    prefix, separator, rest = model.partition(":")
+    if separator and rest and names.class_of(prefix.casefold()) == backend_class:
+        model = rest
+    return Decision(backend_class, model, "override:x-backend")
 
 
-def _usual_model(backend_class: str, names: Names) -> str:
-    """The model that a class stands for: the alias `default` when it is of that class, else its only one."""
+def _to_alias(alias: Alias, reason: str) -> Decision:
+    return Decision(alias.backend, alias.model, reason, alias)
+
+
+def _to_strong(reason: str, names: Names) -> Decision:
+    backend_class = _default_class(names)
+    return Decision(backend_class, _strong(backend_class, names), reason)
+
+
+def _default_class(names: Names) -> str:
+    """DEFAULT_BACKEND, else the class of alias `default`, else the only one that chats."""
+    if backend_class := names.class_of(names.default_class.casefold()):
+        return backend_class
+    default = names.aliases.get(DEFAULT_ALIAS)
+    if default is not None:
+        return default.backend
+    chatting = [name for name in names.served if "chat" in names.capable.get(name, ())]
+    if len(chatting) == 1:
+        return chatting[0]
+    raise ApiError(
+        400,
+        "Name a model: this gateway has no alias 'default' and no DEFAULT_BACKEND",
+        param="model",
+        code="model_required",
+    )
+
+
+def _strong(backend_class: str, names: Names) -> str:
+    """What a class stands for: the model that is set, else that of alias `default` if of the class, else its only one."""
+    if model := names.strong.get(backend_class):
+        return model
     default = names.aliases.get(DEFAULT_ALIAS)
     if default is not None and default.backend == backend_class:
         return default.model
-    models = names.served[backend_class]
+    models = names.served.get(backend_class, ())
     if len(models) == 1:
         return next(iter(models))
     listed = ", ".join(sorted(models)[:10]) or "none is known yet"

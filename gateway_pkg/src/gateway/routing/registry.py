@@ -14,6 +14,7 @@ import orjson
 from gateway.http.errors import ApiError, retry_after
 from gateway.routing.aliases import Alias
 from gateway.routing.backends import BackendRecord, BackendsFile
+from gateway.routing.body import Rename
 from gateway.routing.policy import (
     AUTO,
     DEFAULT_ALIAS,
@@ -27,7 +28,6 @@ from gateway.routing.policy import (
     decide_in_class,
 )
 from gateway.routing.queue import FairQueue
-from gateway.routing.rename import Rename
 from gateway.settings import Settings
 from gateway.upstream.adapters.base import Adapter
 from gateway.upstream.http1 import Origin, Pool, Timeouts
@@ -111,7 +111,8 @@ class Backend:
         self.healthy = self.ready = True
         self.error: str | None = None
         self.last_check: float | None = None
-        self.on_failure = _nobody_listens
+        self.on_failure: Callable[[], object] = _nobody_listens
+        self.failures: dict[str, int] = {}  # by kind, of which there are a dozen
         self._strikes = 0
         self._rests_until = 0.0
 
@@ -125,6 +126,9 @@ class Backend:
 
     def is_loaded(self, model: str) -> bool:
         return model == self.last_model or model in self.loaded
+
+    def count_failure(self, kind: str) -> None:
+        self.failures[kind] = self.failures.get(kind, 0) + 1
 
     def fail(self, error: str) -> None:
         """A request found that the backend cannot be reached; the prober looks at it until it can."""
@@ -181,7 +185,7 @@ class Registry:
             settings.router_enable_policy, settings.router_enable_request_type, settings.router_long_context_chars
         )
         self.backends: tuple[Backend, ...] = ()
-        self.on_change = _nobody_listens
+        self.on_change: Callable[[], object] = _nobody_listens
         self._by_class: dict[str, list[Backend]] = {}
         self._queues: dict[tuple[str, str], FairQueue] = {}
         self._synonyms: Mapping[str, str] = {}
@@ -310,10 +314,10 @@ class Registry:
     def take(self, route: Route, failed: Backend | None = None) -> Slots | None:
         """Takes a slot of the least-loaded usable backend but `failed`; who takes it calls its `release`.
 
-        None where the slots are taken and the class has a queue, or others wait there already.
+        None where all slots are taken, or others wait for them already.
 
         Raises:
-            ApiError: 503 none is ready, 429 all slots are taken.
+            ApiError: 503 none is ready.
         """
         if route.queue is not None and len(route.queue):
             return None
@@ -333,8 +337,6 @@ class Registry:
             ready = [slots for slots in route.slots if slots.backend.ready and slots.backend is not failed]
             if not ready:
                 raise not_ready(route.decision.backend_class)
-            if route.queue is None:
-                raise overloaded(route.decision.backend_class)
             return None
         best.take(route.decision.model)
         return best

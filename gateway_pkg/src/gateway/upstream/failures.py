@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
 from gateway.http.errors import ApiError
 from gateway.routing.registry import Backend, not_ready, overloaded
+from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.http1 import ConnectFailed, PoolExhausted, UpstreamClosed, UpstreamError, UpstreamTimeout
 
 QUOTED_CHARS = 500
@@ -22,6 +24,7 @@ def failure(error: UpstreamError, backend: Backend) -> ApiError:
     if isinstance(error, ConnectFailed) or (isinstance(error, UpstreamClosed) and not error.sent_first_byte):
         backend.fail(str(error))
         return not_ready(name)
+    backend.strike()
     if isinstance(error, UpstreamTimeout):
         return ApiError(504, f"Backend '{name}' did not answer in time ({error})", code="upstream_timeout")
     if isinstance(error, UpstreamClosed):
@@ -44,9 +47,28 @@ def refused(status: int, body: bytes, backend: Backend) -> ApiError:
             code="backend_not_ready",
             headers=not_ready(name).headers,
         )
+    if status >= 500:
+        backend.strike()
     if 400 <= status < 500 and status not in (401, 403, 407):
         return ApiError(status, message, param=param, code=code)
     return ApiError(502, f"Backend '{name}' answered {status}: {message}", code="upstream_error")
+
+
+def wrong_answer(error: AnswerError, backend: Backend) -> ApiError:
+    """502: the backend's answer is none, or tells of an error in its own way."""
+    backend.count_failure("answer")
+    backend.strike()
+    words = str(error)[:QUOTED_CHARS]
+    return ApiError(502, f"Backend '{backend.record.backend_class}' answered wrongly: {words}", code="upstream_error")
+
+
+def told_in_200(content: Mapping[str, Any], backend: Backend) -> None:
+    """Raises ApiError 502 where an answer of status 200, or an event of a stream, holds an error instead."""
+    if content.get("error"):
+        backend.count_failure("status_200_with_error")
+        message, param, code = _words_of(content)
+        name = backend.record.backend_class
+        raise ApiError(502, f"Backend '{name}' failed: {message}", param=param, code=code or "upstream_error")
 
 
 def _kind(error: UpstreamError) -> str:
@@ -63,6 +85,10 @@ def _words(body: bytes) -> tuple[str, str | None, str | None]:
         content: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
         return body[:QUOTED_CHARS].decode("utf-8", "replace").strip() or "no details", None, None
+    return _words_of(content)
+
+
+def _words_of(content: Any) -> tuple[str, str | None, str | None]:
     error = content.get("error", content.get("detail", content)) if isinstance(content, dict) else content
     if not isinstance(error, dict):
         return str(error)[:QUOTED_CHARS], None, None

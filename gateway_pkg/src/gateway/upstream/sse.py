@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
 EVENT_MAX_BYTES = 8 * 1024 * 1024
 DONE = (b"data: [DONE]", b"data:[DONE]")
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 class EventTooLong(Exception):
@@ -47,6 +56,62 @@ class EventCutter:
         if data.find(b"[DONE]", -16) >= 0:
             lines = data[-64:].rstrip(b"\r\n")
             self.is_done = lines in DONE or lines.endswith(tuple(b"\n" + line for line in DONE))
+
+
+class UsageWatch:
+    """Looks at the events of a stream for the usage that they tell, and takes out the event that tells nothing else.
+
+    `usage` is OpenAI's usage object, None until it came by.
+    """
+
+    __slots__ = ("_takes_out", "usage")
+
+    def __init__(self, *, takes_out: bool) -> None:
+        self._takes_out = takes_out
+        self.usage: dict[str, Any] | None = None
+
+    def look(self, events: bytes) -> bytes:
+        """Whole events, as they are to go on: the same bytes but for that event."""
+        if events.find(b'"usage"') < 0 or _USAGE.search(events) is None:
+            return events
+        return b"".join(event for event in split_events(events) if not self._is_taken_out(event))
+
+    def _is_taken_out(self, event: bytes) -> bool:
+        content = parse_event(event)
+        usage = content.get("usage") if content is not None else None
+        if content is None or not isinstance(usage, dict):
+            return False
+        self.usage = usage
+        return self._takes_out and all(_is_empty(choice) for choice in content.get("choices") or ())
+
+
+def _is_empty(choice: Any) -> bool:
+    """Whether a chunk's choice says nothing: some servers put one beside the usage."""
+    if not isinstance(choice, dict) or choice.get("finish_reason") is not None or choice.get("text"):
+        return False
+    delta = choice.get("delta") or {}
+    return isinstance(delta, dict) and not any(value for key, value in delta.items() if key != "role")
+
+
+def split_events(events: bytes) -> Iterator[bytes]:
+    """Each of some whole events, with the blank line at its end."""
+    start = 0
+    for end in _EVENT_END.finditer(events):
+        yield events[start : end.end()]
+        start = end.end()
+    if start < len(events):
+        yield events[start:]
+
+
+def parse_event(event: bytes) -> dict[str, Any] | None:
+    """The JSON object that is an event's data; None for comments, `[DONE]` and whatever else is no object."""
+    lines = _LINE_END.split(event)
+    data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
+    try:
+        content = orjson.loads(b"\n".join(data))
+    except orjson.JSONDecodeError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _split(data: bytes) -> tuple[bytes, bytes]:

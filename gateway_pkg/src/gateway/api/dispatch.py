@@ -1,0 +1,321 @@
+"""From a request to the backend that works for it: route, limits, admission, one retry, and whose failure it was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from gateway.http.errors import ApiError
+from gateway.http.exchange import ClientGone, Exchange
+from gateway.routing.body import dump, within_limits
+from gateway.routing.policy import Facts
+from gateway.routing.registry import Registry, Route, Slots, overloaded
+from gateway.settings import Settings
+from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.errors import PoolExhausted, UpstreamError
+from gateway.upstream.failures import failure, refused, told_in_200, wrong_answer
+from gateway.upstream.http1 import ConnectFailed, Response, UpstreamClosed
+from gateway.upstream.sse import EventCutter, EventTooLong, parse_event, split_events
+from gateway.upstream.usage import usage_of
+
+if TYPE_CHECKING:
+    from gateway.observe.tracing import Tracer  # imported only where traces are on
+
+JSON_TYPE = b"application/json"
+EVENTS_TYPE = b"text/event-stream"
+NDJSON_TYPE = b"application/x-ndjson"
+
+
+class Work:
+    """The part of a request in which a backend works for it: its client's leaving ends it, and so does a failure.
+
+    On the way out the slot is given back, and errors become what the client is told: ApiError, ClientGone.
+    """
+
+    __slots__ = ("_exchange",)
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+
+    def __enter__(self) -> None:
+        self._exchange.cancel_when_left()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        exchange = self._exchange
+        exchange.finished()
+        slots = exchange.slots
+        if slots is not None:
+            slots.release()
+            if error is None:
+                slots.backend.succeed()
+                return
+            if isinstance(error, UpstreamError):
+                raise failure(error, slots.backend) from error
+            if isinstance(error, AnswerError):
+                raise wrong_answer(error, slots.backend) from error
+        if isinstance(error, asyncio.CancelledError) and exchange.was_left():
+            raise ClientGone from None
+
+
+class Dispatcher:
+    """What the handlers of all routes use to reach backends."""
+
+    def __init__(self, registry: Registry, settings: Settings, tracer: Tracer | None = None) -> None:
+        self.registry = registry
+        self.max_response_bytes = settings.upstream_max_response_bytes
+        self.tracer = tracer
+
+    def route(
+        self, exchange: Exchange, capability: str, model: str, facts: Callable[[], Facts] = Facts, path: str = ""
+    ) -> Route:
+        """Decides where the request goes, and remembers it in the exchange; `path` where it is not the usual one.
+
+        Raises:
+            ApiError: 400, 403, 404, 503, as `Registry.route`, and as the caller's policy says.
+        """
+        route = self.registry.route(model, exchange.headers.get(b"x-backend", b""), capability, facts, path)
+        return self._allowed(exchange, route, model)
+
+    def route_in_class(self, exchange: Exchange, capability: str, model: str, usual: str) -> Route:
+        """As `route`, for kinds of requests that have a class of backends of their own: `usual`."""
+        header = exchange.headers.get(b"x-backend", b"")
+        route = self.registry.route_in_class(model, header, capability, usual, exchange.scope["path"])
+        return self._allowed(exchange, route, model)
+
+    @staticmethod
+    def _allowed(exchange: Exchange, route: Route, model: str) -> Route:
+        caller = exchange.caller
+        if caller is not None and caller.policy.models_allowlist is not None:
+            caller.check_model(model, route.decision)
+        exchange.route = route
+        return route
+
+    async def admit(self, exchange: Exchange, route: Route) -> Slots:
+        """A slot for the request; within Work, which gives it back. Raises ApiError 429, 503."""
+        slots = self.registry.take(route)
+        if slots is None:
+            slots = await self._wait(exchange, route)
+        exchange.slots = slots
+        return slots
+
+    async def _wait(self, exchange: Exchange, route: Route) -> Slots:
+        queue, caller = route.queue, exchange.caller
+        if queue is None:
+            raise overloaded(route.decision.backend_class)
+        began = perf_counter()
+        try:
+            return await queue.wait(
+                route.slots,
+                caller.name if caller is not None else "",
+                caller.policy.priority if caller is not None else 0,
+                route.decision.model,
+            )
+        finally:
+            exchange.queued_ms += (perf_counter() - began) * 1000
+
+    async def send(
+        self, exchange: Exchange, route: Route, slots: Slots, request: Mapping[str, Any], body: bytes
+    ) -> tuple[Slots, Response]:
+        """Sends a chat-like request: `body` to a backend that speaks OpenAI's protocol, `request` translated to others.
+
+        A connection that fails before the answer's first byte is tried once on another host of the class; the slots
+        are that host's then. Raises UpstreamError, ApiError.
+        """
+        try:
+            return slots, await self._post(exchange, slots, request, body)
+        except (ConnectFailed, UpstreamClosed) as error:
+            if error.sent_first_byte or isinstance(error, PoolExhausted) or len(route.slots) == 1:
+                raise
+            slots.backend.fail(str(error))
+            slots.release()
+            exchange.slots = None
+            try:
+                other = self.registry.take(route, slots.backend) or await self._wait(exchange, route)
+            except ApiError:
+                raise failure(error, slots.backend) from error
+            exchange.slots = other
+            exchange.retried = True
+            return other, await self._post(exchange, other, request, body)
+
+    async def _post(self, exchange: Exchange, slots: Slots, request: Mapping[str, Any], body: bytes) -> Response:
+        backend = slots.backend
+        target, headers = slots.target, backend.request_headers
+        if slots.adapter is not None:
+            path, body = slots.adapter.request(slots.capability, request, _model(exchange))
+            target = backend.origin.prefix + path
+        if self.tracer is not None:
+            headers += self.tracer.begin(exchange, backend, slots.capability)
+        return await backend.pool.request(b"POST", target, headers, body)
+
+    @asynccontextmanager
+    async def slot(self, exchange: Exchange, route: Route) -> AsyncIterator[Slots]:
+        """Admission alone, for protocols of other kinds than chat; within it UpstreamErrors become ApiErrors."""
+        with Work(exchange):
+            slots = await self.admit(exchange, route)
+            began = perf_counter()
+            try:
+                yield slots
+            finally:
+                exchange.upstream_ms = (perf_counter() - began) * 1000
+
+    @asynccontextmanager
+    async def chat(self, exchange: Exchange, request: dict[str, Any]) -> AsyncIterator[Call]:
+        """A chat completion for a handler that translates it: `request` is OpenAI's, already checked.
+
+        Raises:
+            ApiError: whatever keeps it from being answered, also from within the block.
+        """
+        async with self._call(exchange, "chat", request, chat_facts(request, exchange)) as call:
+            yield call
+
+    @asynccontextmanager
+    async def embeddings(self, exchange: Exchange, request: dict[str, Any]) -> AsyncIterator[Call]:
+        """Embeddings, as `chat`."""
+        async with self._call(exchange, "embeddings", request, Facts) as call:
+            yield call
+
+    @asynccontextmanager
+    async def _call(
+        self, exchange: Exchange, capability: str, request: dict[str, Any], facts: Callable[[], Facts]
+    ) -> AsyncIterator[Call]:
+        model = request.get("model") or ""
+        route = self.route(exchange, capability, model, facts, exchange.scope["path"])
+        request = {**request, "model": route.decision.model}
+        if route.decision.alias is not None and route.decision.alias.limits:
+            request |= within_limits(route.decision.alias, {**request, "model": model})
+        if request.get("stream"):
+            request["stream_options"] = {**(request.get("stream_options") or {}), "include_usage": True}
+        exchange.has_tools = bool(request.get("tools"))
+        with Work(exchange):
+            slots = await self.admit(exchange, route)
+            began = perf_counter()
+            if request.get("stream") and not slots.backend.record.stream_usage:
+                del request["stream_options"]
+            slots, response = await self.send(exchange, route, slots, request, dump(request))
+            try:
+                if response.status != 200:
+                    raise refused(response.status, await response.read(self.max_response_bytes), slots.backend)
+                yield Call(exchange, slots, request, response, self.max_response_bytes)
+            finally:
+                response.close()
+                exchange.upstream_ms = (perf_counter() - began) * 1000
+
+
+class Call:
+    """An answer under way, as OpenAI's whatever the backend speaks."""
+
+    def __init__(
+        self, exchange: Exchange, slots: Slots, request: Mapping[str, Any], response: Response, limit: int
+    ) -> None:
+        self.slots = slots
+        self._exchange = exchange
+        self._request = request
+        self._response = response
+        self._limit = limit
+
+    async def completion(self) -> dict[str, Any]:
+        """The whole answer; raises UpstreamError, AnswerError."""
+        body = await self._response.read(self._limit)
+        adapter = self.slots.adapter
+        if adapter is not None:
+            content = adapter.answer(self.slots.capability, self._request, self._request["model"], body)
+        else:
+            content = _json_object(body)
+            told_in_200(content, self.slots.backend)
+        self._exchange.usage = usage_of(content.get("usage"))
+        return content
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """The chunks of a stream, the usage in one of the last; raises UpstreamError, AnswerError, ApiError."""
+        content_type = self._response.header(b"content-type") or b""
+        if self.slots.adapter is None and content_type.startswith(JSON_TYPE):
+            # A backend that does not stream has answered whole.
+            yield _as_chunk(await self.completion())
+            return
+        async for event in self._events():
+            chunk = parse_event(event)
+            if chunk is None:
+                continue
+            told_in_200(chunk, self.slots.backend)
+            self._exchange.usage = usage_of(chunk.get("usage")) or self._exchange.usage
+            yield chunk
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        adapter = self.slots.adapter
+        if adapter is not None:
+            translator = adapter.stream(self.slots.capability, self._request, self._request["model"])
+            while data := await self._response.next_chunk():
+                for event in translator.feed(data):
+                    yield event
+            for event in translator.end():
+                yield event
+            return
+        cutter = EventCutter()
+        try:
+            while data := await self._response.next_chunk():
+                for event in split_events(cutter.feed(data)):
+                    yield event
+        except UpstreamError:
+            if not cutter.is_done:
+                raise
+        except EventTooLong:
+            raise AnswerError("it sent an event without end") from None
+        if rest := cutter.rest():
+            yield rest
+
+
+def _model(exchange: Exchange) -> str:
+    return exchange.route.decision.model if exchange.route is not None else ""
+
+
+def chat_facts(request: Mapping[str, Any], exchange: Exchange) -> Callable[[], Facts]:
+    """What the policy may ask about a chat or completion request, looked up when it does."""
+
+    def facts() -> Facts:
+        texts = [message.get("content") for message in request.get("messages") or ()] or [request.get("prompt")]
+        spoken = [message for message in request.get("messages") or () if message.get("role") == "user"]
+        last = _text(spoken[-1].get("content")) if spoken else _text(request.get("prompt"))
+        return Facts(
+            exchange.headers.get(b"x-request-type", b"").decode("latin-1"),
+            bool(request.get("tools")),
+            sum(len(text) if isinstance(text, str) else len(orjson.dumps(text)) for text in texts if text),
+            last,
+        )
+
+    return facts
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else ()
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise AnswerError("it sent no JSON") from None
+    if not isinstance(content, dict):
+        raise AnswerError("it sent JSON that is no object")
+    return content
+
+
+def _as_chunk(completion: dict[str, Any]) -> dict[str, Any]:
+    """A whole chat completion as the one chunk of a stream."""
+    choices = []
+    for choice in completion.get("choices") or ():
+        message = choice.pop("message", None) or {}
+        calls = [{"index": index, **call} for index, call in enumerate(message.get("tool_calls") or ())]
+        choices.append({**choice, "delta": {**message, "tool_calls": calls} if calls else message})
+    return {**completion, "object": "chat.completion.chunk", "choices": choices}

@@ -1,0 +1,86 @@
+"""Changes a request's JSON body on its way to a backend, and leaves every other byte as it came where that can be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from gateway.http.errors import ApiError
+from gateway.routing.aliases import Alias
+
+ASK_FOR_USAGE = b'"stream_options":{"include_usage":true},'
+OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+class Rename:
+    """From one model's name to another; made once for a route, used for each of its bodies."""
+
+    __slots__ = ("_pairs", "_to")
+
+    def __init__(self, was: str, to: str) -> None:
+        """`was` is "" for bodies that name no model."""
+        self._to = to
+        # As most clients write it: compact, or as Python's json does.
+        self._pairs = [(key + orjson.dumps(was), key + orjson.dumps(to)) for key in (b'"model":', b'"model": ') if was]
+
+    def apply(self, body: bytes) -> bytes:
+        """The JSON object `body`, which names the one model, naming the other."""
+        # One "model" alone, and no \\u00 escape that could spell another: it can only be the object's own key.
+        # (`find`, because `in` of bytes first fails to take its operand for a number.)
+        if body.count(b'"model"') == 1 and body.find(b"\\u00") < 0:
+            for was, to in self._pairs:
+                if (at := body.find(was)) >= 0:
+                    return body[:at] + to + body[at + len(was) :]
+        return set_fields(body, {"model": self._to})
+
+
+def set_fields(body: bytes, fields: Mapping[str, Any]) -> bytes:
+    """The JSON object `body` with other values for `fields`."""
+    # The standard library's numbers are exact where orjson's are 64 bits wide.
+    return dump(json.loads(body) | dict(fields))
+
+
+def dump(content: Mapping[str, Any]) -> bytes:
+    """JSON of any size of number; what no JSON can hold in UTF-8, half a surrogate pair, stays escaped."""
+    try:
+        return orjson.dumps(content)
+    except (TypeError, orjson.JSONEncodeError):
+        return json.dumps(content, separators=(",", ":")).encode()
+
+
+def ask_for_usage(body: bytes, request: Mapping[str, Any]) -> bytes:
+    """A stream's request that makes the backend tell the usage at the end, whatever the client asked for."""
+    options = request.get("stream_options")
+    if options is None and "stream_options" not in request:
+        start = body.find(b"{") + 1
+        return body[:start] + ASK_FOR_USAGE + body[start:]
+    return set_fields(body, {"stream_options": {**(options or {}), "include_usage": True}})
+
+
+def within_limits(alias: Alias, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that have to change for the request to be within the alias's caps.
+
+    A request that names no limit of output gets the cap as one.
+
+    Raises:
+        ApiError: 400 for tools where the alias takes none.
+    """
+    if alias.tools is False and request.get("tools"):
+        raise ApiError(
+            400,
+            f"tools not allowed for model alias '{request.get('model') or alias.model}'",
+            param="tools",
+            code="tools_not_allowed",
+        )
+    changes: dict[str, Any] = {}
+    if alias.max_tokens_cap is not None:
+        given = {name: request[name] for name in OUTPUT_LIMITS if request.get(name) is not None}
+        changes = {name: alias.max_tokens_cap for name, value in given.items() if value > alias.max_tokens_cap}
+        if not given:
+            changes["max_tokens"] = alias.max_tokens_cap
+    if alias.temperature_cap is not None and (request.get("temperature") or 0) > alias.temperature_cap:
+        changes["temperature"] = alias.temperature_cap
+    return changes
