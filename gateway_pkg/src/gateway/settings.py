@@ -120,6 +120,9 @@ class Settings(BaseSettings):
     ui_image_dir: Path = Field(HOME / "data/ui_images", description="Directory of stored images.")
     ui_image_ttl_sec: int = Field(86_400, ge=1, description="How long a stored image is kept.")
     ui_image_max_bytes: int = Field(50_000_000, ge=1, description="Largest image that is stored.")
+    ui_image_total_bytes: int = Field(
+        1_000_000_000, ge=1, description="Largest size of all stored images; the oldest make room."
+    )
     heartmula_base_url: str = Field("", description="A music server; makes a backend when there is none.")
     heartmula_timeout_sec: float = Field(
         120, gt=0, description="Longest time for a piece of music, but at least 5 x its duration + 30."

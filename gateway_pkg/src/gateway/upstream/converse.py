@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import orjson
 
-from gateway.http.errors import ApiError
 from gateway.routing.registry import Backend
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.errors import UpstreamError
@@ -101,7 +100,8 @@ async def converse(backend: Backend, steps: Steps[T], *, max_response_bytes: int
     background, within FAREWELL_SEC.
 
     Raises:
-        ApiError: what the backend answered is no answer (502), or is a refusal.
+        ApiError: the backend refused.
+        AnswerError: what it answered is no answer.
         UpstreamError: the backend could not be asked.
     """
     reply: Reply | None = None
@@ -111,9 +111,6 @@ async def converse(backend: Backend, steps: Steps[T], *, max_response_bytes: int
         except StopIteration as end:
             result: T = end.value
             return result
-        except AnswerError as error:
-            words = f"Backend '{backend.record.backend_class}' answered wrongly: {error}"
-            raise ApiError(502, words, code="upstream_protocol_error") from error
         except Refused as error:
             # What OpenAI's API calls 400, FastAPI's servers call 422.
             status = 400 if error.reply.status == 422 else error.reply.status

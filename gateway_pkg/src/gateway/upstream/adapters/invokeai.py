@@ -22,7 +22,7 @@ from gateway.images.request import (
 )
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.adapters.openai_images import check_image, multipart
-from gateway.upstream.converse import Abandoned, Ask, Pause, Refused, Reply, Steps
+from gateway.upstream.converse import Abandoned, Ask, Pause, Refused, Steps
 
 POLL_SEC = 0.25  # as the earlier system's shim
 STEPS_DEFAULT = 30  # these three as in InvokeAI's own page

@@ -10,7 +10,7 @@ import orjson
 from gateway.images.formats import decoded, kind_of
 from gateway.images.request import GUIDANCE, ImageRequest, Painting, Upload
 from gateway.upstream.adapters.base import AnswerError
-from gateway.upstream.converse import Ask, Pause, Reply, Steps
+from gateway.upstream.converse import Ask, Pause, Steps
 
 Part = tuple[str, str | Upload]
 

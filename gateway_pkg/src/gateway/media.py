@@ -1,0 +1,177 @@
+"""Files that the gateway made for clients to fetch: stored under the sha256 of their bytes, for a while, up to a total.
+
+The name is all that opens one: nobody guesses it who has not the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse
+
+from gateway.http.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+SWEEP_MAX_SEC = 60.0
+# Those of the earlier system, too: unix time, 16 hex digits.
+_NAME = re.compile(r"(?:[0-9a-f]{64}|[0-9]+_[0-9a-f]{16})\.[a-z0-9]{1,5}")
+_STEM = re.compile(r"[0-9a-f]{64}")
+# A browser must not run what a backend, or a prompt, has put into an SVG.
+_INERT = {"content-disposition": "attachment", "content-security-policy": "sandbox; default-src 'none'"}
+
+
+class MediaStore:
+    """A directory of files below `max_total_bytes`: the oldest go first, and each when it is `ttl_sec` old.
+
+    `media_types` are those that are served, by suffix. A file is whole or not there; nothing is done on the loop.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        media_types: Mapping[str, str],
+        *,
+        ttl_sec: int,
+        max_bytes: int,
+        max_total_bytes: int,
+    ) -> None:
+        self.media_types = media_types
+        self.ttl_sec = ttl_sec
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._max_total_bytes = max_total_bytes
+        self._lock = threading.Lock()
+        self._total: int | None = None  # bytes in the directory, once it was read
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def save(self, data: bytes, suffix: str) -> str:
+        """Stores a file and returns its name. The same bytes are one file, as young as the last time.
+
+        Raises:
+            OSError: it cannot be stored; it is larger than a file may be (EFBIG in words).
+        """
+        return await asyncio.to_thread(self._save, data, suffix)
+
+    async def find(self, name: str) -> Path | None:
+        """The path of a stored file, None when there is none of this name or it is too old."""
+        stem, _, suffix = name.partition(".")
+        if not _STEM.fullmatch(stem) or suffix not in self.media_types:
+            return None
+        return await asyncio.to_thread(self._find, name)
+
+    async def start(self) -> None:
+        """Removes, from now on, what has become too old."""
+        self._sweeper = asyncio.create_task(self._sweep_forever())
+
+    async def stop(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.to_thread(self.sweep)
+            await asyncio.sleep(min(self.ttl_sec / 2, SWEEP_MAX_SEC))
+
+    def sweep(self) -> None:
+        """Removes what is too old, and the oldest while all together are too large."""
+        with self._lock:
+            self._make_room(0)
+
+    def _save(self, data: bytes, suffix: str) -> str:
+        if len(data) > min(self._max_bytes, self._max_total_bytes):
+            raise OSError(f"a file of {len(data)} bytes is larger than may be stored")
+        name = f"{hashlib.sha256(data).hexdigest()}.{suffix}"
+        path = self._directory / name
+        with self._lock:
+            if path.exists():
+                os.utime(path)
+                return name
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._total is None or self._total + len(data) > self._max_total_bytes:
+                self._make_room(len(data))
+            self._write(path, data)
+            self._total = (self._total or 0) + len(data)
+        return name
+
+    def _write(self, path: Path, data: bytes) -> None:
+        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=self._directory)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+
+    def _find(self, name: str) -> Path | None:
+        path = self._directory / name
+        try:
+            age = time.time() - path.stat().st_mtime
+        except OSError:
+            return None
+        return path if age <= self.ttl_sec else None
+
+    def _make_room(self, needed: int) -> None:
+        """To be called with the lock. Files that somebody else has put there are left alone."""
+        oldest = time.time() - self.ttl_sec
+        found = []
+        try:
+            for entry in os.scandir(self._directory):
+                if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    found.append((status.st_mtime, status.st_size, entry.path))
+        except OSError:
+            self._total = None
+            return
+        self._total = sum(size for _, size, _ in found)
+        for modified, size, path in sorted(found):
+            if modified >= oldest and self._total + needed <= self._max_total_bytes:
+                break
+            try:
+                Path(path).unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s cannot be removed: %s", path, error.strerror)
+            else:
+                self._total -= size
+
+
+def make_media_router(store: MediaStore, prefix: str, what: str) -> APIRouter:
+    """`GET` and `HEAD` of `{prefix}/{name}`: an open route, since the name is the key."""
+    router = APIRouter()
+
+    async def get_file(name: str) -> FileResponse:
+        path = await store.find(name)
+        if path is None:
+            raise ApiError(404, f"There is no such {what}, or no more: they are kept for a time", code="not_found")
+        kind = path.suffix[1:]
+        headers = {"cache-control": f"private, max-age={store.ttl_sec}, immutable", "x-content-type-options": "nosniff"}
+        return FileResponse(
+            path, media_type=store.media_types[kind], headers=headers | (_INERT if kind == "svg" else {})
+        )
+
+    content = {media: {"schema": {"type": "string", "format": "binary"}} for media in store.media_types.values()}
+    router.add_api_route(
+        f"{prefix}/{{name}}",
+        get_file,
+        methods=["GET", "HEAD"],
+        tags=["files"],
+        summary=f"Fetch a stored {what}",
+        operation_id=f"get_{what}",
+        response_class=FileResponse,
+        responses={200: {"description": "The file", "content": content}, 404: {"description": "None of this name"}},
+    )
+    return router
