@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from gateway import __version__
-from gateway.api import hot, pages
+from gateway.api import admin, hot, pages
 from gateway.api.dispatch import Dispatcher
 from gateway.api.docs import make_docs_router
 from gateway.api.endpoint import Endpoints
@@ -27,6 +27,7 @@ from gateway.observe.linelog import LineLog
 from gateway.observe.listener import make_listener
 from gateway.observe.metrics import Metrics
 from gateway.observe.record import Recorder
+from gateway.reload import Reloader
 from gateway.routing.aliases import load_aliases
 from gateway.routing.backends import load_backends
 from gateway.routing.health import Prober
@@ -56,10 +57,11 @@ class House:
         self.settings = settings
         self.tls = client_context(settings)
         self.usage = TokenUsage()
+        policies = load_policies(settings)
         self.doorkeeper = Doorkeeper(
             settings.tokens(),
             settings.ip_allowlist,
-            book=load_policies(settings),
+            book=policies,
             proxies=settings.trust_proxy_cidrs,
             usage=self.usage,
         )
@@ -68,11 +70,15 @@ class House:
             first_byte=settings.upstream_first_byte_timeout_sec,
             idle=settings.upstream_idle_timeout_sec,
         )
+        backends, aliases = load_backends(settings), load_aliases(settings)
         self.registry = Registry(
-            load_backends(settings),
-            load_aliases(settings),
+            backends,
+            aliases,
             settings,
             backend_maker(timeouts, self.tls, ADAPTERS),
+        )
+        self.reloader = Reloader(
+            settings, self.registry, self.doorkeeper, backends=backends, aliases=aliases, policies=policies
         )
         self.database = Database(settings.gateway_db_path)
         self.tracer = None
@@ -106,6 +112,7 @@ class House:
         """The other routes, and the page that describes all."""
         app = FastAPI(title="AI Appliance gateway", version=__version__, redoc_url=None, docs_url=None)
         app.include_router(pages.make_router(self.registry, shown_metrics))
+        app.include_router(admin.make_router(self.registry, self.doorkeeper, self.reloader))
         app.include_router(make_docs_router(app.title))
         for error in (ApiError, HTTPException, RequestValidationError):
             app.add_exception_handler(error, _answer_error)

@@ -67,6 +67,7 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, api)
+    loop.add_signal_handler(signal.SIGHUP, house.reloader.reload_soon)
     await house.start()
     watching = None
     if observe_socket is not None:
