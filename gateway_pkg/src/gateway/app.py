@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from gateway import __version__
-from gateway.api import admin, hot, pages
+from gateway.api import admin, hot, images, pages
 from gateway.api.dispatch import Dispatcher
 from gateway.api.docs import make_docs_router
 from gateway.api.endpoint import Endpoints
@@ -22,6 +22,7 @@ from gateway.http.edge import Edge
 from gateway.http.errors import ApiError
 from gateway.http.policies import load_policies
 from gateway.http.tokens import Doorkeeper
+from gateway.media import make_media_router
 from gateway.observe.lag import LagSampler
 from gateway.observe.linelog import LineLog
 from gateway.observe.listener import make_listener
@@ -35,6 +36,7 @@ from gateway.routing.registry import Registry, backend_maker
 from gateway.settings import Settings
 from gateway.storage import Database
 from gateway.upstream.adapters.ollama import OllamaAdapter
+from gateway.upstream.converse import settled
 from gateway.upstream.http1 import Timeouts
 from gateway.upstream.tls import client_context
 from gateway.usage import TokenUsage
@@ -95,6 +97,7 @@ class House:
             )
         self.metrics = Metrics(self.registry, self.request_log, self.tracer)
         self.dispatcher = Dispatcher(self.registry, settings, self.tracer)
+        self.images = images.make_store(settings)
         endpoints = self._endpoints()
         shown_metrics = self.metrics if settings.metrics_enabled else None
         record = Recorder({endpoint.path for endpoint, _ in endpoints}, self.metrics, self.request_log, self.tracer)
@@ -106,6 +109,7 @@ class House:
         """The POST routes that a backend works for."""
         return [
             *hot.make_endpoints(self.dispatcher),
+            *images.make_endpoints(self.dispatcher, self.settings, self.images),
         ]
 
     def _pages(self, endpoints: Endpoints, shown_metrics: Metrics | None) -> FastAPI:
@@ -114,6 +118,7 @@ class House:
         app.include_router(pages.make_router(self.registry, shown_metrics))
         app.include_router(admin.make_router(self.registry, self.doorkeeper, self.reloader))
         app.include_router(make_docs_router(app.title))
+        app.include_router(make_media_router(self.images, images.FILES, "image"))
         for error in (ApiError, HTTPException, RequestValidationError):
             app.add_exception_handler(error, _answer_error)
         describe(app, [endpoint for endpoint, _ in endpoints])
@@ -132,6 +137,8 @@ class House:
             lag.start()
             running.callback(lag.stop)
             running.push_async_callback(self._close_pools)
+            running.push_async_callback(settled)
+            await self._step(running, self.images.start, self.images.stop)
             client = httpx.AsyncClient(timeout=self.settings.health_check_timeout_sec, verify=self.tls, trust_env=False)
             prober = Prober(self.registry, client, self.settings.health_check_interval_sec)
             await self._step(running, prober.start, prober.stop)
