@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import statistics
 import time
@@ -76,7 +77,7 @@ async def paced_streams(subject: Subject, bounds: Bounds) -> tuple[int, float]:
 async def delay_beside_prompts_ms(subject: Subject, bounds: Bounds) -> float:
     """Worst delay of the events of 64 streams while prompts of 900 kB pass, beyond their median delay before.
 
-    results.NEVER when the subject is so far behind with the streams alone that nothing can be told.
+    results.NEVER when the subject is so far behind with the streams alone that it answers no prompt.
     """
     watchers = await watch(subject.target, BESIDE, 1_000_000)
     await asyncio.sleep(1.0)  # streams begin, which is not what is measured
@@ -84,7 +85,9 @@ async def delay_beside_prompts_ms(subject: Subject, bounds: Bounds) -> float:
     await asyncio.sleep(1.0)
     busy_from = time.monotonic()
     budget = Budget(bounds.prompts, bounds.seconds)
-    await keep_busy(subject.target, budget, 1, prompt=prompt())
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(bounds.seconds + PATIENCE):
+            await keep_busy(subject.target, budget, 1, prompt=prompt())
     busy_until = time.monotonic()
     await asyncio.sleep(0.5)
     for each in watchers:
@@ -93,7 +96,7 @@ async def delay_beside_prompts_ms(subject: Subject, bounds: Bounds) -> float:
     stamps = [stamp for each in watchers for stamp in each.came]
     quiet = [came - sent for sent, came in stamps if quiet_from <= sent < busy_from]
     busy = [came - sent for sent, came in stamps if busy_from <= sent < busy_until]
-    if not quiet or not busy:
+    if not quiet or not busy or not budget.done:
         return NEVER
     return (max(busy) - statistics.median(quiet)) * 1000
 
