@@ -18,6 +18,7 @@ from gateway.upstream.adapters.base import AnswerError
 # What may wait for its turn in a stream, in characters; a call counts for some, so that calls are bounded too.
 HELD_MAX = 8 * 1024 * 1024
 CALL_COST = 256
+COUNT_MAX = 2**53  # what every client's JSON can hold
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 # Names that servers have for a model's thoughts: llama.cpp and LiteLLM, vLLM, the earlier gateway.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -289,7 +290,7 @@ def _is_object(text: str) -> bool:
 def _beginning(text: str) -> dict[str, Any]:
     """What an object's beginning says already; empty where it says nothing."""
     try:
-        given = from_json(text, allow_inf_nan=False, allow_partial=True)
+        given = from_json(text, allow_inf_nan=False, allow_partial="trailing-strings")
         orjson.dumps(given)
     except (ValueError, TypeError):  # not JSON; a number that is too long
         return {}
@@ -328,7 +329,7 @@ def _usage(usage: Any) -> dict[str, Any]:
 
 def _count(counts: Any, name: str) -> int | None:
     value = counts.get(name) if isinstance(counts, dict) else None
-    return value if isinstance(value, int) and value >= 0 else None
+    return value if isinstance(value, int) and 0 <= value < COUNT_MAX else None
 
 
 def _string(answer: Mapping[str, Any], name: str) -> str:

@@ -1,0 +1,393 @@
+"""A chat's answers as Anthropic's messages and events, without I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from anthropic.types import Message, RawMessageStreamEvent
+from gateway.protocols import messages_answer
+from gateway.protocols.messages_answer import Facts, MessageStream, message
+from gateway.upstream.adapters.base import AnswerError
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+FACTS = Facts("msg_1", "asked-for", ("END",), shows_thinking=True)
+USAGE = {"prompt_tokens": 31, "completion_tokens": 17, "total_tokens": 48}
+ARGUMENTS = ('{"city": "Zürich", "note": "a \\"quoted\\" word"}', '{ "big":1180591620717411303424 }', "{}")
+SDK_EVENT: TypeAdapter[RawMessageStreamEvent] = TypeAdapter(RawMessageStreamEvent)
+
+
+def completion(answer: dict[str, Any], finish_reason: str = "stop", **choice: Any) -> dict[str, Any]:
+    choices = [{"index": 0, "message": {"role": "assistant", **answer}, "finish_reason": finish_reason, **choice}]
+    return {"id": "c", "object": "chat.completion", "model": "used", "choices": choices, "usage": USAGE}
+
+
+def call(index: int, arguments: str) -> dict[str, Any]:
+    return {"id": f"call_{index}", "type": "function", "function": {"name": f"tool_{index}", "arguments": arguments}}
+
+
+def answered(
+    answer: dict[str, Any], finish_reason: str = "stop", facts: Facts = FACTS, **choice: Any
+) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(message(completion(answer, finish_reason, **choice), facts))
+    Message.model_validate(told)
+    return told
+
+
+def test_a_whole_message() -> None:
+    assert answered({"content": "Hello"}) == {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "used",
+        "content": [{"type": "text", "text": "Hello"}],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "usage": {"input_tokens": 31, "output_tokens": 17},
+    }
+
+
+def test_a_tools_input_is_the_models_own_json_byte_for_byte() -> None:
+    calls = [call(index, arguments) for index, arguments in enumerate(ARGUMENTS)]
+    body = message(completion({"content": None, "tool_calls": calls}, "tool_calls"), FACTS)
+    for arguments in ARGUMENTS:
+        assert b'"input":' + arguments.encode() + b"}" in body
+    told = json.loads(body)
+    assert told["stop_reason"] == "tool_use"
+    assert [(block["id"], block["name"]) for block in told["content"]] == [
+        ("call_0", "tool_0"),
+        ("call_1", "tool_1"),
+        ("call_2", "tool_2"),
+    ]
+
+
+def test_calls_that_lack_something() -> None:
+    bare = {"function": {"name": "look", "arguments": None}}
+    (block,) = answered({"tool_calls": [bare]})["content"]
+    assert block == {"type": "tool_use", "id": "toolu_1_0", "name": "look", "input": {}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given_input"),
+    [('{"city": "Zü', {"city": "Zü"}), ('{"city": ', {}), ("nonsense", {}), (f'{{"a": {2**70}', {})],
+)
+def test_a_call_that_was_cut_for_its_length_has_what_there_is(arguments: str, given_input: dict[str, Any]) -> None:
+    told = answered({"tool_calls": [call(0, arguments)]}, "length")
+    assert told["stop_reason"] == "max_tokens"
+    assert told["content"][0]["input"] == given_input
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "choice", "expected"),
+    [
+        ("stop", {}, ("end_turn", None)),
+        ("length", {}, ("max_tokens", None)),
+        ("content_filter", {}, ("refusal", None)),
+        ("tool_calls", {}, ("end_turn", None)),
+        ("eos", {}, ("end_turn", None)),
+        ("stop", {"stop_reason": "END"}, ("stop_sequence", "END")),
+        ("stop", {"matched_stop": "END"}, ("stop_sequence", "END")),
+        ("stop", {"stop_reason": 128009}, ("end_turn", None)),
+        ("length", {"stop_reason": "END"}, ("max_tokens", None)),
+    ],
+)
+def test_stop_reasons(finish_reason: str, choice: dict[str, Any], expected: tuple[str, str | None]) -> None:
+    told = answered({"content": "x"}, finish_reason, **choice)
+    assert (told["stop_reason"], told["stop_sequence"]) == expected
+    chunk = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": finish_reason, **choice}]}
+    assert events([chunk])[-2]["delta"] == {"stop_reason": expected[0], "stop_sequence": expected[1]}
+
+
+def test_calls_stop_for_the_tools_whatever_the_backend_says() -> None:
+    assert answered({"tool_calls": [call(0, "{}")]}, "stop")["stop_reason"] == "tool_use"
+
+
+def test_a_refusal() -> None:
+    told = answered({"content": None, "refusal": "No."})
+    assert (told["content"], told["stop_reason"]) == ([{"type": "text", "text": "No."}], "refusal")
+    streamed = events([{"choices": [{"index": 0, "delta": {"refusal": "No."}, "finish_reason": None}]}])
+    assert streamed[2]["delta"]["text"] == "No."
+    assert streamed[-2]["delta"]["stop_reason"] == "refusal"
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_thinking(name: str) -> None:
+    answer = {name: "Hm", "content": "Yes"}
+    shown = [{"type": "thinking", "thinking": "Hm", "signature": ""}, {"type": "text", "text": "Yes"}]
+    assert answered(answer)["content"] == shown
+    assert answered(answer, facts=Facts("msg_1", "m"))["content"] == shown[1:]
+
+
+def test_words_of_the_client_are_not_said_again() -> None:
+    facts = Facts("msg_1", "m", prefill="Hi! How")
+    assert answered({"content": "Hi! How are you?"}, facts=facts)["content"][0]["text"] == " are you?"
+    assert answered({"content": " are you?"}, facts=facts)["content"][0]["text"] == " are you?"
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        (USAGE, {"input_tokens": 31, "output_tokens": 17}),
+        (None, {"input_tokens": None, "output_tokens": None}),
+        ({"prompt_tokens": -1, "completion_tokens": "x"}, {"input_tokens": None, "output_tokens": None}),
+        (
+            {**USAGE, "prompt_tokens_details": {"cached_tokens": 30}},
+            {"input_tokens": 1, "cache_read_input_tokens": 30, "output_tokens": 17},
+        ),
+        (
+            {**USAGE, "completion_tokens_details": {"reasoning_tokens": 5}, "prompt_tokens_details": None},
+            {"input_tokens": 31, "output_tokens": 17, "output_tokens_details": {"thinking_tokens": 5}},
+        ),
+    ],
+)
+def test_usage_is_the_backends_or_null(usage: Any, expected: dict[str, Any]) -> None:
+    assert json.loads(message({**completion({"content": "x"}), "usage": usage}, FACTS))["usage"] == expected
+    chunk = {"choices": [], "usage": usage}
+    assert events([chunk])[-2]["usage"] == expected
+    assert events([chunk])[0]["message"]["usage"] == {"input_tokens": 0, "output_tokens": 0}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"choices": []},
+        {"choices": {"x": 1}},
+        {"choices": ["x"]},
+        {"choices": [{"index": 0}]},
+        completion({"content": 5}),
+        completion({"tool_calls": {"x": 1}}),
+        completion({"tool_calls": ["x"]}),
+        completion({"tool_calls": [{"function": "x"}]}),
+        completion({"tool_calls": [{"function": {"arguments": "{}"}}]}),
+        completion({"tool_calls": [call(0, "[1]")]}),
+        completion({"tool_calls": [call(0, '{"a": NaN}')]}),
+        completion({"tool_calls": [call(0, '{"a"')]}),
+    ],
+)
+def test_what_is_no_completion(answer: dict[str, Any]) -> None:
+    with pytest.raises(AnswerError):
+        message(answer, FACTS)
+
+
+def chunk_of(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    return {"id": "c", "model": "used", "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+
+
+def piece_of(index: int, arguments: str | None = None, name: str | None = None) -> dict[str, Any]:
+    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+    head = {"id": f"call_{index}", "type": "function"} if name else {}
+    return chunk_of({"tool_calls": [{"index": index, **head, "function": function}]})
+
+
+def raw(chunks: Iterable[dict[str, Any]], facts: Facts = FACTS) -> bytes:
+    stream = MessageStream(facts)
+    return b"".join(stream.feed(chunk) for chunk in chunks) + stream.end()
+
+
+def read(data: bytes) -> list[dict[str, Any]]:
+    """The events' data, each of the SDK's own types, and named by its `event` line."""
+    found = []
+    for event in data.decode().removesuffix("\n\n").split("\n\n"):
+        first, second = event.split("\n")
+        content = json.loads(second.removeprefix("data: "))
+        assert first == f"event: {content['type']}"
+        if content["type"] != "ping":
+            found.append(content)
+    return found
+
+
+def events(chunks: Iterable[dict[str, Any]], facts: Facts = FACTS) -> list[dict[str, Any]]:
+    return read(raw(chunks, facts))
+
+
+def blocks(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The message's blocks, put together; asserts that the events come as the API documents it."""
+    assert [event["type"] for event in (told[0], *told[-2:])] == ["message_start", "message_delta", "message_stop"]
+    found: list[dict[str, Any]] = []
+    is_open = False
+    for event in told[1:-2]:
+        kind = event["type"]
+        assert is_open == (kind != "content_block_start")
+        if kind == "content_block_start":
+            found.append({**event["content_block"], "json": ""})
+        elif kind == "content_block_delta":
+            delta = event["delta"]
+            name = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "json"}[delta["type"]]
+            found[-1][name] += delta.get("partial_json", delta.get(name))
+        assert event["index"] == len(found) - 1
+        is_open = kind != "content_block_stop"
+    assert not is_open
+    return found
+
+
+def test_a_streams_bytes() -> None:
+    chunks = [chunk_of({"role": "assistant", "content": ""}), chunk_of({"content": "Hé"}), chunk_of({}, "stop")]
+    assert raw([*chunks, {"choices": [], "usage": USAGE}]).decode() == (
+        "event: message_start\n"
+        'data: {"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","model":"used",'
+        '"content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":0,"output_tokens":0}}}\n\n'
+        "event: content_block_start\n"
+        'data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}\n\n'
+        "event: content_block_delta\n"
+        'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hé"}}\n\n'
+        "event: content_block_stop\n"
+        'data: {"type":"content_block_stop","index":0}\n\n'
+        "event: message_delta\n"
+        'data: {"type":"message_delta","delta":{"stop_reason":"end_turn","stop_sequence":null},'
+        '"usage":{"input_tokens":31,"output_tokens":17}}\n\n'
+        "event: message_stop\n"
+        'data: {"type":"message_stop"}\n\n'
+    )
+
+
+def test_events_are_of_the_sdks_types() -> None:
+    chunks = [chunk_of({"reasoning_content": "Hm"}), chunk_of({"content": "x"}), piece_of(0, "{}", "look")]
+    for event in events([*chunks, {"choices": [], "usage": USAGE}]):
+        SDK_EVENT.validate_python(event)
+
+
+def test_pieces_go_out_as_they_come() -> None:
+    stream = MessageStream(FACTS)
+    stream.feed(chunk_of({"content": "a"}))
+    assert len(read(stream.feed(chunk_of({"content": "b"})))) == 1
+    stream.feed(piece_of(0, "", "look"))
+    (delta,) = read(stream.feed(piece_of(0, '{"a')))
+    assert delta["delta"] == {"type": "input_json_delta", "partial_json": '{"a'}
+
+
+def test_hidden_thinking_keeps_the_stream_alive() -> None:
+    stream = MessageStream(Facts("msg_1", "m"))
+    stream.feed(chunk_of({"role": "assistant"}))
+    assert stream.feed(chunk_of({"reasoning_content": "Hm"})) == b'event: ping\ndata: {"type":"ping"}\n\n'
+    assert blocks(events([chunk_of({"reasoning_content": "Hm"}), chunk_of({"content": "x"})], Facts("msg_1", "m"))) == [
+        {"type": "text", "text": "x", "json": ""}
+    ]
+
+
+def test_calls_one_after_the_other_are_all_told_at_once() -> None:
+    stream = MessageStream(FACTS)
+    stream.feed(piece_of(0, "", "one"))
+    stream.feed(piece_of(0, '{"a": 1}'))
+    kinds = [event["type"] for event in read(stream.feed(piece_of(1, "", "two")))]
+    assert kinds == ["content_block_stop", "content_block_start"]
+
+
+def test_calls_that_are_mixed_wait_for_their_turn() -> None:
+    pieces = [piece_of(0, "", "one"), piece_of(1, "", "two"), piece_of(0, '{"a"'), piece_of(1, "{"), piece_of(0, ":1}")]
+    stream = MessageStream(FACTS)
+    assert [read(stream.feed(piece))[-1]["type"] if piece else None for piece in pieces[:1]] == ["content_block_start"]
+    assert stream.feed(pieces[1]) == b""
+    assert len(read(stream.feed(pieces[2]))) == 1
+    assert stream.feed(pieces[3]) == b""
+    assert [event["type"] for event in read(stream.feed(pieces[4]))] == [
+        "content_block_delta",
+        "content_block_stop",
+        "content_block_start",
+        "content_block_delta",
+    ]
+
+
+def test_a_name_that_comes_late_is_waited_for() -> None:
+    told = events(
+        [
+            piece_of(0, '{"a":'),
+            chunk_of({"tool_calls": [{"index": 0, "function": {"name": "look"}}]}),
+            piece_of(0, "1}"),
+        ]
+    )
+    (block,) = blocks(told)
+    assert (block["name"], block["id"], block["json"]) == ("look", "toolu_1_0", '{"a":1}')
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [{"choices": "x"}],
+        [{"choices": [5]}],
+        [chunk_of({"content": ["x"]})],
+        [chunk_of({"tool_calls": [{"index": "x"}]})],
+        [chunk_of({"tool_calls": [{"index": 0, "function": []}, 1]})],
+        [piece_of(0, "{}")],
+        [piece_of(0, "{}", "one"), piece_of(1, "{}", "two"), piece_of(0, "x")],
+    ],
+)
+def test_what_is_no_stream(chunks: list[dict[str, Any]]) -> None:
+    with pytest.raises(AnswerError):
+        raw(chunks)
+
+
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages_answer, "HELD_MAX", 10_000)
+    with pytest.raises(AnswerError, match="held"):
+        raw([piece_of(0, "{", "one"), *(piece_of(1, "x" * 100, "two") for _ in range(100))])
+    with pytest.raises(AnswerError, match="held"):
+        raw(piece_of(index, "", "one") for index in range(100))
+    assert blocks(events(chunk_of({"content": "x" * 100}) for _ in range(200)))[0]["text"] == "x" * 20_000
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[list[dict[str, Any]], str, str, list[str]]:
+    """Chunks with the text, thinking and arguments that they hold, in any order and cut anywhere."""
+    values = st.dictionaries(st.text(max_size=5), st.text(max_size=5) | st.integers(), max_size=3)
+    arguments = [json.dumps(value, ensure_ascii=draw(st.booleans())) for value in draw(st.lists(values, max_size=3))]
+    queues: list[list[dict[str, Any]]] = []
+    for index, whole in enumerate(arguments):
+        cuts = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=4)))
+        parts = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+        queues.append([piece_of(index, "", f"tool_{index}"), *(piece_of(index, part) for part in parts)])
+    texts, thoughts = draw(st.lists(st.text(max_size=5), max_size=4)), draw(st.lists(st.text(max_size=5), max_size=4))
+    queues += [[chunk_of({"content": text}) for text in texts], [chunk_of({"reasoning_content": t}) for t in thoughts]]
+    chunks = []
+    while waiting := [queue for queue in queues if queue]:
+        chunks.append(draw(st.sampled_from(waiting)).pop(0))
+    return chunks, "".join(texts), "".join(thoughts), arguments
+
+
+@given(streams())
+def test_nothing_of_a_stream_is_lost_however_it_is_mixed(
+    stream: tuple[list[dict[str, Any]], str, str, list[str]],
+) -> None:
+    chunks, text, thoughts, arguments = stream
+    found = blocks(events(chunks))
+    assert "".join(block["text"] for block in found if block["type"] == "text") == text
+    assert "".join(block["thinking"] for block in found if block["type"] == "thinking") == thoughts
+    calls = {block["id"]: block["json"] for block in found if block["type"] == "tool_use"}
+    assert calls == {f"call_{index}": whole for index, whole in enumerate(arguments)}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "delta", "message", "tool_calls", "function", "name", "arguments", "index", "usage"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+GARBAGE = st.fixed_dictionaries(
+    {"choices": JSON | st.lists(st.fixed_dictionaries({"delta": JSON, "message": JSON}), max_size=2)},
+    optional={"usage": JSON, "model": JSON},
+)
+
+
+@given(st.lists(GARBAGE, max_size=4))
+def test_garbage_is_an_answer_error_or_a_message(chunks: list[dict[str, Any]]) -> None:
+    with suppress(AnswerError):
+        blocks(events(chunks))
+    for chunk in chunks:
+        try:
+            told = json.loads(message(chunk, FACTS))
+        except AnswerError:
+            continue
+        assert told["type"] == "message"
