@@ -44,7 +44,15 @@ def _install(lock: Path, before: tuple[str, ...], venv: Path) -> None:
     if before:
         pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python"]
         subprocess.run([*pip, "install", "--quiet", *before], check=True)
-    options: list[str | Path] = ["--quiet", "--compile-bytecode", "--require-hashes", "--requirement", lock]
+    # The lock is complete; with dependencies on, uv would ask for the hashes of what pip has installed.
+    options: list[str | Path] = [
+        "--quiet",
+        "--compile-bytecode",
+        "--no-deps",
+        "--require-hashes",
+        "--requirement",
+        lock,
+    ]
     subprocess.run([uv, "pip", "install", "--python", venv / "bin" / "python", *options], check=True)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import yaml
@@ -16,11 +18,18 @@ from tests.clients.appliance import Appliance, poll
 from tests.gateway.conftest import free_ports
 
 TOKEN = "a-token-of-this-test-0123456789"
+Record = dict[str, Any]
 
 
-def backends(url: str) -> dict[str, object]:
-    record = {"class": "tools", "base_url": url, "supported_capabilities": ["chat"]}
-    return {"backends": {"tools@here": {**record, "health": {"liveness": "/v1/models", "readiness": "/v1/models"}}}}
+def backends(url: str) -> dict[str, dict[str, Record]]:
+    return {"backends": {"tools@here": record("tools", url)}}
+
+
+def record(backend_class: str, url: str, *capabilities: str, **fields: Any) -> Record:
+    """A backend that is alive when it lists its models; chat is what it can when nothing is named."""
+    health = {"liveness": "/v1/models", "readiness": "/v1/models"}
+    common = {"class": backend_class, "base_url": url, "supported_capabilities": list(capabilities or ("chat",))}
+    return {**common, "health": health, **fields}
 
 
 def environment(place: Path, token: str = TOKEN) -> dict[str, str]:
@@ -35,11 +44,24 @@ def command(program: Path, place: Path, port: int) -> list[str | Path]:
 
 @contextmanager
 def serving(program: Path, place: Path, url: str) -> Iterator[Appliance]:
+    """`gateway serve` before one backend of class `tools`."""
+    with fronting(program, place, backends(url)["backends"]) as gateway:
+        yield gateway
+
+
+@contextmanager
+def fronting(
+    program: Path, place: Path, records: Mapping[str, Record], aliases: Mapping[str, Any] | None = None, **settings: str
+) -> Iterator[Appliance]:
     """`gateway serve --backends backends.yaml` until the end of the block; it must end well by itself on SIGTERM."""
-    (place / "backends.yaml").write_text(yaml.safe_dump(backends(url)))
+    (place / "backends.yaml").write_text(yaml.safe_dump({"backends": dict(records)}))
+    env = environment(place) | settings
+    if aliases is not None:
+        (place / "model_aliases.json").write_text(json.dumps({"aliases": dict(aliases)}))
+        env["MODEL_ALIASES_PATH"] = str(place / "model_aliases.json")
     port = free_ports(1)[0]
     with (place / "stderr").open("w") as stderr:
-        process = subprocess.Popen(command(program, place, port), env=environment(place), stderr=stderr, cwd=place)
+        process = subprocess.Popen(command(program, place, port), env=env, stderr=stderr, cwd=place)
         try:
             poll(lambda: _health(process, port, place / "stderr"), "the gateway did not answer", 20)
             yield Appliance(f"http://127.0.0.1:{port}/v1", TOKEN)

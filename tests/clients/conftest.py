@@ -12,7 +12,10 @@ import pytest
 
 from release.build import build_wheel
 from tests.ansible_run import ROOT
+from tests.clients import servers, upstream
+from tests.clients.alone import fronting, record
 from tests.clients.appliance import Appliance, existing, provisioned
+from tests.clients.recorder import Recorder, recording
 from tests.clients.upstream import ToolCaller, tool_caller
 
 
@@ -56,3 +59,57 @@ def caller() -> Iterator[ToolCaller]:
     """A backend that answers with tool calls."""
     with tool_caller() as caller:
         yield caller
+
+
+@pytest.fixture(scope="session")
+def llamacpp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """llama.cpp with a template that offers tools."""
+    with servers.llamacpp(tmp_path_factory.mktemp("llamacpp")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def mlx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
+    """mlx_lm.server, with a relay before it."""
+    with servers.mlx(tmp_path_factory.mktemp("mlx")) as url, recording(url) as recorder:
+        yield recorder
+
+
+@pytest.fixture(scope="session")
+def litellm(llamacpp: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
+    """LiteLLM's proxy in front of llama.cpp, with a relay before it."""
+    place = tmp_path_factory.mktemp("litellm")
+    with servers.litellm(place, llamacpp, servers.SMOLLM2) as url, recording(url) as recorder:
+        yield recorder
+
+
+@pytest.fixture(scope="session")
+def fleet(
+    program: Path,
+    caller: ToolCaller,
+    llamacpp: str,
+    mlx: Recorder,
+    litellm: Recorder,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Appliance]:
+    """One gateway in front of real model servers of several kinds and the scripted one."""
+    records = {
+        "tools@here": record("tools", caller.url),
+        "llamacpp@here": record("llamacpp", llamacpp, "chat", "completions"),
+        "mlx@here": record("mlx", mlx.url, "chat", "completions"),
+        "litellm@here": record("litellm", litellm.url, "chat", "completions", api_key=servers.LITELLM_KEY),
+    }
+    aliases = {
+        "default": {"backend": "tools", "model": upstream.MODEL},
+        "apple": {"backend": "mlx", "model": servers.MLX_MODEL},
+        "proxied": {"backend": "litellm", "model": servers.LITELLM_MODEL},
+        "real": {"backend": "llamacpp", "model": servers.SMOLLM2},
+    }
+    with fronting(program, tmp_path_factory.mktemp("fleet"), records, aliases) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def fleet_client(fleet: Appliance) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=fleet.url, api_key=fleet.token, max_retries=0, timeout=60) as client:
+        yield client

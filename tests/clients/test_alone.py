@@ -113,7 +113,7 @@ GOOD = yaml.safe_dump(backends("http://127.0.0.1:9/v1"))
     [
         (GOOD.replace("base_url", "bas_url"), ("bas_url", "did you mean 'base_url'?")),
         (GOOD.replace("http://", "htp://"), ("base_url", "must begin with http:// or https://")),
-        (GOOD.replace("- chat", "- chatt"), ("supported_capabilities.0", "'chat', 'completions' or 'embeddings'")),
+        (GOOD.replace("- chat", "- chatt"), ("supported_capabilities.0", "'chat', 'completions', 'embeddings'")),
         (GOOD.replace("backends:", "backends: ["), ("line ", "not YAML")),
         (GOOD.replace("backends:", "backend:"), ("needs a mapping 'backends:'",)),
     ],

@@ -1,7 +1,9 @@
-"""A small OpenAI-speaking server for what the small model cannot do: it answers every chat with two tool calls.
+"""A small OpenAI-speaking server for what small models cannot do at will: tool calls, structured answers, edits.
 
-The deltas are those of a real stream with parallel calls: names first, then the arguments in pieces that cut words,
-escapes and a character outside ASCII, the two calls mixed.
+What it answers follows from the request alone: a JSON schema is answered by fitting JSON, a tool's result by words,
+the model `editor` by an edit of a file, anything else by two tool calls at once. The deltas of those are as of a real
+stream with parallel calls: names first, then the arguments in pieces that cut words, escapes and a character outside
+ASCII, the two calls mixed.
 """
 
 from __future__ import annotations
@@ -15,24 +17,30 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 MODEL = "tool-caller"
+EDITOR = "editor"
 NAMES = ("get_weather", "get_time")
 ARGUMENTS = ('{"city": "Zürich", "note": "a \\"quoted\\" word"}', '{"zone":"Europe/Zurich"}')
-PIECE = 5  # characters of arguments in one delta
+FINAL = "It is 18 degrees in Zürich."  # what is said when a tool's result is there
+STRUCTURED = '{"city": "Zürich", "degrees": 18}'
+PIECE = 5  # characters of arguments or text in one delta
 HEAD = {"id": "chatcmpl-tools", "created": 1700000000, "model": MODEL}
 USAGE = {"prompt_tokens": 31, "completion_tokens": 17, "total_tokens": 48}
+EDITED = "greeting.py"
+BEFORE, AFTER = 'print("hello")\n', 'print("hello, world")\n'
+EDIT = f"{EDITED}\n```python\n<<<<<<< SEARCH\n{BEFORE}=======\n{AFTER}>>>>>>> REPLACE\n```\n"
 
 
 def whole() -> dict[str, Any]:
+    """The answer with two tool calls."""
     calls = [
         {"id": f"call_{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
         for index, (name, arguments) in enumerate(zip(NAMES, ARGUMENTS, strict=True))
     ]
-    message = {"role": "assistant", "content": None, "tool_calls": calls}
-    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
-    return {**HEAD, "object": "chat.completion", "choices": [choice], "usage": USAGE}
+    return completion({"role": "assistant", "content": None, "tool_calls": calls}, "tool_calls")
 
 
 def deltas() -> Iterator[dict[str, Any]]:
+    """The same as a stream."""
     yield {"role": "assistant", "content": None}
     for index, name in enumerate(NAMES):
         function = {"name": name, "arguments": ""}
@@ -41,6 +49,26 @@ def deltas() -> Iterator[dict[str, Any]]:
         for index, arguments in enumerate(ARGUMENTS):
             if piece := arguments[start : start + PIECE]:
                 yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
+
+
+def text_deltas(text: str) -> Iterator[dict[str, Any]]:
+    yield {"role": "assistant", "content": ""}
+    for start in range(0, len(text), PIECE):
+        yield {"content": text[start : start + PIECE]}
+
+
+def completion(message: dict[str, Any], finish_reason: str) -> dict[str, Any]:
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    return {**HEAD, "object": "chat.completion", "choices": [choice], "usage": USAGE}
+
+
+def chosen_text(request: dict[str, Any]) -> str | None:
+    """What is to be said; None when tools are to be called."""
+    if request["model"] == EDITOR:
+        return EDIT
+    if (request.get("response_format") or {}).get("type") == "json_schema":
+        return STRUCTURED
+    return FINAL if request["messages"][-1]["role"] == "tool" else None
 
 
 @dataclass
@@ -56,15 +84,18 @@ class _Handler(BaseHTTPRequestHandler):
     caller: ToolCaller
 
     def do_GET(self) -> None:
-        self.answer({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+        self.answer({"object": "list", "data": [{"id": model, "object": "model"} for model in (MODEL, EDITOR)]})
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.caller.requests.append(request)
+        text = chosen_text(request)
         if request.get("stream"):
-            self.stream()
-        else:
+            self.stream(request, text)
+        elif text is None:
             self.answer(whole())
+        else:
+            self.answer(completion({"role": "assistant", "content": text}, "stop"))
 
     def answer(self, content: dict[str, Any]) -> None:
         body = json.dumps(content).encode()
@@ -74,15 +105,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def stream(self) -> None:
+    def stream(self, request: dict[str, Any], text: str | None) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas()]
-        choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls"})
+        pieces = deltas() if text is None else text_deltas(text)
+        choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in pieces]
+        choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls" if text is None else "stop"})
+        head = {**HEAD, "object": "chat.completion.chunk"}
         for choice in choices:
-            self.event(json.dumps({**HEAD, "object": "chat.completion.chunk", "choices": [choice]}))
+            self.event(json.dumps({**head, "choices": [choice]}))
+        if (request.get("stream_options") or {}).get("include_usage"):
+            self.event(json.dumps({**head, "choices": [], "usage": USAGE}))
         self.event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 

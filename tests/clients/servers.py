@@ -1,0 +1,105 @@
+"""Real model servers, each a process of its own on a free port of loopback, ready before it is handed out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import yaml
+
+from tests.clients.appliance import poll
+from tests.environments import ROOT, environment
+from tests.gateway.conftest import free_ports
+
+HERE = Path(__file__).parent
+LITELLM_KEY = "sk-litellm-of-this-test"
+LITELLM_MODEL = "through-litellm"
+SMOLLM2 = "smollm2-135m-instruct"
+MLX_MODEL = "default_model"  # what mlx_lm.server calls the model that it was started with
+
+
+@contextmanager
+def started(
+    argv: Sequence[str | Path], url: str, log: Path, variables: Mapping[str, str] | None = None, seconds: float = 60
+) -> Iterator[None]:
+    """Runs `argv` until the end of the block, from when `url` answers 200; its output goes to `log`.
+
+    Ended by SIGTERM to it and what it started, by SIGKILL after 10 s.
+    """
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            env={**os.environ, **(variables or {})},
+            start_new_session=True,
+        )
+    try:
+        poll(lambda: _answers(process, url, log), f"{url} did not answer; see {log}", seconds)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _answers(process: subprocess.Popen[bytes], url: str, log: Path) -> bool | None:
+    assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+    try:
+        return httpx.get(url, trust_env=False, timeout=5).is_success or None
+    except httpx.TransportError:
+        return None
+
+
+@contextmanager
+def llamacpp(place: Path) -> Iterator[str]:
+    """llama.cpp with SmolLM2 and a chat template that offers tools, which the model's own does not; its API's URL."""
+    port = free_ports(1)[0]
+    url = f"http://127.0.0.1:{port}"
+    with started([sys.executable, HERE / "llamacpp.py", str(port)], f"{url}/health", place / "llamacpp.log"):
+        yield f"{url}/v1"
+
+
+@contextmanager
+def mlx(place: Path) -> Iterator[str]:
+    """mlx_lm.server with the model of mlx_model.py; its API's URL."""
+    programs = environment(HERE / "mlx.txt")
+    model, cache = place / "mlx-model", place / "huggingface"
+    model.mkdir()
+    (cache / "hub").mkdir(parents=True)  # without it /v1/models breaks off
+    subprocess.run([programs / "python", HERE / "mlx_model.py", model], check=True)
+    port = free_ports(1)[0]
+    argv: list[str | Path] = [programs / "mlx_lm.server", "--model", model, "--host", "127.0.0.1", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with started(argv, f"{url}/health", place / "mlx.log", {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1"}):
+        yield f"{url}/v1"
+
+
+@contextmanager
+def litellm(place: Path, upstream: str, model: str) -> Iterator[str]:
+    """LiteLLM's proxy with a key, in front of a server that speaks OpenAI's API; its API's URL."""
+    served = {"model": f"openai/{model}", "api_base": upstream, "api_key": "none"}
+    config = {
+        "model_list": [{"model_name": LITELLM_MODEL, "litellm_params": served}],
+        "general_settings": {"master_key": LITELLM_KEY},
+        "litellm_settings": {"telemetry": False, "num_retries": 0},
+    }
+    (place / "litellm.yaml").write_text(yaml.safe_dump(config))
+    port = free_ports(1)[0]
+    program = environment(ROOT / "tests" / "bench" / "litellm.txt") / "litellm"
+    argv: list[str | Path] = [program, "--config", place / "litellm.yaml", "--host", "127.0.0.1", "--port", str(port)]
+    variables = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"}
+    url = f"http://127.0.0.1:{port}"
+    with started(argv, f"{url}/health/liveliness", place / "litellm.log", variables, seconds=120):
+        yield f"{url}/v1"
