@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from time import perf_counter
 from types import TracebackType
@@ -121,16 +121,25 @@ class Dispatcher:
         finally:
             exchange.queued_ms += (perf_counter() - began) * 1000
 
-    async def send(
+    def send(
         self, exchange: Exchange, route: Route, slots: Slots, request: Mapping[str, Any], body: bytes
-    ) -> tuple[Slots, Response]:
+    ) -> Awaitable[tuple[Slots, Response]]:
         """Sends a chat-like request: `body` to a backend that speaks OpenAI's protocol, `request` translated to others.
 
-        A connection that fails before the answer's first byte is tried once on another host of the class; the slots
-        are that host's then. Raises UpstreamError, ApiError.
+        Raises UpstreamError, ApiError, as `ask`.
+        """
+        return self.ask(exchange, route, slots, lambda slots: self._post(exchange, slots, request, body))
+
+    async def ask(
+        self, exchange: Exchange, route: Route, slots: Slots, post: Callable[[Slots], Awaitable[Response]]
+    ) -> tuple[Slots, Response]:
+        """What `post` returns. A connection that fails before the answer's first byte is tried once on another host of
+        the class; the slots are that host's then.
+
+        Raises UpstreamError, ApiError.
         """
         try:
-            return slots, await self._post(exchange, slots, request, body)
+            return slots, await post(slots)
         except (ConnectFailed, UpstreamClosed) as error:
             if error.sent_first_byte or isinstance(error, PoolExhausted) or len(route.slots) == 1:
                 raise
@@ -143,17 +152,21 @@ class Dispatcher:
                 raise failure(error, slots.backend) from error
             exchange.slots = other
             exchange.retried = True
-            return other, await self._post(exchange, other, request, body)
+            return other, await post(other)
 
-    async def _post(self, exchange: Exchange, slots: Slots, request: Mapping[str, Any], body: bytes) -> Response:
+    def _post(self, exchange: Exchange, slots: Slots, request: Mapping[str, Any], body: bytes) -> Awaitable[Response]:
         backend = slots.backend
         target, headers = slots.target, backend.request_headers
         if slots.adapter is not None:
             path, body = slots.adapter.request(slots.capability, request, _model(exchange))
             target = backend.origin.prefix + path
+        return self.post(exchange, slots, target, headers, body)
+
+    def post(self, exchange: Exchange, slots: Slots, target: bytes, headers: bytes, body: bytes) -> Awaitable[Response]:
+        """One request to the slots' backend, traced; raises UpstreamError."""
         if self.tracer is not None:
-            headers += self.tracer.begin(exchange, backend, slots.capability)
-        return await backend.pool.request(b"POST", target, headers, body)
+            headers += self.tracer.begin(exchange, slots.backend, slots.capability)
+        return slots.backend.pool.request(b"POST", target, headers, body)
 
     @asynccontextmanager
     async def slot(self, exchange: Exchange, route: Route) -> AsyncIterator[Slots]:

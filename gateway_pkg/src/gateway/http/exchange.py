@@ -43,9 +43,9 @@ class Exchange:
     # Slots, because the interpreter reads them several times as fast as other attributes.
     __slots__ = (
         "_connection", "_form", "_has_events", "_is_left", "_send", "_task", "abort_reason", "bytes_in", "bytes_out",
-        "caller", "caller_headers", "chunks_out", "errors", "first_byte_at", "has_tools", "headers", "limit", "limit_name",
-        "queued_ms", "receive", "request_id", "retried", "route", "scope", "slots", "started", "status", "streamed",
-        "upstream_ms", "usage",
+        "caller", "caller_headers", "chunks_out", "errors", "first_byte_at", "has_tools", "headers", "limit",
+        "limit_name", "queued_ms", "receive", "request_id", "retried", "route", "scope", "slots", "started", "status",
+        "streamed", "upstream_ms", "usage",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:

@@ -22,10 +22,11 @@ _TOKEN = re.compile(rb"[0-9A-Za-z'+_.-]+")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field; its content is `body[start:end]`. `is_file`: it came with a file's name."""
+    """One field: its boundary begins at `at`, its content is `body[start:end]`. `is_file`: it has a file's name."""
 
     name: str
     is_file: bool
+    at: int
     start: int
     end: int
 
@@ -69,8 +70,10 @@ class Form:
         raise ApiError(400, f"'{name}': must be a text in UTF-8", param=name, code="invalid_value")
 
     def with_text(self, name: str, value: str) -> bytes:
-        """The body with this value of a field that is there once or not at all; every other byte as it came."""
+        """The body with this value of a field, "" for a body without it; every other byte as it came."""
         field = self.find(name)
+        if not value:
+            return self.body if field is None else self.body[: field.at] + self.body[field.end + 2 :]
         if field is not None:
             return b"".join((self.body[: field.start], value.encode(), self.body[field.end :]))
         head = b'--%b\r\nContent-Disposition: form-data; name="%b"\r\n\r\n' % (self._boundary, name.encode())
@@ -84,9 +87,9 @@ def _fields(boundary: bytes, body: bytes) -> tuple[Field, ...]:
     if not body.startswith(dashes, at):
         raise _malformed("it does not begin with its boundary")
     fields: list[Field] = []
-    while not body.startswith(b"--", at := at + len(dashes)):
-        head_end = body.find(b"\r\n\r\n", at, at + HEAD_MAX_BYTES)
-        if not body.startswith(b"\r\n", at) or head_end < 0:
+    while not body.startswith(b"--", head := at + len(dashes)):
+        head_end = body.find(b"\r\n\r\n", head, head + HEAD_MAX_BYTES)
+        if not body.startswith(b"\r\n", head) or head_end < 0:
             raise _malformed("a boundary is not followed by the headers of a part")
         start = head_end + 4
         end = body.find(b"\r\n" + dashes, start)
@@ -94,8 +97,8 @@ def _fields(boundary: bytes, body: bytes) -> tuple[Field, ...]:
             raise _malformed("it ends before its last boundary")
         if len(fields) >= FIELDS_MAX:
             raise _malformed(f"send at most {FIELDS_MAX} fields")
-        name, is_file = _disposition(body[at + 2 : head_end])
-        fields.append(Field(name, is_file, start, end))
+        name, is_file = _disposition(body[head + 2 : head_end])
+        fields.append(Field(name, is_file, at, start, end))
         at = end + 2
     return tuple(fields)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.http.errors import ApiError
+from gateway.routing.body import dump
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.converse import Ask, Steps
 
@@ -50,9 +50,7 @@ def time_limit(request: Mapping[str, Any], least: float) -> float:
 
 def generation(path: str, request: Mapping[str, Any]) -> Steps[dict[str, Any]]:
     """Asks for a piece; returns the server's answer, whose `audio_url` ends in a file's name."""
-    # The standard library's numbers are exact where orjson's are 64 bits wide.
-    body = json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
-    reply = yield Ask("POST", path, body, limit=ANSWER_MAX_BYTES)
+    reply = yield Ask("POST", path, dump(request), limit=ANSWER_MAX_BYTES)
     if reply is None:
         raise TypeError("an Ask is answered with a Reply")
     piece = reply.json()

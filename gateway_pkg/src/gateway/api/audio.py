@@ -1,0 +1,289 @@
+"""Speech and transcription: texts made audio, audio made texts, each passed on as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from time import perf_counter
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from gateway.api.dispatch import EVENTS_TYPE, Dispatcher, Work
+from gateway.api.endpoint import Endpoint, Endpoints, parse
+from gateway.api.schemas import Model
+from gateway.http.errors import ApiError
+from gateway.http.exchange import Exchange, Headers
+from gateway.http.multipart import Form
+from gateway.routing.body import dump
+from gateway.routing.registry import Backend, Route, Slots
+from gateway.settings import Settings
+from gateway.upstream.adapters import speech
+from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.adapters.paths import below
+from gateway.upstream.failures import refused
+from gateway.upstream.http1 import Response, UpstreamTimeout
+from gateway.upstream.sse import EventCutter, EventTooLong
+from gateway.upstream.usage import usage_in
+
+T = TypeVar("T")
+TRANSCRIPT_FORMATS = (*speech.JSON_FORMATS, *speech.TEXT_TYPES)
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class SpeechRequest(TypedDict):
+    """OpenAI's `POST /v1/audio/speech`; `text` and `format` are the earlier gateway's names of two fields."""
+
+    input: NotRequired[Annotated[str | None, Field(description="What to say; `text` is another name of it.")]]
+    text: NotRequired[Annotated[str | None, Field(description="Another name of `input`.")]]
+    model: NotRequired[Model | None]
+    voice: NotRequired[str | dict[str, Any] | None]
+    instructions: NotRequired[str | None]
+    response_format: NotRequired[
+        Annotated[str | None, Field(description="mp3, opus, aac, flac, wav, pcm, or what else the backend has.")]
+    ]
+    format: NotRequired[Annotated[str | None, Field(description="Another name of `response_format`.")]]
+    speed: NotRequired[Annotated[float | None, Field(ge=0.25, le=4, description="A backend may take less of it.")]]
+    stream_format: NotRequired[Literal["audio", "sse"] | None]
+
+
+SPEECH_REQUEST: TypeAdapter[Any] = TypeAdapter(SpeechRequest)
+SPEECH_ANSWERS = {
+    200: {"audio/*": {"type": "string", "format": "binary"}, "text/event-stream": {"type": "string"}},
+}
+SPEECH = Endpoint("/v1/audio/speech", "tts", "audio.speech", "Speak a text", SPEECH_REQUEST, answers=SPEECH_ANSWERS)
+TTS = Endpoint(
+    "/v1/tts/generations",
+    "tts",
+    "tts.generations",
+    "Speak a text (the earlier gateway's path)",
+    SPEECH_REQUEST,
+    answers=SPEECH_ANSWERS,
+)
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_TRANSLATION_FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "The audio."},
+        "model": {"type": "string", "maxLength": 500},
+        "prompt": _TEXT,
+        "response_format": {"type": "string", "enum": list(TRANSCRIPT_FORMATS), "default": "json"},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 1},
+    },
+}
+_TRANSCRIPTION_FORM: dict[str, Any] = {
+    **_TRANSLATION_FORM,
+    "properties": {
+        **_TRANSLATION_FORM["properties"],
+        "language": {"type": "string", "description": "ISO-639-1, such as `en`."},
+        "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": ["word", "segment"]}},
+        "include[]": {"type": "array", "items": _TEXT},
+        "chunking_strategy": _TEXT,
+        "stream": {"type": "boolean", "default": False},
+    },
+}
+_TRANSCRIPT: dict[str, Any] = {"type": "object", "required": ["text"], "properties": {"text": _TEXT}}
+_TRANSCRIPT_ANSWERS: dict[str, dict[str, Any]] = {
+    "application/json": _TRANSCRIPT,
+    "text/plain": _TEXT,
+    "text/vtt": _TEXT,
+    "application/x-subrip": _TEXT,
+}
+TRANSCRIPTIONS = Endpoint(
+    "/v1/audio/transcriptions",
+    "transcription",
+    "audio.transcriptions",
+    "Write down what is said",
+    form=_TRANSCRIPTION_FORM,
+    answers={200: {**_TRANSCRIPT_ANSWERS, "text/event-stream": _TEXT}},
+)
+TRANSLATIONS = Endpoint(
+    "/v1/audio/translations",
+    "transcription",
+    "audio.translations",
+    "Write down in English what is said",
+    form=_TRANSLATION_FORM,
+    answers={200: _TRANSCRIPT_ANSWERS},
+)
+
+
+def make_endpoints(dispatcher: Dispatcher, settings: Settings) -> Endpoints:
+    audio = AudioHandler(dispatcher, settings)
+    return [
+        (SPEECH, audio.speak),
+        (TTS, audio.speak),
+        (TRANSCRIPTIONS, audio.transcribe),
+        (TRANSLATIONS, audio.transcribe),
+    ]
+
+
+class AudioHandler:
+    """One request holds one slot of admission until its last byte is out; its client's leaving ends the work."""
+
+    def __init__(self, dispatcher: Dispatcher, settings: Settings) -> None:
+        self._dispatcher = dispatcher
+        self._limit = dispatcher.max_response_bytes
+        self._settings = settings
+
+    async def speak(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        """Raises ApiError, also after the audio has begun, which then breaks off; ClientGone."""
+        request = parse(await exchange.body(), SPEECH_REQUEST)
+        settings = self._settings
+        model = request.get("model") or ""
+        route = self._dispatcher.route_in_class(exchange, "tts", model, settings.tts_backend_class)
+        wanted = speech.speech_request(request, route.decision.model)
+        body = dump(wanted)
+        with Work(exchange):
+            slots = await self._dispatcher.admit(exchange, route)
+            began = perf_counter()
+            ask = self._ask(exchange, route, slots, settings.tts_generate_path, b"application/json", body)
+            # What is slow to begin is given up; a long text may take its time to the end.
+            slots, response = await _within(settings.tts_timeout_sec, ask)
+            try:
+                headers = _headers(slots.backend, began)
+                await self._pass_speech(exchange, slots.backend, response, wanted, headers)
+            finally:
+                response.close()
+                exchange.upstream_ms = (perf_counter() - began) * 1000
+
+    async def _pass_speech(
+        self, exchange: Exchange, backend: Backend, response: Response, wanted: Mapping[str, Any], headers: Headers
+    ) -> None:
+        declared = (response.header(b"content-type") or b"").decode("latin-1")
+        as_events = wanted.get("stream_format") == "sse"
+        if response.status != 200:
+            raise refused(response.status, await response.read(self._limit), backend)
+        if declared.startswith("text/event-stream") and as_events:
+            await _pass_events(exchange, response, headers)
+            return
+        if declared.startswith("application/json"):
+            head, is_whole = speech.audio_in_json(await response.read(self._limit)), True
+            declared = ""
+        elif speech.is_audio(declared):
+            head, is_whole = await response.next_chunk(), False
+        else:
+            raise AnswerError(f"content type '{declared[:100]}' instead of audio")
+        if not head:
+            raise AnswerError("no audio")
+        media = speech.audio_type(declared, head, wanted.get("response_format"))
+        if as_events:
+            await _audio_as_events(exchange, response, head, headers)
+        elif is_whole:
+            await exchange.answer(200, head, [(b"content-type", media.encode("latin-1")), *headers])
+        else:
+            await exchange.start_stream(media.encode("latin-1"), headers)
+            await exchange.stream(head)
+            while chunk := await response.next_chunk():
+                await exchange.stream(chunk)
+            await exchange.end_stream()
+
+    async def transcribe(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        """Transcription and translation: the form goes on as it came, but for the model's name.
+
+        Raises ApiError, also after a stream has begun; ClientGone.
+        """
+        form = Form(exchange.headers.get(b"content-type"), await exchange.body())
+        file = form.find("file")
+        if file is None or not file.is_file or file.start == file.end:
+            raise ApiError(400, "Send the audio as a file in the field 'file'", param="file", code="missing")
+        wanted = _one_of(form, "response_format", TRANSCRIPT_FORMATS, "json")
+        as_events = _one_of(form, "stream", ("true", "false"), "false") == "true"
+        model = form.text("model") or ""
+        usual = self._settings.transcription_backend_class
+        route = self._dispatcher.route_in_class(exchange, "transcription", model, usual)
+        body = form.body if route.decision.model == model else form.with_text("model", route.decision.model)
+        with Work(exchange):
+            slots = await self._dispatcher.admit(exchange, route)
+            began = perf_counter()
+            slots, response = await self._ask(exchange, route, slots, endpoint.path, form.content_type, body)
+            try:
+                headers = _headers(slots.backend, began)
+                await self._pass_transcript(exchange, slots.backend, response, wanted, as_events, headers)
+            finally:
+                response.close()
+                exchange.upstream_ms = (perf_counter() - began) * 1000
+
+    async def _pass_transcript(
+        self, exchange: Exchange, backend: Backend, response: Response, wanted: str, as_events: bool, headers: Headers
+    ) -> None:
+        declared = (response.header(b"content-type") or b"").decode("latin-1")
+        if response.status != 200:
+            raise refused(response.status, await response.read(self._limit), backend)
+        if declared.startswith("text/event-stream") and as_events:
+            await _pass_events(exchange, response, headers)
+            return
+        body = await response.read(self._limit)
+        exchange.usage = usage_in(body) if declared.startswith("application/json") else None
+        if as_events and declared.startswith("application/json"):
+            events = speech.transcript_events(body)
+            await exchange.start_stream(EVENTS_TYPE, headers)
+            await exchange.stream(events)
+            await exchange.end_stream()
+            return
+        media, body = speech.transcript(wanted, declared, body)
+        await exchange.answer(200, body, [(b"content-type", media.encode("latin-1")), *headers])
+
+    async def _ask(
+        self, exchange: Exchange, route: Route, slots: Slots, path: str, content_type: bytes, body: bytes
+    ) -> tuple[Slots, Response]:
+        def post(slots: Slots) -> Awaitable[Response]:
+            prefix = slots.backend.origin.prefix
+            headers = slots.backend.auth_headers + b"Content-Type: %b\r\n" % content_type
+            return self._dispatcher.post(exchange, slots, prefix + below(prefix, path).encode(), headers, body)
+
+        return await self._dispatcher.ask(exchange, route, slots, post)
+
+
+async def _within(seconds: float, answer: Coroutine[Any, Any, T]) -> T:
+    try:
+        async with asyncio.timeout(seconds):
+            return await answer
+    except TimeoutError:
+        raise UpstreamTimeout(f"nothing to hear within {seconds:g} s", "first_byte") from None
+
+
+async def _pass_events(exchange: Exchange, response: Response, headers: Headers) -> None:
+    """A backend's own events as they come, cut at their ends. OpenAI ends these streams without `[DONE]`."""
+    cutter = EventCutter()
+    await exchange.start_stream(EVENTS_TYPE, headers)
+    try:
+        while chunk := await response.next_chunk():
+            if events := cutter.feed(chunk):
+                exchange.usage = usage_in(events) or exchange.usage
+                await exchange.stream(events)
+    except EventTooLong:
+        raise AnswerError("an event without end") from None
+    if rest := cutter.rest():
+        await exchange.stream(rest + b"\n\n")
+    await exchange.end_stream()
+
+
+async def _audio_as_events(exchange: Exchange, response: Response, head: bytes, headers: Headers) -> None:
+    """Plain audio as the events of `stream_format` sse, for a backend that does not know it."""
+    await exchange.start_stream(EVENTS_TYPE, headers)
+    chunk = head
+    while chunk:
+        await exchange.stream(speech.speech_delta(chunk))
+        chunk = await response.next_chunk()
+    await exchange.stream(speech.speech_done())
+    await exchange.end_stream()
+
+
+def _headers(backend: Backend, began: float) -> Headers:
+    """The earlier gateway's; the latency is in milliseconds, until the head of the backend's answer."""
+    latency = f"{(perf_counter() - began) * 1000:.1f}"
+    return [
+        (b"x-gateway-backend", backend.name.encode()),
+        (b"x-gateway-backend-class", backend.record.backend_class.encode()),
+        (b"x-gateway-upstream-latency-ms", latency.encode()),
+    ]
+
+
+def _one_of(form: Form, name: str, known: Sequence[str], usual: str) -> str:
+    text = form.text(name) or usual
+    if text.lower() not in known:
+        raise ApiError(400, f"'{name}': must be one of {', '.join(known)}", param=name, code="invalid_value")
+    return text.lower()

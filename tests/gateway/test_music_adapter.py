@@ -1,0 +1,109 @@
+"""What HeartMula is asked, and what its answers mean, without a socket."""
+
+import json
+from typing import Any
+
+import pytest
+from gateway.http.errors import ApiError
+from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.adapters.heartmula import audio_file, generation, music_request, time_limit
+from gateway.upstream.converse import Ask, Refused, Reply
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "wanted"),
+    [
+        ({"prompt": "a song", "model": "auto"}, "", {"prompt": "a song"}),
+        ({"input": "a song"}, "", {"prompt": "a song"}),
+        ({"input": "a song", "prompt": "a song"}, "", {"prompt": "a song"}),
+        ({"lyrics": "la", "style": None, "tags": ["piano", "calm"]}, "", {"lyrics": "la", "tags": "piano,calm"}),
+        ({"style": "jazz", "tags": "piano"}, "m-1", {"style": "jazz", "tags": "piano", "model": "m-1"}),
+        ({"prompt": "x", "cfg_scale": 1.5, "top_k": 50}, "", {"prompt": "x", "cfg_scale": 1.5, "top_k": 50}),
+    ],
+)
+def test_the_request(asked: dict[str, Any], model: str, wanted: dict[str, Any]) -> None:
+    assert music_request(asked, model) == wanted
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [({}, "prompt"), ({"prompt": "", "tags": "piano"}, "prompt"), ({"prompt": "a", "input": "b"}, "input")],
+)
+def test_nothing_to_play_or_two_things_is_a_400(asked: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as error:
+        music_request(asked, "")
+    assert (error.value.status, error.value.param) == (400, param)
+
+
+def test_a_piece_may_take_longer_the_longer_it_is() -> None:
+    assert time_limit({"duration": 10}, 120) == 120
+    assert time_limit({"duration": 240}, 120) == 1230
+    assert time_limit({}, 120) == 180
+
+
+def talk(reply: Reply, request: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the steps return when the server answers so."""
+    steps = generation("/v1/music/generations", request or {"prompt": "x"})
+    ask = next(steps)
+    assert isinstance(ask, Ask)
+    assert (ask.method, ask.path, json.loads(ask.body)) == ("POST", "/v1/music/generations", request or {"prompt": "x"})
+    with pytest.raises(StopIteration) as end:
+        steps.send(reply)
+    piece: dict[str, Any] = end.value.value
+    return piece
+
+
+def answered(**piece: Any) -> Reply:
+    return Reply(200, "application/json", json.dumps(piece).encode())
+
+
+def test_a_piece() -> None:
+    piece = talk(answered(id="1", status="completed", audio_url="/audio/m_1.wav", extra=[1]), {"seed": 10**30})
+    assert piece == {"id": "1", "status": "completed", "audio_url": "/audio/m_1.wav", "extra": [1]}
+    assert audio_file(piece) == "m_1.wav"
+    assert audio_file({"audio_url": "http://10.10.22.5:9920/audio/m_1.wav?x=/y"}) == "m_1.wav"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(200, "text/html", b"<html>"),
+        Reply(200, "application/json", b"[]"),
+        answered(status="failed", error="out of memory"),
+        answered(status="error"),
+        answered(audio_url="/audio/x.wav", error={"message": "no"}),
+        answered(status="completed"),
+        answered(audio_url=5),
+        *(
+            answered(audio_url=url)
+            for url in ("", "/audio/", "/audio/..", "/audio/.env", "/a/..%2fb", "/audio/a b", "http://[", "/a/ä.wav")
+        ),
+    ],
+)
+def test_what_is_no_piece_is_no_answer(reply: Reply) -> None:
+    with pytest.raises(AnswerError):
+        talk(reply)
+
+
+def test_a_refusal_is_the_server_s() -> None:
+    with pytest.raises(Refused):
+        talk(Reply(422, "application/json", b"{}"))
+
+
+@given(st.binary(max_size=100))
+def test_any_bytes_are_a_piece_or_no_answer(body: bytes) -> None:
+    with pytest.raises(AnswerError):
+        talk(Reply(200, "application/json", body))
+
+
+@given(st.text())
+def test_a_file_s_name_is_a_name_and_nothing_else(url: str) -> None:
+    try:
+        name = audio_file({"audio_url": url})
+    except AnswerError:
+        return
+    assert name.isascii()
+    assert not name.startswith(".")
+    assert not set(name) & set("/\\%?# ")
