@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway.app import build
+from gateway.app import House
 from gateway.refusal import Refusal
 from gateway.routing.aliases import Alias, load_aliases
 from gateway.routing.backends import load_backends
-from gateway.settings import load_settings
+from gateway.settings import Settings, load_settings
 
 from tests.gateway.conftest import free_ports, write_files
 
 GOOD = "backends: {a: {class: test, base_url: 'http://127.0.0.1:1/v1', supported_capabilities: [chat]"
+
+
+def naming(path: Path) -> Settings:
+    return load_settings(gateway_backends_path=path)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,8 @@ GOOD = "backends: {a: {class: test, base_url: 'http://127.0.0.1:1/v1', supported
         (GOOD.replace("http:", "ftp:") + "}}", "base_url"),
         (GOOD.replace("class: test", "class: 'a b'") + "}}", "class"),
         (GOOD + ", concurrency_limits: {chat: 0}}}", "concurrency_limits.chat"),
+        (GOOD + ", protocol: heartmula}}", "protocol 'heartmula' has no chat; it has music"),
+        (GOOD + ", queue: {max: 0, timeout_sec: 1}}}", "queue.max"),
         (GOOD + ", api_key: '${NOT_SET}'}}", "${NOT_SET} is not set"),
         (GOOD + ', api_key: "a\\r\\nX: y"}}', "api_key"),
         ("backends: [", "not YAML"),
@@ -40,7 +46,7 @@ def test_wrong_backends(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "backends.yaml"
     path.write_text(text)
     with pytest.raises(Refusal) as caught:
-        load_backends(path, {})
+        load_backends(naming(path), {})
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
 
@@ -48,7 +54,7 @@ def test_wrong_backends(tmp_path: Path, text: str, says: str) -> None:
 def test_variables_are_filled(tmp_path: Path) -> None:
     path = tmp_path / "backends.yaml"
     path.write_text(GOOD + ", api_key: '${KEY}'}}")
-    assert load_backends(path, {"KEY": "secret"})["a"].api_key == "secret"
+    assert load_backends(naming(path), {"KEY": "secret"}).records["a"].api_key == "secret"
 
 
 @pytest.mark.parametrize(
@@ -66,14 +72,54 @@ def test_wrong_aliases(tmp_path: Path, text: str) -> None:
     path = tmp_path / "model_aliases.json"
     path.write_text(text)
     with pytest.raises(Refusal) as caught:
-        load_aliases(path)
+        load_aliases(load_settings(model_aliases_path=path))
     assert str(path) in str(caught.value)
 
 
 def test_aliases_in_each_of_their_forms(tmp_path: Path) -> None:
     path = tmp_path / "model_aliases.json"
-    path.write_text('{"aliases": {"A": "x:m:1", "b": {"backend": "x", "upstream_model": "m"}}}')
-    assert load_aliases(path) == {"a": Alias("x", "m:1"), "b": Alias("x", "m")}
+    old = '"c": {"backend": "x", "model": "m", "window": 8000, "temp_cap": 0.5, "max_output_tokens": 9, "tools": false}'
+    path.write_text('{"aliases": {"A": "x:m:1", "b": {"backend": "x", "upstream_model": "m"}, ' + old + "}}")
+    expected = {"a": Alias("x", "m:1"), "b": Alias("x", "m"), "c": Alias("x", "m", 8000, False, 9, 0.5)}
+    assert load_aliases(load_settings(model_aliases_path=path)) == expected
+    assert load_aliases(load_settings(model_aliases_json=path.read_text())) == expected
+
+
+def test_settings_imply_the_earlier_aliases(tmp_path: Path) -> None:
+    path = tmp_path / "model_aliases.json"
+    path.write_text('{"fast": "x:m"}')
+    settings = load_settings(model_aliases_path=path, ollama_model_strong="big", mlx_model_strong="long")
+    assert load_aliases(settings) == {
+        "default": Alias("ollama", "big", tools=True),
+        "fast": Alias("x", "m"),
+        "coder": Alias("ollama", "big", tools=True),
+        "long": Alias("mlx", "long", tools=False),
+    }
+
+
+def test_one_address_is_enough() -> None:
+    file = load_backends(load_settings(ollama_base_url="http://127.0.0.1:11434"), {})
+    (record,) = file.records.values()
+    assert (record.backend_class, record.protocol) == ("ollama", "ollama")
+    with pytest.raises(Refusal, match=r"OLLAMA_BASE_URL: .*http"):
+        load_backends(load_settings(ollama_base_url="ftp://x"), {})
+
+
+def test_a_class_of_the_file_beats_an_address(tmp_path: Path) -> None:
+    path = tmp_path / "backends.yaml"
+    path.write_text(GOOD.replace("class: test", "class: local_mlx") + "}}\nlegacy_mapping: {mlx: local_mlx}\n")
+    settings = load_settings(
+        gateway_backends_path=path, mlx_base_url="http://127.0.0.1:2/v1", ollama_base_url="http://127.0.0.1:3"
+    )
+    assert list(load_backends(settings, {}).records) == ["a", "ollama"]
+
+
+def test_hosts_of_a_class_share_one_queue(tmp_path: Path) -> None:
+    path = tmp_path / "backends.yaml"
+    record = GOOD.removeprefix("backends: {a: ")
+    path.write_text(f"backends: {{a: {record}, queue: {{max: 2, timeout_sec: 1}}}}, b: {record}}}}}")
+    with pytest.raises(Refusal, match=r"b\.queue: differs from that of a"):
+        load_backends(naming(path), {})
 
 
 def test_env_file_is_read_and_the_environment_beats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,16 +151,16 @@ def test_taken_port_is_a_refusal(refused: Callable[..., str], tmp_path: Path) ->
 def test_aliases_need_no_file_unless_one_is_named(tmp_path: Path) -> None:
     write_files(tmp_path, "http://127.0.0.1:9/v1")
     given: dict[str, Any] = {"gateway_bearer_token": "x" * 32, "gateway_backends_path": tmp_path / "backends.yaml"}
-    build(load_settings(**given))
+    House(load_settings(**given))
     with pytest.raises(Refusal, match="does not exist"):
-        build(load_settings(**given, model_aliases_path=tmp_path / "missing.json"))
+        House(load_settings(**given, model_aliases_path=tmp_path / "missing.json"))
 
 
 def test_misspelt_key_is_one_problem(tmp_path: Path) -> None:
     path = tmp_path / "backends.yaml"
     path.write_text(GOOD.replace("base_url", "bas_url") + "}}")
     with pytest.raises(Refusal) as caught:
-        load_backends(path, {})
+        load_backends(naming(path), {})
     (problem,) = caught.value.problems
     assert "bas_url: unknown key" in problem
     assert "did you mean 'base_url'?" in problem

@@ -4,13 +4,16 @@ import json
 from typing import Any
 
 import pytest
-from gateway.api.hot import HOT_ROUTES, parse
+from gateway.api.endpoint import parse
+from gateway.api.hot import CHAT_REQUEST as CHAT
+from gateway.api.hot import COMPLETION_REQUEST as COMPLETIONS
+from gateway.api.hot import EMBEDDING_REQUEST as EMBEDDINGS
 from gateway.http.errors import ApiError
-from gateway.routing.rename import Rename
+from gateway.routing.aliases import Alias
+from gateway.routing.body import Rename, ask_for_usage, within_limits
 from hypothesis import given
 from hypothesis import strategies as st
 
-CHAT, COMPLETIONS, EMBEDDINGS = HOT_ROUTES
 keys = st.one_of(st.sampled_from(["model", "messages", "mod\u0065l"]), st.text(max_size=6))
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
@@ -88,3 +91,43 @@ def test_no_bytes_raise_anything_else(body: bytes) -> None:
 def test_unknown_fields_and_null_are_taken() -> None:
     body = {"messages": [{"role": "user", "content": None, "x": 1}], "stream": None, "new_field": {"a": [1]}}
     assert parse(json.dumps(body).encode(), CHAT) == body
+
+
+@given(st.dictionaries(keys, values, max_size=4))
+def test_usage_is_asked_for_and_nothing_else_is_changed(fields: dict[str, Any]) -> None:
+    fields = {**fields, "messages": []}
+    fields.pop("stream_options", None)
+    body = json.dumps(fields, ensure_ascii=True).encode()
+    assert json.loads(ask_for_usage(body, fields)) == {**fields, "stream_options": {"include_usage": True}}
+
+
+def test_other_stream_options_are_kept() -> None:
+    request = {"stream_options": {"include_usage": False, "include_obfuscation": False}, "n": 1}
+    asked = json.loads(ask_for_usage(json.dumps(request).encode(), request))
+    assert asked == {"stream_options": {"include_usage": True, "include_obfuscation": False}, "n": 1}
+
+
+@pytest.mark.parametrize(
+    ("alias", "request_fields", "changes"),
+    [
+        (Alias("c", "m", max_tokens_cap=10), {"max_tokens": 11}, {"max_tokens": 10}),
+        (Alias("c", "m", max_tokens_cap=10), {"max_tokens": 10}, {}),
+        (Alias("c", "m", max_tokens_cap=10), {"max_completion_tokens": 99}, {"max_completion_tokens": 10}),
+        (Alias("c", "m", max_tokens_cap=10), {}, {"max_tokens": 10}),
+        (Alias("c", "m", max_tokens_cap=10), {"max_tokens": None}, {"max_tokens": 10}),
+        (Alias("c", "m", temperature_cap=0.5), {"temperature": 0.7}, {"temperature": 0.5}),
+        (Alias("c", "m", temperature_cap=0.5), {"temperature": 0.2}, {}),
+        (Alias("c", "m", temperature_cap=0.5), {}, {}),
+        (Alias("c", "m", tools=False), {"tools": []}, {}),
+        (Alias("c", "m", tools=True), {"tools": [{}]}, {}),
+    ],
+)
+def test_caps_of_an_alias(alias: Alias, request_fields: dict[str, Any], changes: dict[str, Any]) -> None:
+    assert within_limits(alias, request_fields) == changes
+
+
+def test_alias_without_tools_refuses_them_by_its_name() -> None:
+    with pytest.raises(ApiError) as caught:
+        within_limits(Alias("c", "m", tools=False), {"model": "fast", "tools": [{}]})
+    assert (caught.value.status, caught.value.param) == (400, "tools")
+    assert caught.value.message == "tools not allowed for model alias 'fast'"

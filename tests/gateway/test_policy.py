@@ -3,35 +3,54 @@
 import pytest
 from gateway.http.errors import ApiError
 from gateway.routing.aliases import Alias
-from gateway.routing.policy import Decision, Names, decide
+from gateway.routing.policy import (
+    Decision,
+    Facts,
+    Names,
+    Rules,
+    decide,
+    decide_by_policy,
+    decide_embedder,
+    decide_in_class,
+)
+from gateway.routing.request_type import is_coding
 
-ALIASES = {"default": Alias("llamacpp", "smol"), "fast": Alias("mlx", "tiny")}
-NAMES = Names(ALIASES, {"llamacpp": ("smol",), "mlx": ("tiny", "big:4b"), "embed": ("minilm",), "empty": ()})
+DEFAULT, FAST = Alias("llamacpp", "smol"), Alias("mlx", "tiny")
+ALIASES = {"default": DEFAULT, "fast": FAST}
+CHAT, EMBED = frozenset({"chat"}), frozenset({"embeddings"})
+SERVED = {"llamacpp": ("smol",), "mlx": ("tiny", "big:4b"), "embed": ("minilm", "smol"), "empty": ()}
+CAPABLE = {"llamacpp": CHAT, "mlx": CHAT, "embed": EMBED, "empty": CHAT}
+NAMES = Names(ALIASES, SERVED, CAPABLE, synonyms={"apple": "mlx"}, strong={"empty": "set"})
 
 
 @pytest.mark.parametrize(
     ("model", "header", "expected"),
     [
-        ("default", "", Decision("llamacpp", "smol", "alias:model")),
-        ("FAST", "", Decision("mlx", "tiny", "alias:model")),
-        ("", "", Decision("llamacpp", "smol", "direct:model")),
-        ("auto", "", Decision("llamacpp", "smol", "direct:model")),
-        ("AUTO", "", Decision("llamacpp", "smol", "direct:model")),
+        ("default", "", Decision("llamacpp", "smol", "alias:model", DEFAULT)),
+        ("FAST", "", Decision("mlx", "tiny", "alias:model", FAST)),
         ("smol", "", Decision("llamacpp", "smol", "pinned:model")),
+        ("minilm", "", Decision("embed", "minilm", "pinned:model")),
         ("big:4b", "", Decision("mlx", "big:4b", "pinned:model")),
         ("mlx:big:4b", "", Decision("mlx", "big:4b", "pinned:model")),
+        ("Apple:big:4b", "", Decision("mlx", "big:4b", "pinned:model")),
         ("mlx:not-served-yet", "", Decision("mlx", "not-served-yet", "pinned:model")),
         ("llamacpp", "", Decision("llamacpp", "smol", "pinned:model")),
-        ("embed", "", Decision("embed", "minilm", "pinned:model")),
-        ("", "embed", Decision("embed", "minilm", "override:x-backend")),
+        ("llamacpp-default", "", Decision("llamacpp", "smol", "pinned:model")),
+        ("empty", "", Decision("empty", "set", "pinned:model")),
         ("auto", "llamacpp", Decision("llamacpp", "smol", "override:x-backend")),
-        ("fast", "mlx", Decision("mlx", "tiny", "override:x-backend")),
+        ("", "empty", Decision("empty", "set", "override:x-backend")),
+        ("fast", "mlx", Decision("mlx", "tiny", "override:x-backend", FAST)),
+        ("fast", "apple", Decision("mlx", "tiny", "override:x-backend", FAST)),
+        ("fast", "llamacpp", Decision("llamacpp", "fast", "override:x-backend")),
         ("mlx:big:4b", "MLX", Decision("mlx", "big:4b", "override:x-backend")),
         ("anything", "mlx", Decision("mlx", "anything", "override:x-backend")),
+        ("", "", None),
+        ("auto", "", None),
+        ("AUTO", "", None),
     ],
 )
-def test_first_matching_rule_decides(model: str, header: str, expected: Decision) -> None:
-    assert decide(model, header, NAMES) == expected
+def test_first_matching_rule_decides(model: str, header: str, expected: Decision | None) -> None:
+    assert decide(model, header, "chat", NAMES) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,17 +61,164 @@ def test_first_matching_rule_decides(model: str, header: str, expected: Decision
         ("nowhere:smol", "", 404, "model_not_found", ""),
         ("default", "gpu", 400, "backend_not_found", "known: embed, empty, llamacpp, mlx"),
         ("mlx", "", 400, "model_required", "big:4b, tiny"),
-        ("empty", "", 400, "model_required", "none is known yet"),
     ],
 )
 def test_refusals_name_what_there_is(model: str, header: str, status: int, code: str, says: str) -> None:
     with pytest.raises(ApiError) as caught:
-        decide(model, header, NAMES)
+        decide(model, header, "chat", NAMES)
     assert (caught.value.status, caught.value.code) == (status, code)
     assert says in caught.value.message
 
 
-def test_no_default_alias_asks_for_a_model() -> None:
+ON = Rules(policy=True, request_type=True, long_context_chars=100)
+TOOLS, LONG, SHORT = Facts(has_tools=True), Facts(chars=100), Facts(chars=99)
+CODE = Facts(request_type="coding")
+EMBEDDER = Alias("embed", "x")
+BY_FAST = Decision("mlx", "tiny", "policy:fast->alias:fast", FAST)
+ONE_CLASS = Names({}, {"llamacpp": ("smol",)}, CAPABLE)
+LONG_PLAIN, BY_LONG = Alias("mlx", "long"), "policy:long_context->alias:long"
+CODER, LONG_ALIAS = Alias("mlx", "coder"), Alias("mlx", "long", context=50)
+NO_TOOLS = Alias("llamacpp", "smol", tools=False)
+STRONG = Names({}, SERVED, CAPABLE, strong={"llamacpp": "huge"}, fast={"llamacpp": "quick"}, default_class="llamacpp")
+MLX = Names({}, SERVED, CAPABLE, strong={"llamacpp": "huge", "mlx": "deep"}, default_class="llamacpp")
+
+
+def having(**aliases: Alias) -> Names:
+    return Names(aliases, SERVED, CAPABLE, strong={"llamacpp": "huge"}, default_class="llamacpp")
+
+
+@pytest.mark.parametrize(
+    ("facts", "rules", "names", "expected"),
+    [
+        (TOOLS, Rules(), NAMES, Decision("llamacpp", "smol", "direct:model", DEFAULT)),
+        (SHORT, Rules(), STRONG, Decision("llamacpp", "huge", "direct:model")),
+        (TOOLS, ON, NAMES, Decision("llamacpp", "smol", "policy:tools->alias:default", DEFAULT)),
+        (
+            TOOLS,
+            ON,
+            having(default=NO_TOOLS, coder=CODER),
+            Decision("mlx", "coder", "policy:tools->alias:coder", CODER),
+        ),
+        (TOOLS, ON, having(default=NO_TOOLS), Decision("llamacpp", "huge", "policy:tools->strong")),
+        (
+            LONG,
+            ON,
+            having(long=Alias("mlx", "long")),
+            Decision("mlx", "long", "policy:long_context->alias:long", Alias("mlx", "long")),
+        ),
+        # A context of 50 tokens is 200 characters.
+        (
+            Facts(chars=199),
+            ON,
+            having(long=LONG_ALIAS, fast=FAST),
+            BY_FAST,
+        ),
+        (
+            Facts(chars=200),
+            ON,
+            having(long=LONG_ALIAS),
+            Decision("mlx", "long", BY_LONG, LONG_ALIAS),
+        ),
+        (LONG, ON, MLX, Decision("mlx", "deep", "policy:long_context->mlx")),
+        (
+            LONG,
+            ON,
+            Names({}, {"llamacpp": ("smol",)}, CAPABLE),
+            Decision("llamacpp", "smol", "policy:long_context->strong"),
+        ),
+        (CODE, ON, having(coder=CODER), Decision("mlx", "coder", "policy:coding->alias:coder", CODER)),
+        (CODE, ON, STRONG, Decision("llamacpp", "huge", "policy:coding->strong")),
+        (CODE, ON._replace(request_type=False), NAMES, BY_FAST),
+        (SHORT, ON, NAMES, BY_FAST),
+        (SHORT, ON, STRONG, Decision("llamacpp", "quick", "policy:fast")),
+        (SHORT, ON, having(), Decision("llamacpp", "huge", "policy:fast")),
+    ],
+)
+def test_policy_decides_where_nothing_is_named(facts: Facts, rules: Rules, names: Names, expected: Decision) -> None:
+    assert decide_by_policy(facts, names, rules) == expected
+
+
+def test_no_default_asks_for_a_model() -> None:
     with pytest.raises(ApiError) as caught:
-        decide("auto", "", Names({}, NAMES.served))
+        decide_by_policy(Facts(), Names({}, SERVED, CAPABLE), Rules())
     assert caught.value.code == "model_required"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (Names({}, SERVED, CAPABLE, embedder=("embed", "minilm")), Decision("embed", "minilm", "direct:model")),
+        (Names({}, {"e": ("one",)}, {"e": EMBED}), Decision("e", "one", "direct:model")),
+        (
+            Names({"default": Alias("embed", "x")}, SERVED, CAPABLE),
+            Decision("embed", "x", "direct:model", Alias("embed", "x")),
+        ),
+        (Names(ALIASES, SERVED, CAPABLE, embedder=("", "smol")), Decision("embed", "smol", "direct:model")),
+    ],
+)
+def test_default_embedder(names: Names, expected: Decision) -> None:
+    assert decide_embedder(names) == expected
+
+
+@pytest.mark.parametrize(
+    "names", [Names({}, {"a": ()}, {"a": CHAT}), Names({}, SERVED, CAPABLE, embedder=("gone", ""))]
+)
+def test_nothing_embeds(names: Names) -> None:
+    with pytest.raises(ApiError) as caught:
+        decide_embedder(names)
+    assert caught.value.code == "model_required"
+
+
+IMAGES = Names(
+    {"art": Alias("gpu", "sdxl"), "chatty": DEFAULT},
+    {"gpu": ("sdxl",), "gpu2": (), "llamacpp": ("smol",)},
+    {"gpu": frozenset({"images"}), "gpu2": frozenset({"images"}), "llamacpp": CHAT},
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "header", "expected"),
+    [
+        ("", "", Decision("usual", "", "direct:model")),
+        ("auto", "", Decision("usual", "", "direct:model")),
+        ("whatever", "", Decision("usual", "whatever", "direct:model")),
+        ("chatty", "", Decision("usual", "chatty", "direct:model")),
+        ("smol", "", Decision("usual", "smol", "direct:model")),
+        ("Art", "", Decision("gpu", "sdxl", "alias:model", Alias("gpu", "sdxl"))),
+        ("gpu2:x:y", "", Decision("gpu2", "x:y", "pinned:model")),
+        ("gpu2", "", Decision("gpu2", "", "pinned:model")),
+        ("sdxl", "", Decision("gpu", "sdxl", "pinned:model")),
+        ("", "gpu2", Decision("gpu2", "", "override:x-backend")),
+        ("art", "gpu", Decision("gpu", "sdxl", "override:x-backend", Alias("gpu", "sdxl"))),
+        ("gpu:m", "gpu", Decision("gpu", "m", "override:x-backend")),
+    ],
+)
+def test_kinds_with_a_class_of_their_own(model: str, header: str, expected: Decision) -> None:
+    assert decide_in_class(model, header, "images", "usual", IMAGES) == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "text", "coding"),
+    [
+        ("coding", "hello", True),
+        ("CODE", "hello", True),
+        ("dev", "", True),
+        ("chat", "```def f(): pass```", False),
+        ("general", "Traceback", False),
+        ("", "```\nx\n```", True),
+        ("", "I get a Traceback (most recent call last)", True),
+        ("", "panic: runtime error", True),
+        ("", "what does utils.py do?", True),
+        ("", "def f(x):\n  return x", True),
+        ("", "for (i = 0; i < 3; i++) {", True),
+        ("", "my python script fails", True),
+        ("", "fix the docker build", True),
+        ("", "Tell me a story about a snake.", False),
+        ("", "Python snakes are large", False),
+        ("", "Please fix dinner", False),
+        ("", "For whom the bell tolls (a novel)", False),
+        ("unknown", "Good morning", False),
+    ],
+)
+def test_request_type(header: str, text: str, coding: bool) -> None:
+    assert is_coding(header, text) is coding

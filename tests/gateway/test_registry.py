@@ -1,58 +1,103 @@
 """Which backend of a class gets a request, and what is said when none can."""
 
+from typing import Any
+
 import pytest
 from gateway.http.errors import ApiError
+from gateway.routing import registry as module
 from gateway.routing.aliases import Alias
-from gateway.routing.backends import BackendRecord
-from gateway.routing.registry import ROUTES_MAX, Backend, Registry
+from gateway.routing.backends import BackendRecord, BackendsFile
+from gateway.routing.registry import ROUTES_MAX, STRIKES_MAX, Backend, Registry, Route, backend_maker
+from gateway.settings import load_settings
 from gateway.upstream.http1 import Timeouts
 
+ALIASES = {"default": Alias("test", "m"), "lost": Alias("nowhere", "m")}
 
-def backend(name: str, limit: int | None = None, capabilities: tuple[str, ...] = ("chat",)) -> Backend:
-    record = BackendRecord.model_validate(
-        {
-            "class": "test",
-            "base_url": "http://127.0.0.1:1/v1",
-            "supported_capabilities": list(capabilities),
-            "concurrency_limits": {"chat": limit} if limit else {},
-        }
-    )
-    made = Backend(name, record, Timeouts(), None)
-    made.models = ("m",)
+
+def record(limit: int | None = None, **fields: Any) -> BackendRecord:
+    given = {
+        "class": "test",
+        "base_url": "http://127.0.0.1:1/v1",
+        "supported_capabilities": ["chat"],
+        "concurrency_limits": {"chat": limit} if limit else {},
+    }
+    return BackendRecord.model_validate(given | fields)
+
+
+def registry(**records: BackendRecord) -> Registry:
+    make = backend_maker(Timeouts(), None, {})  # type: ignore[arg-type]  # no https here
+    made = Registry(BackendsFile(records, {}), ALIASES, load_settings(), make)
+    for backend in made.backends:
+        backend.models = ("m",)
+    made.refresh_names()
     return made
 
 
-def registry(*backends: Backend) -> Registry:
-    return Registry(backends, {"default": Alias("test", "m"), "lost": Alias("nowhere", "m")})
+def taken(registry: Registry, route: Route) -> str:
+    slots = registry.take(route)
+    return slots.backend.name if slots else ""
 
 
 def test_least_loaded_ready_backend_is_taken() -> None:
-    first, second = backend("a", 2), backend("b", 2)
-    both = registry(first, second)
+    both = registry(a=record(2), b=record(2))
     route = both.route("m", b"", "chat")
-    assert [both.take(route).backend.name for _ in range(4)] == ["a", "b", "a", "b"]
-    with pytest.raises(ApiError) as caught:
-        both.take(route)
-    assert (caught.value.status, caught.value.code) == (429, "backend_overloaded")
-    second.slots["chat"].inflight -= 1
-    assert both.take(route).backend is second
+    assert [taken(both, route) for _ in range(5)] == ["a", "b", "a", "b", ""]
+    both.backends[1].slots["chat"].release()
+    assert taken(both, route) == "b"
 
 
 def test_backend_that_is_down_is_passed_over() -> None:
-    first, second = backend("a"), backend("b")
-    both = registry(first, second)
+    both = registry(a=record(), b=record())
+    first, second = both.backends
     route = both.route("m", b"", "chat")
     first.fail("refused")
-    assert [both.take(route).backend.name for _ in range(3)] == ["b", "b", "b"]
+    assert [taken(both, route) for _ in range(3)] == ["b", "b", "b"]
     second.fail("refused")
     with pytest.raises(ApiError) as caught:
         both.take(route)
     assert (caught.value.status, caught.value.code) == (503, "backend_not_ready")
 
 
+def test_the_host_that_failed_is_not_tried_again() -> None:
+    both = registry(a=record(), b=record())
+    slots = both.take(both.route("m", b"", "chat"), both.backends[0])
+    assert slots is not None
+    assert slots.backend.name == "b"
+    alone = registry(a=record())
+    with pytest.raises(ApiError):
+        alone.take(alone.route("m", b"", "chat"), alone.backends[0])
+
+
+def test_host_that_keeps_failing_rests_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    both = registry(a=record(), b=record())
+    route = both.route("m", b"", "chat")
+    for _ in range(STRIKES_MAX - 1):
+        both.backends[0].strike()
+    assert taken(both, route) == "a"
+    both.backends[0].strike()
+    assert [taken(both, route) for _ in range(3)] == ["b", "b", "b"]
+    now += 1
+    assert taken(both, route) == "a"
+    both.backends[0].strike()  # twice as long
+    now += 1
+    assert taken(both, route) == "b"
+    now += 1
+    both.backends[0].succeed()
+    assert both.backends[0].is_usable
+
+
+def test_a_host_that_rests_is_better_than_none() -> None:
+    alone = registry(a=record())
+    for _ in range(STRIKES_MAX):
+        alone.backends[0].strike()
+    assert taken(alone, alone.route("m", b"", "chat")) == "a"
+
+
 def test_failure_wakes_the_prober() -> None:
     woken: list[bool] = []
-    one = backend("a")
+    (one,) = registry(a=record()).backends
     one.on_failure = lambda: woken.append(True)
     one.fail("refused")
     assert woken == [True]
@@ -64,22 +109,65 @@ def test_failure_wakes_the_prober() -> None:
 )
 def test_what_no_backend_can_do(model: str, capability: str, status: int, code: str) -> None:
     with pytest.raises(ApiError) as caught:
-        registry(backend("a")).route(model, b"", capability)
+        registry(a=record()).route(model, b"", capability)
     assert (caught.value.status, caught.value.code) == (status, code)
 
 
 def test_routes_are_decided_anew_when_names_change() -> None:
-    one = backend("a")
-    alone = registry(one)
+    alone = registry(a=record())
     with pytest.raises(ApiError):
         alone.route("new", b"", "chat")
-    one.models = ("m", "new")
+    alone.backends[0].models = ("m", "new")
     alone.refresh_names()
     assert alone.route("new", b"", "chat").decision.reason == "pinned:model"
 
 
 def test_remembered_routes_are_bounded() -> None:
-    alone = registry(backend("a"))
+    alone = registry(a=record())
     for number in range(3 * ROUTES_MAX):
         alone.route(f"test:{number}", b"", "chat")
+        alone.route_in_class(f"test:{number}", b"", "chat", "test", "/v1/x")
     assert len(alone._routes) <= ROUTES_MAX
+    assert len(alone._decided) <= ROUTES_MAX
+
+
+def test_facts_are_looked_up_only_where_they_decide() -> None:
+    alone = registry(a=record())
+
+    def facts() -> Any:
+        raise AssertionError("asked")
+
+    alone.route("m", b"", "chat", facts)
+    with pytest.raises(AssertionError, match="asked"):
+        alone.route("auto", b"", "chat", facts)
+
+
+def replaced(before: dict[str, BackendRecord], after: dict[str, BackendRecord]) -> tuple[list[Backend], list[Backend]]:
+    one = registry(**before)
+    old = list(one.backends)
+    one.replace(BackendsFile(after, {}), ALIASES)
+    return old, list(one.backends)
+
+
+def test_unchanged_backends_stay_what_they_are() -> None:
+    old, new = replaced({"a": record(2), "b": record(2)}, {"b": record(2), "a": record(3)})
+    assert new[0] is old[1]
+    assert new[1] is not old[0]
+    assert new[1].slots["chat"].limit == 3
+
+
+def test_change_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = registry(a=record())
+    told: list[int] = []
+    one.on_change = lambda: told.append(len(one.backends))
+    one.replace(BackendsFile({"a": record(), "b": record()}, {}), {})
+    assert told == [2]
+    assert "default" not in one.names.aliases
+
+
+@pytest.mark.parametrize("queue", [None, {"max": 2, "timeout_sec": 1}])
+def test_hosts_of_a_class_wait_in_one_queue(queue: Any) -> None:
+    both = registry(a=record(1, queue=queue), b=record(1, queue=queue))
+    first, second = (backend.slots["chat"].queue for backend in both.backends)
+    assert first is second
+    assert (first is not None) == (queue is not None)

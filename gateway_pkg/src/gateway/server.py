@@ -1,4 +1,4 @@
-"""Runs the two listeners in one event loop until a signal, then lets answers and streams end."""
+"""Runs the two listeners in one event loop until a signal, then lets answers and streams end. SIGHUP reloads."""
 
 from __future__ import annotations
 

@@ -223,7 +223,9 @@ class Registry:
                     slots.queue = None
                     continue
                 key = backend.record.backend_class, capability
-                queue = queues.get(key) or self._queues.get(key) or FairQueue(wanted.max, wanted.timeout_sec)
+                queue = queues.get(key, self._queues.get(key))
+                if queue is None:
+                    queue = FairQueue(wanted.max, wanted.timeout_sec)
                 queue.max_waiting, queue.timeout = wanted.max, wanted.timeout_sec
                 slots.queue = queues[key] = queue
         self._queues = queues
