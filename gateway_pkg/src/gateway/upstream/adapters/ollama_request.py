@@ -255,7 +255,9 @@ def _calls(calls: Any, at: str, names: dict[str, str]) -> list[Json]:
 
 def _arguments(function: Json, at: str) -> orjson.Fragment:
     """OpenAI's string is an object in Ollama's protocol: the same text, without the quotes around it."""
-    text = function.get("arguments") or "{}"
+    text = function.get("arguments")
+    if text is None or text == "":
+        text = "{}"
     try:
         if isinstance(text, str) and isinstance(orjson.loads(text), dict):
             return orjson.Fragment(text)
