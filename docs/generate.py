@@ -1,4 +1,4 @@
-"""Writes what the documentation repeats: the port table, the settings, the README of each role.
+"""Writes what the documentation repeats: the port table, the settings, the metrics, the README of each role.
 
 python docs/generate.py            writes what is stale
 python docs/generate.py --check    names it and exits with 1
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from gateway.observe.metrics import FAMILIES
 from gateway.settings import Settings
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -64,10 +65,25 @@ def settings() -> str:
     return table(["variable", "kind", "default", ""], rows)
 
 
+def metrics() -> str:
+    rows = [
+        [
+            code(family.name + ("_total" if family.kind == "counter" else "")),
+            family.kind,
+            ", ".join(map(code, family.labels)),
+            family.help,
+        ]
+        for family in FAMILIES
+    ]
+    return table(["metric", "kind", "labels", ""], rows)
+
+
 def kind(field: FieldInfo) -> str:
     annotation: Any = field.annotation
     if isinstance(annotation, types.UnionType):  # X | None
         annotation = next(part for part in typing.get_args(annotation) if part is not types.NoneType)
+    if typing.get_origin(annotation) is typing.Literal:
+        return ", ".join(code(value) or "nothing" for value in typing.get_args(annotation))
     return KINDS[typing.get_origin(annotation) or annotation]
 
 
@@ -113,7 +129,7 @@ def markdown(text: str | Sequence[str]) -> str:
 def pages() -> Iterator[tuple[Path, str]]:
     """Each generated file with the text that it should have."""
     catalog = yaml.safe_load((ROOT / "playbooks/group_vars/all/services.yml").read_text())["appliance_catalog"]
-    made = {"ports": ports(catalog), "settings": settings()}
+    made = {"ports": ports(catalog), "settings": settings(), "metrics": metrics()}
     for page in sorted((ROOT / "docs").glob("*.md")):
         yield page, MARKED.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n{found[3]}", page.read_text())
     for specs in sorted((ROOT / "roles").glob("*/meta/argument_specs.yml")):

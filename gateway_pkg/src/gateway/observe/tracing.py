@@ -15,6 +15,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from random import Random
 from time import perf_counter, time_ns
 from typing import Any
@@ -122,7 +123,7 @@ class Tracer:
         zero = time_ns() - int(now * 1e9)
         if not trace.calls and exchange.slots is not None:
             trace.calls.append(self._unannounced(exchange, trace, exchange.slots, now))
-        for call, following in zip(trace.calls, (*trace.calls[1:], None), strict=True):
+        for call, following in zip_longest(trace.calls, trace.calls[1:]):
             self._end(self._call_span(exchange, trace, call, following, now, zero))
         self._end(self._request_span(exchange, trace, route, now, zero))
 
