@@ -17,6 +17,7 @@ from gateway.api.endpoint import Endpoint, Endpoints
 from gateway.http.errors import ApiError
 from gateway.http.exchange import ClientGone, Exchange, too_large
 from gateway.http.tokens import Doorkeeper
+from gateway.observe.logs import request_id
 from gateway.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Edge:
         headers = exchange.headers
         if b"x-request-id" in headers and REQUEST_ID.fullmatch(headers[b"x-request-id"]):
             exchange.request_id = headers[b"x-request-id"].decode()
+        request_id.set(exchange.request_id)
         try:
             path = scope["path"]
             served = self._endpoints.get(path)
@@ -84,7 +86,7 @@ class Edge:
             exchange.client_left()
         except Exception:
             # The last net: the client gets a well-formed 500, the log says why. Each one is a bug.
-            log.exception("unexpected error", extra={"request_id": exchange.request_id})
+            log.exception("unexpected error")
             words = f"Internal error; the log has it under {exchange.request_id}"
             await exchange.fail(ApiError(500, words, code="internal_error"))
         finally:

@@ -22,7 +22,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if identifier := getattr(record, "request_id", request_id.get()):
+        if identifier := request_id.get():
             entry["request_id"] = identifier
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
