@@ -148,7 +148,7 @@ class ResponseBuilder:
         self._obfuscates = bool((request.get("stream_options") or {}).get("include_obfuscation"))
         self._new_id = new_id
         self._room = limit
-        self._sequence = 0
+        self._sequence = self._given_out = 0
         self._writing: _Writing | None = None
         self._calls: dict[int, _Calling] = {}
         self._all_calls: list[_Calling] = []
@@ -157,9 +157,8 @@ class ResponseBuilder:
 
     def start(self) -> bytes:
         """The events before the first of the model's."""
-        return self._event("response.created", response=self.response) + self._event(
-            "response.in_progress", response=self.response
-        )
+        created = self._event("response.created", response=self.response)
+        return self._all(created + self._event("response.in_progress", response=self.response))
 
     def feed(self, chunk: Mapping[str, Any]) -> bytes:
         """The events for a chat.completion.chunk, b"" when it tells nothing; raises AnswerError when it is none."""
@@ -171,7 +170,7 @@ class ResponseBuilder:
             if choice.get("index") in (0, None):
                 self._has_choice = True
                 events += self._feed_choice(choice, _object(choice, "delta"))
-        return events
+        return self._all(events)
 
     def feed_completion(self, completion: Mapping[str, Any]) -> None:
         """Takes a whole chat.completion instead of chunks; raises AnswerError when it is none."""
@@ -186,6 +185,8 @@ class ResponseBuilder:
         """
         if not self._has_choice:
             raise AnswerError("a completion without a choice")
+        if any(call.item is None for call in self._all_calls):
+            raise AnswerError("a tool call without the function's name")
         reason = _INCOMPLETE.get(self._finish_reason)
         status = "incomplete" if reason else "completed"
         events = self._close_writing(status)
@@ -197,7 +198,7 @@ class ResponseBuilder:
             self.response["incomplete_details"] = {"reason": reason}
         else:
             self.response["completed_at"] = int(time.time())
-        return events
+        return self._all(events)
 
     def finish(self) -> bytes:
         """The last events, after `end`."""
@@ -207,8 +208,9 @@ class ResponseBuilder:
         """The last events when there is no answer; what had been made of it stays in the response as incomplete."""
         self._close_writing("incomplete")
         for call in self._all_calls:
-            if call.item is not None:
-                self._close_call(call, "incomplete")
+            self._close_call(call, "incomplete")
+        # Events of what went wrong half-way have not been given out, and those of closing it need not be.
+        self._sequence = self._given_out
         code = "rate_limit_exceeded" if error.status == 429 else "server_error"
         self.response["status"] = "failed"
         self.response["error"] = {"code": code, "message": error.message}
@@ -331,7 +333,7 @@ class ResponseBuilder:
 
     def _close_call(self, call: _Calling, status: str) -> bytes:
         if call.item is None:
-            raise AnswerError("a tool call without the function's name")
+            return b""
         arguments = "".join(call.pieces)
         call.item |= {"arguments": arguments, "status": status}
         place = {"item_id": call.item["id"], "output_index": call.output_index}
@@ -366,6 +368,10 @@ class ResponseBuilder:
             return {}
         length = -len(text) % OBFUSCATION_BLOCK
         return {"obfuscation": secrets.token_hex(OBFUSCATION_BLOCK)[:length]}
+
+    def _all(self, events: bytes) -> bytes:
+        self._given_out = self._sequence
+        return events
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         content = {"type": kind, "sequence_number": self._sequence, **fields}

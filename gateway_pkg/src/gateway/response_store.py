@@ -1,0 +1,130 @@
+"""Responses that are kept, with all that came before them: for their caller alone, for a time, within a size.
+
+Each row holds its whole conversation, so that one read is enough to go on with it however long it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import apsw
+from pydantic_core import from_json
+
+from gateway.routing.body import dump
+from gateway.storage import Database, StorageError
+
+log = logging.getLogger(__name__)
+
+SWEEP_EVERY_SEC = 60
+SWEEP_ROWS = 200  # in one go, so that a sweep keeps no other write waiting for long
+FETCH = "SELECT bytes, input, response FROM responses WHERE id = ? AND owner = ? AND expires_at > ?"
+DELETE_FIRST = "DELETE FROM responses WHERE rowid = (SELECT rowid FROM responses ORDER BY expires_at, rowid LIMIT 1)"
+DELETE_EXPIRED = "DELETE FROM responses WHERE rowid IN (SELECT rowid FROM responses WHERE expires_at <= ? LIMIT ?)"
+
+Item = dict[str, Any]
+
+
+class Stored(NamedTuple):
+    """A response's JSON; its input, with all that came before; and how many bytes both are."""
+
+    bytes: int
+    input: list[Item]
+    response: dict[str, Any]
+
+
+class ResponseStore:
+    """`owner` is the caller's name everywhere. `start` before all else; all methods raise StorageError."""
+
+    def __init__(self, database: Database, ttl_sec: int, max_bytes: int) -> None:
+        self._database = database
+        self._ttl_sec = ttl_sec
+        self._max_bytes = max_bytes
+        self._sweeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._sweeping = asyncio.create_task(self._sweep())
+
+    async def stop(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeping
+
+    async def put(self, owner: str, response: Mapping[str, Any], items: Sequence[Item]) -> None:
+        """Keeps a response; where there is no room for it, those that expire first go."""
+
+        def insert(connection: apsw.Connection) -> None:
+            size = len(told) + len(given)
+            if size > self._max_bytes:
+                raise StorageError(f"a response of {size} bytes is larger than RESPONSES_MAX_BYTES")
+            row = (response["id"], owner, int(time.time()) + self._ttl_sec, size, given, told)
+            connection.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
+            while connection.execute("SELECT bytes FROM responses_total").get > self._max_bytes:
+                connection.execute(DELETE_FIRST)
+
+        told, given = dump(response), dump({"items": items})
+        await self._database.write(insert)
+
+    async def response(self, owner: str, response_id: str) -> bytes | None:
+        """The response as JSON; None when there is none of the owner's."""
+
+        def fetch(connection: apsw.Connection) -> bytes | None:
+            row = connection.execute(FETCH, (response_id, owner, time.time())).fetchone()
+            return bytes(row[2]) if row is not None else None
+
+        return await self._database.read(fetch)
+
+    async def find(self, owner: str, response_id: str) -> Stored | None:
+        """The response with its conversation; None when there is none of the owner's."""
+
+        def fetch(connection: apsw.Connection) -> Stored | None:
+            row = connection.execute(FETCH, (response_id, owner, time.time())).fetchone()
+            if row is None:
+                return None
+            return Stored(row[0], from_json(row[1])["items"], from_json(row[2]))
+
+        return await self._database.read(fetch)
+
+    async def items(self, owner: str, wanted: Mapping[str, Collection[str]]) -> dict[str, Item]:
+        """Those of the items that are the owner's, by id; `wanted` has the ids by the id of their response."""
+
+        def fetch(connection: apsw.Connection) -> dict[str, Item]:
+            found: dict[str, Item] = {}
+            for response_id, item_ids in wanted.items():
+                row = connection.execute(FETCH, (response_id, owner, time.time())).fetchone()
+                if row is None:
+                    continue
+                of_response = {item["id"]: item for item in from_json(row[2])["output"]}
+                if not of_response.keys() >= set(item_ids):
+                    of_response |= {item["id"]: item for item in from_json(row[1])["items"]}
+                found |= {item_id: of_response[item_id] for item_id in item_ids if item_id in of_response}
+            return found
+
+        return await self._database.read(fetch)
+
+    async def delete(self, owner: str, response_id: str) -> bool:
+        """Whether there was such a response; what was said in it stays in those that followed."""
+
+        def delete(connection: apsw.Connection) -> bool:
+            connection.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (response_id, owner))
+            return connection.changes() > 0
+
+        return await self._database.write(delete)
+
+    async def _sweep(self) -> None:
+        def sweep(connection: apsw.Connection) -> int:
+            connection.execute(DELETE_EXPIRED, (time.time(), SWEEP_ROWS))
+            return connection.changes()
+
+        while True:
+            try:
+                if await self._database.write(sweep) == SWEEP_ROWS:
+                    continue
+            except StorageError as error:
+                log.warning("expired responses stay for now: %s", error)
+            await asyncio.sleep(SWEEP_EVERY_SEC)
