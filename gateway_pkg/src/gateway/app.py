@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from gateway import __version__
-from gateway.api import admin, hot, images, pages
+from gateway.api import admin, audio, hot, images, messages, pages, rerank, responses
 from gateway.api.dispatch import Dispatcher
 from gateway.api.docs import make_docs_router
 from gateway.api.endpoint import Endpoints
@@ -29,6 +29,7 @@ from gateway.observe.listener import make_listener
 from gateway.observe.metrics import Metrics
 from gateway.observe.record import Recorder
 from gateway.reload import Reloader
+from gateway.response_store import ResponseStore
 from gateway.routing.aliases import load_aliases
 from gateway.routing.backends import load_backends
 from gateway.routing.health import Prober
@@ -83,6 +84,7 @@ class House:
             settings, self.registry, self.doorkeeper, backends=backends, aliases=aliases, policies=policies
         )
         self.database = Database(settings.gateway_db_path)
+        self.responses = ResponseStore(self.database, settings.responses_ttl_sec, settings.responses_max_bytes)
         self.tracer = None
         if settings.otel_exporter_otlp_endpoint:
             from gateway.observe.tracing import Tracer  # the SDK costs memory and a tenth of a second
@@ -109,7 +111,11 @@ class House:
         """The POST routes that a backend works for."""
         return [
             *hot.make_endpoints(self.dispatcher),
+            *audio.make_endpoints(self.dispatcher, self.settings),
             *images.make_endpoints(self.dispatcher, self.settings, self.images),
+            *messages.make_endpoints(self.dispatcher),
+            *rerank.make_endpoints(self.dispatcher),
+            *responses.make_endpoints(self.dispatcher, self.responses),
         ]
 
     def _pages(self, endpoints: Endpoints, shown_metrics: Metrics | None) -> FastAPI:
@@ -117,6 +123,7 @@ class House:
         app = FastAPI(title="AI Appliance gateway", version=__version__, redoc_url=None, docs_url=None)
         app.include_router(pages.make_router(self.registry, shown_metrics))
         app.include_router(admin.make_router(self.registry, self.doorkeeper, self.reloader))
+        app.include_router(responses.make_router(self.responses))
         app.include_router(make_docs_router(app.title))
         app.include_router(make_media_router(self.images, images.FILES, "image"))
         for error in (ApiError, HTTPException, RequestValidationError):
@@ -138,6 +145,7 @@ class House:
             running.callback(lag.stop)
             running.push_async_callback(self._close_pools)
             running.push_async_callback(settled)
+            await self._step(running, self.responses.start, self.responses.stop)
             await self._step(running, self.images.start, self.images.stop)
             client = httpx.AsyncClient(timeout=self.settings.health_check_timeout_sec, verify=self.tls, trust_env=False)
             prober = Prober(self.registry, client, self.settings.health_check_interval_sec)

@@ -74,7 +74,10 @@ class Settings(BaseSettings):
     gateway_db_path: Path = Field(
         HOME / "data/gateway.sqlite", description="Stored responses, token counts and music jobs."
     )
-    responses_ttl_sec: int = Field(30 * 86_400, ge=60, description="How long a stored response is kept.")
+    responses_ttl_sec: int = Field(30 * 86_400, ge=1, description="How long a stored response is kept.")
+    responses_max_bytes: int = Field(
+        1024 * 1024 * 1024, ge=1, description="Size of all stored responses; beyond it the oldest go."
+    )
     gateway_backends_path: Path = Field(HOME / "app/backends.yaml", description="The backends, rendered by Ansible.")
     ollama_base_url: str = Field(
         "", description="An Ollama server; makes a backend of class `ollama` when there is none."
