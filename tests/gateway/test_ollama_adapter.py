@@ -90,7 +90,6 @@ def test_fields_that_are_not_openais_are_forwarded() -> None:
         "truncate": False,
         "user": "u-1",
         "metadata": {"a": "b"},
-        "new": [1],
     }
     assert sent(**extra).items() >= extra.items()
     assert sent(store=None).keys() == sent().keys()
