@@ -9,13 +9,17 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 EVENT = b'data: {"id":"c-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
+USAGE = (
+    b'data: {"id":"c-1","object":"chat.completion.chunk","choices":[],'
+    b'"usage":{"prompt_tokens":5,"completion_tokens":3,"total_tokens":8}}\n\n'
+)
 MODELS = (
     "echo",
     "hang",
@@ -45,6 +49,7 @@ class Seen:
     headers: dict[str, str]
     body: bytes
     left_at: float | None = None
+    method: str = "POST"
 
     @property
     def json(self) -> Any:
@@ -56,6 +61,12 @@ class Upstream:
     port: int = 0
     seen: list[Seen] = field(default_factory=list)
     healthy: bool = True
+    always: str = ""  # what it does whatever model is asked for
+    _stop_listening: Callable[[], None] = field(default=lambda: None)
+
+    def refuse(self) -> None:
+        """From now on its port refuses connections, and those that are open are cut."""
+        self._stop_listening()
 
     @property
     def url(self) -> str:
@@ -77,7 +88,8 @@ class Upstream:
                 request, *lines = head.decode().split("\r\n")
                 headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines if line)}
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
-                seen = Seen(request.split(" ")[1], headers, body)
+                method, path, _ = request.split(" ")
+                seen = Seen(path, headers, body, method=method)
                 if seen.path.endswith(("/health", "/models")):
                     await self._answer_probe(writer)
                 else:
@@ -97,7 +109,7 @@ class Upstream:
         await _answer(writer, 200 if self.healthy else 503, models)
 
     async def _act(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        model = seen.json.get("model", "")
+        model = self.always or seen.json.get("model", "")
         if model == "hang":
             await _until_left(reader)
         elif model == "die-before":
@@ -114,7 +126,8 @@ class Upstream:
         elif model == "garbage":
             await _write(writer, b"\x00\x01 nonsense\r\n\r\n")
         elif seen.json.get("stream"):
-            await _stream(model, reader, writer)
+            has_usage = bool((seen.json.get("stream_options") or {}).get("include_usage"))
+            await _stream(model, has_usage, reader, writer)
         elif seen.path.endswith("/embeddings"):
             vector = {"object": "embedding", "index": 0, "embedding": [0.5, 0.5]}
             await _answer(writer, 200, {"object": "list", "data": [vector], "model": model})
@@ -122,7 +135,7 @@ class Upstream:
             await _answer(writer, 200, ANSWER | {"model": model})
 
 
-async def _stream(model: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _stream(model: str, has_usage: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
     for number in range(0 if model == "hang-head" else 3):
         await _chunk(writer, EVENT % number)
@@ -136,6 +149,8 @@ async def _stream(model: str, reader: asyncio.StreamReader, writer: asyncio.Stre
     if model in ("hang-head", "hang-mid"):
         await _until_left(reader)
         return
+    if has_usage:
+        await _chunk(writer, USAGE)
     if model == "no-blank-line":
         await _chunk(writer, DONE.rstrip())
     elif model != "no-done":
@@ -182,6 +197,7 @@ def running(double: AnyUpstream, port: int = 0) -> Iterator[AnyUpstream]:
 
     server = asyncio.run_coroutine_threadsafe(start(), loop).result()
     double.port = server.sockets[0].getsockname()[1]
+    double._stop_listening = lambda: asyncio.run_coroutine_threadsafe(_close(server), loop).result()
     try:
         yield double
     finally:

@@ -1,0 +1,214 @@
+"""Several hosts of a class, the queue, the usage of streams, aliases with caps: routing as its clients see it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.gateway.conftest import Gateway, gateway, write_files
+from tests.gateway.upstream import DONE, EVENT, USAGE, Upstream, upstream
+
+STREAM = b"".join(EVENT % number for number in range(3))
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@contextmanager
+def two_hosts(home: Path, first: str, second: str, **settings: str) -> Iterator[Gateway]:
+    write_files(home, first)
+    content = yaml.safe_load((home / "backends.yaml").read_text())
+    content["backends"]["test@there"] = {**content["backends"]["test@here"], "base_url": second}
+    (home / "backends.yaml").write_text(yaml.safe_dump(content))
+    with gateway(home, **settings) as running:
+        yield running
+
+
+def test_host_that_is_gone_costs_its_clients_nothing(tmp_path: Path) -> None:
+    """Probes are rare here, so that a request is the first to find out."""
+    rare = {"HEALTH_CHECK_INTERVAL_SEC": "600"}
+    with upstream() as gone, upstream() as there, two_hosts(tmp_path, gone.url, there.url, **rare) as running:
+        assert running.chat("echo").status_code == 200
+        assert len(gone.seen) == 1  # of equally loaded hosts the first one is taken
+        gone.refuse()
+        assert [running.chat("echo").status_code for _ in range(4)] == [200] * 4
+        assert len(there.seen) == 4
+        assert 'gateway_retries_total{backend_class="test"} 1.0' in running.client.get("/metrics").text
+        assert running.log_entry(lambda entry: bool(entry.get("retried")))["backend"] == "test@there"
+
+
+def test_connection_that_is_dropped_is_tried_once_and_no_more(tmp_path: Path) -> None:
+    with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url) as running:
+        assert running.chat("die-before").status_code == 503
+        assert (len(here.seen), len(there.seen)) == (1, 1)
+
+
+def test_nothing_is_tried_again_after_the_first_byte(tmp_path: Path) -> None:
+    with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url) as running:
+        answer = running.chat("die-mid", stream=True)
+        assert b"upstream_closed" in answer.content
+        assert DONE not in answer.content
+        assert len(here.seen) + len(there.seen) == 1
+
+
+def test_host_that_answers_wrongly_rests_while_another_is_there(tmp_path: Path) -> None:
+    with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url) as running:
+        here.always = "status-500"
+        statuses = [running.chat("echo").status_code for _ in range(20)]
+        assert statuses.count(502) == 3
+        assert len(there.seen) == 17
+
+
+def test_load_is_spread(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        here, there = stack.enter_context(upstream()), stack.enter_context(upstream())
+        running = stack.enter_context(two_hosts(tmp_path, here.url, there.url))
+        for _ in range(4):
+            stack.enter_context(_begun(running, "hang-mid"))
+        assert (len(here.seen), len(there.seen)) == (2, 2)
+        status = running.client.get("/v1/gateway/status").json()
+        assert status["admission_control"]["test.chat"]["inflight"] == 4
+
+
+@pytest.mark.proves("/v1/chat/completions", "stream", "stream_options.include_usage", backend="openai")
+def test_usage_event_goes_to_who_asked_for_it(served: Gateway, seen: Upstream) -> None:
+    asked = served.chat("echo", stream=True, stream_options={"include_usage": True})
+    assert asked.content == STREAM + USAGE + DONE
+    not_asked = served.chat("echo", stream=True)
+    assert not_asked.content == STREAM + DONE
+    declined = served.chat("echo", stream=True, stream_options={"include_usage": False})
+    assert declined.content == STREAM + DONE
+    assert [request.json["stream_options"] for request in seen.seen] == [{"include_usage": True}] * 3
+    entry = served.log_entry(lambda entry: bool(entry.get("output_tokens")))
+    assert (entry["input_tokens"], entry["output_tokens"]) == (5, 3)
+
+
+def test_backend_that_knows_no_stream_options_is_not_asked(tmp_path: Path) -> None:
+    with upstream() as backend:
+        write_files(tmp_path, backend.url, stream_usage=False)
+        with gateway(tmp_path) as running:
+            assert running.chat("echo", stream=True).content == STREAM + DONE
+            assert "stream_options" not in backend.seen[0].json
+            asked = running.chat("echo", stream=True, stream_options={"include_usage": True})
+            assert asked.content == STREAM + USAGE + DONE
+
+
+@pytest.fixture
+def capped(tmp_path: Path) -> Iterator[tuple[Gateway, Upstream]]:
+    with upstream() as backend:
+        write_files(tmp_path, backend.url)
+        aliases = {
+            "default": "test:echo",
+            "fast": {"backend": "test", "model": "echo", "tools": False, "max_tokens": 9, "temperature_cap": 0.5},
+            "coder": {"backend": "test", "model": "no-done", "tools": True},
+        }
+        (tmp_path / "model_aliases.json").write_text(json.dumps(aliases))
+        settings = {"ROUTER_ENABLE_POLICY": "true", "ROUTER_ENABLE_REQUEST_TYPE": "true"}
+        with gateway(tmp_path, **settings) as running:
+            yield running, backend
+
+
+@pytest.mark.proves("/v1/chat/completions", "max_tokens", "temperature", "tools", backend="openai")
+def test_caps_of_an_alias_reach_the_backend(capped: tuple[Gateway, Upstream]) -> None:
+    running, backend = capped
+    assert running.chat("fast", max_tokens=50, temperature=0.9, top_p=0.3).status_code == 200
+    body = backend.seen[-1].json
+    assert (body["model"], body["max_tokens"], body["temperature"], body["top_p"]) == ("echo", 9, 0.5, 0.3)
+    refused = running.chat("fast", tools=[{"type": "function", "function": {"name": "f"}}])
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "tools"
+    assert refused.json()["error"]["message"] == "tools not allowed for model alias 'fast'"
+
+
+@pytest.mark.parametrize(
+    ("fields", "headers", "reason"),
+    [
+        ({}, {}, "policy:fast->alias:fast"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, {}, "policy:tools->alias:default"),
+        ({}, {"X-Request-Type": "coding"}, "policy:coding->alias:coder"),
+        ({"messages": [{"role": "user", "content": "fix my python bug"}]}, {}, "policy:coding->alias:coder"),
+        (
+            {"messages": [{"role": "user", "content": "fix my python bug"}]},
+            {"X-Request-Type": "chat"},
+            "policy:fast->alias:fast",
+        ),
+        ({"messages": [{"role": "user", "content": "word " * 9_000}]}, {}, "policy:long_context->strong"),
+        ({"model": "no-done"}, {}, "pinned:model"),
+        ({"model": "test:echo"}, {}, "pinned:model"),
+        ({}, {"X-Backend": "test"}, "override:x-backend"),
+    ],
+)
+def test_policy_decides_only_where_no_model_is_named(
+    capped: tuple[Gateway, Upstream], fields: dict[str, Any], headers: dict[str, str], reason: str
+) -> None:
+    running, _ = capped
+    body = {"model": "auto", "messages": HI, **fields}
+    answer = running.client.post("/v1/chat/completions", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-router-reason"] == reason
+
+
+def test_queue_holds_what_the_slots_cannot_and_gives_up_in_time(tmp_path: Path) -> None:
+    with upstream() as backend:
+        queue = {"max": 1, "timeout_sec": 2}
+        write_files(tmp_path, backend.url, concurrency_limits={"chat": 1}, queue=queue)
+        with gateway(tmp_path) as running, ThreadPoolExecutor(2) as pool:
+            with _begun(running, "hang-mid"):
+                timed_out = pool.submit(running.chat, "echo")
+                _until(lambda: _queued(running) == 1)
+                full = running.chat("echo")
+                assert full.status_code == 429
+                assert "queue of 1 is full" in full.json()["error"]["message"]
+                assert timed_out.result().status_code == 429
+                assert timed_out.result().headers["retry-after"]
+                waiting = pool.submit(running.chat, "echo")
+                _until(lambda: _queued(running) == 1)
+            assert waiting.result().status_code == 200  # the slot came free when the first one left
+            assert running.log_entry(lambda entry: entry.get("queued_ms", 0) > 0)
+
+
+def test_leaving_the_queue_frees_its_place(tmp_path: Path) -> None:
+    with upstream() as backend:
+        write_files(tmp_path, backend.url, concurrency_limits={"chat": 1}, queue={"max": 1, "timeout_sec": 60})
+        with gateway(tmp_path) as running, _begun(running, "hang-mid"):
+            with pytest.raises(httpx.ReadTimeout):
+                running.client.post("/v1/chat/completions", json={"model": "echo", "messages": HI}, timeout=0.2)
+            _until(lambda: _queued(running) == 0)
+            assert len(backend.seen) == 1
+
+
+def test_request_ids_of_clients_are_kept_when_they_can_be(served: Gateway) -> None:
+    kept = served.client.get("/v1/models", headers={"X-Request-Id": "order-66:a.b_c"})
+    assert kept.headers["x-request-id"] == "order-66:a.b_c"
+    made = served.client.get("/v1/models", headers={"X-Request-Id": "no blanks, please"})
+    assert made.headers["x-request-id"].startswith("req-")
+
+
+@contextmanager
+def _begun(running: Gateway, model: str) -> Iterator[None]:
+    """A stream that has begun, until its client leaves at the end of the block."""
+    body = {"model": model, "messages": HI, "stream": True}
+    with running.client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        chunks = answer.iter_raw()
+        assert next(chunks)
+        yield
+
+
+def _queued(running: Gateway) -> int:
+    count: int = running.client.get("/v1/gateway/status").json()["admission_control"]["test.chat"]["queued"]
+    return count
+
+
+def _until(condition: Any) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)

@@ -1,0 +1,181 @@
+"""The fair queue of a backend class: whose turn it is, what bounds it, and what a client's leaving gives back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from gateway.http.errors import ApiError
+from gateway.routing.queue import SWITCH_TURNS, FairQueue
+from gateway.routing.registry import Registry, Slots
+
+from tests.gateway.scripted import Run
+from tests.gateway.test_registry import record, registry
+
+QUEUE = {"max": 50, "timeout_sec": 60}
+
+
+class Line:
+    """One slot that is taken, and who waits for it. `served` are their names, in the order of their turns."""
+
+    def __init__(self, **queue: Any) -> None:
+        self.registry: Registry = registry(a=record(1, queue=QUEUE | queue))
+        self.route = self.registry.route("m", b"", "chat")
+        self.slots: Slots = self.route.slots[0]
+        self.slots.take("m")
+        assert self.slots.queue is not None
+        self.queue: FairQueue = self.slots.queue
+        self.served: list[str] = []
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def join(self, name: str, token: str, priority: int = 0, model: str = "m") -> None:
+        async def wait() -> None:
+            await self.queue.wait(self.route.slots, token, priority, model)
+            self.served.append(name)
+
+        self.tasks[name] = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+
+    async def serve(self, count: int) -> list[str]:
+        for _ in range(count):
+            self.slots.release()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        return self.served
+
+    async def end(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+
+
+def in_line(run: Run, test: Callable[[Line], Coroutine[Any, Any, None]], **queue: Any) -> None:
+    async def whole() -> None:
+        line = Line(**queue)
+        try:
+            await test(line)
+        finally:
+            await line.end()
+
+    run(whole)
+
+
+def test_tokens_take_turns_however_many_requests_each_sends(run: Run) -> None:
+    async def test(line: Line) -> None:
+        for number in range(4):
+            await line.join(f"greedy{number}", "greedy")
+        await line.join("modest0", "modest")
+        await line.join("modest1", "modest")
+        assert await line.serve(6) == ["greedy0", "modest0", "greedy1", "modest1", "greedy2", "greedy3"]
+
+    in_line(run, test)
+
+
+def test_higher_priority_goes_first(run: Run) -> None:
+    async def test(line: Line) -> None:
+        await line.join("low", "a", priority=0)
+        await line.join("high", "b", priority=5)
+        assert await line.serve(2) == ["high", "low"]
+
+    in_line(run, test)
+
+
+def test_loaded_model_is_preferred_for_some_turns_and_not_for_ever(run: Run) -> None:
+    async def test(line: Line) -> None:
+        await line.join("other", "a", model="not loaded")
+        for number in range(2 * SWITCH_TURNS):
+            await line.join(f"loaded{number}", "a")
+        served = await line.serve(2 * SWITCH_TURNS + 1)
+        assert served[0] == "loaded0"
+        assert 1 <= served.index("other") <= SWITCH_TURNS
+
+    in_line(run, test)
+
+
+def test_full_queue_refuses(run: Run) -> None:
+    async def test(line: Line) -> None:
+        await line.join("one", "a")
+        with pytest.raises(ApiError) as caught:
+            await line.queue.wait(line.route.slots, "b", 0, "m")
+        assert (caught.value.status, caught.value.code) == (429, "backend_overloaded")
+        assert "queue of 1 is full" in caught.value.message
+        assert dict(caught.value.headers)[b"retry-after"]
+
+    in_line(run, test, max=1)
+
+
+def test_waiting_ends_in_time(run: Run) -> None:
+    async def test(line: Line) -> None:
+        with pytest.raises(ApiError) as caught:
+            await line.queue.wait(line.route.slots, "a", 0, "m")
+        assert caught.value.status == 429
+        assert "within 0.02 s" in caught.value.message
+        assert len(line.queue) == 0
+
+    in_line(run, test, timeout_sec=0.02)
+
+
+def test_who_leaves_gives_the_place_back(run: Run) -> None:
+    async def test(line: Line) -> None:
+        await line.join("leaves", "a")
+        await line.join("stays", "b")
+        line.tasks["leaves"].cancel()
+        await asyncio.sleep(0)
+        assert len(line.queue) == 1
+        assert await line.serve(1) == ["stays"]
+
+    in_line(run, test)
+
+
+def test_who_leaves_in_the_moment_of_its_turn_passes_the_slot_on(run: Run) -> None:
+    async def test(line: Line) -> None:
+        await line.join("leaves", "a")
+        await line.join("stays", "b")
+        line.slots.release()  # granted to the first, which has not run since
+        line.tasks["leaves"].cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert line.served == ["stays"]
+        assert line.slots.inflight == 1
+
+    in_line(run, test)
+
+
+def test_a_free_slot_is_not_taken_past_those_who_wait(run: Run) -> None:
+    async def test(line: Line) -> None:
+        await line.join("first", "a")
+        assert line.registry.take(line.route) is None
+        line.slots.release()
+        assert line.registry.take(line.route) is None  # it is the first one's now
+        await asyncio.sleep(0)
+        assert line.served == ["first"]
+
+    in_line(run, test)
+
+
+def test_backend_that_comes_back_serves_who_waits(run: Run) -> None:
+    async def test(line: Line) -> None:
+        backend = line.slots.backend
+        await line.join("patient", "a")
+        backend.fail("gone")
+        assert await line.serve(1) == []
+        backend.ready = True
+        backend.wake()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert line.served == ["patient"]
+
+    in_line(run, test)
+
+
+def test_nothing_is_kept_of_tokens_that_do_not_wait(run: Run) -> None:
+    async def test(line: Line) -> None:
+        for number in range(40):
+            await line.join(f"{number}", f"token{number}")
+        await line.serve(40)
+        assert line.queue._last_turn == {}
+
+    in_line(run, test)
