@@ -308,6 +308,7 @@ def test_a_name_that_comes_late_is_waited_for() -> None:
 @pytest.mark.parametrize(
     "chunks",
     [
+        [],
         [{"choices": "x"}],
         [{"choices": [5]}],
         [chunk_of({"content": ["x"]})],
@@ -343,7 +344,7 @@ def streams(draw: st.DrawFn) -> tuple[list[dict[str, Any]], str, str, list[str]]
         queues.append([piece_of(index, "", f"tool_{index}"), *(piece_of(index, part) for part in parts)])
     texts, thoughts = draw(st.lists(st.text(max_size=5), max_size=4)), draw(st.lists(st.text(max_size=5), max_size=4))
     queues += [[chunk_of({"content": text}) for text in texts], [chunk_of({"reasoning_content": t}) for t in thoughts]]
-    chunks = []
+    chunks = [chunk_of({"role": "assistant"})]
     while waiting := [queue for queue in queues if queue]:
         chunks.append(draw(st.sampled_from(waiting)).pop(0))
     return chunks, "".join(texts), "".join(thoughts), arguments
@@ -381,7 +382,7 @@ GARBAGE = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(GARBAGE, max_size=4))
+@given(st.lists(GARBAGE, min_size=1, max_size=4))
 def test_garbage_is_an_answer_error_or_a_message(chunks: list[dict[str, Any]]) -> None:
     with suppress(AnswerError):
         blocks(events(chunks))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 from uuid import uuid4
 
 import orjson
 from pydantic import TypeAdapter
 
-from gateway.api.dispatch import Call, Dispatcher, chat_facts
-from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
+from gateway.api.dispatch import EVENTS_TYPE, Call, Dispatcher, chat_facts
+from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, Handler, parse
+from gateway.api.openapi import ERRORS
 from gateway.http.errors import ApiError, ErrorShape
 from gateway.http.exchange import JSON, Exchange
 from gateway.protocols.messages import Conversation, MessagesRequest, prefill, shows_thinking, to_chat
 from gateway.protocols.messages_answer import Facts, MessageStream, message
 from gateway.routing.body import dump
+from gateway.routing.registry import Route, Slots
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.failures import refused
+from gateway.upstream.http1 import Response
 
 REQUEST = TypeAdapter(MessagesRequest)
 CONVERSATION = TypeAdapter(Conversation)
@@ -75,7 +78,7 @@ _MESSAGE: dict[str, Any] = {
     },
 }
 _TOKENS = {"type": "object", "required": ["input_tokens"], "properties": {"input_tokens": {"type": "integer"}}}
-_ERRORS = {status: {JSON_TYPE: _ERROR} for status in (400, 401, 403, 404, 413, 429, 502, 503, 504)}
+_ERRORS = {status: {JSON_TYPE: _ERROR} for status in ERRORS}
 
 
 def messages_errors(request_id: str | None = None) -> ErrorShape:
@@ -110,7 +113,7 @@ def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
                 tag="anthropic",
                 errors=errors,
             ),
-            handlers.create,
+            _telling_request_id(handlers.create),
         ),
         (
             Endpoint(
@@ -123,7 +126,7 @@ def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
                 tag="anthropic",
                 errors=errors,
             ),
-            handlers.count_tokens,
+            _telling_request_id(handlers.count_tokens),
         ),
     )
 
@@ -154,26 +157,30 @@ class _Handlers:
         path = exchange.scope["path"]
         route = self._dispatcher.route(exchange, "chat", chat["model"], chat_facts(chat, exchange), path)
         async with self._dispatcher.slot(exchange, route) as slots:
-            backend = slots.backend
             if slots.adapter is not None:
-                raise _cannot_count(backend.record.backend_class)
+                raise _cannot_count(route)
             asked = dump({**chat, "model": route.decision.model})
-            target = slots.target + b"/input_tokens"
-            response = await backend.pool.request(b"POST", target, backend.request_headers, asked)
+            slots, response = await self._dispatcher.ask(
+                exchange, route, slots, lambda slots: self._ask_for_count(exchange, slots, asked)
+            )
             try:
                 body = await response.read(self._dispatcher.max_response_bytes)
             finally:
                 response.close()
             if response.status in CANNOT_COUNT:
-                raise _cannot_count(backend.record.backend_class)
+                raise _cannot_count(route)
             if response.status != 200:
-                raise refused(response.status, body, backend)
+                raise refused(response.status, body, slots.backend)
             await exchange.answer(200, orjson.dumps({"input_tokens": _count(body)}), [JSON, _request_id(exchange)])
+
+    def _ask_for_count(self, exchange: Exchange, slots: Slots, body: bytes) -> Awaitable[Response]:
+        """By the path that llama.cpp has for it."""
+        target = slots.target + b"/input_tokens"
+        return self._dispatcher.post(exchange, slots, target, slots.backend.request_headers, body)
 
 
 async def _read(exchange: Exchange, adapter: TypeAdapter[Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """The request as it came, and as a chat; from here on errors tell the request's id."""
-    exchange.errors = messages_errors(exchange.request_id)
+    """The request as it came, and as a chat."""
     request = parse(await exchange.body(), adapter)
     return request, to_chat(request)
 
@@ -184,18 +191,28 @@ async def _stream(exchange: Exchange, call: Call, facts: Facts) -> None:
     async for chunk in call.chunks():
         events = stream.feed(chunk)
         if not exchange.status:
-            await exchange.start_stream(b"text/event-stream")
+            await exchange.start_stream(EVENTS_TYPE, [_request_id(exchange)])
         if events:
             await exchange.stream(events)
-    events = stream.end()
-    if not exchange.status:
-        await exchange.start_stream(b"text/event-stream")
-    await exchange.stream(events)
+    await exchange.stream(stream.end())
     await exchange.end_stream()
 
 
+def _telling_request_id(handler: Handler) -> Handler:
+    """Errors tell the request's id too, in their body and where Anthropic's SDKs look for it."""
+
+    async def handle(exchange: Exchange, endpoint: Endpoint) -> None:
+        exchange.errors = messages_errors(exchange.request_id)
+        try:
+            await handler(exchange, endpoint)
+        except ApiError as error:
+            error.headers = (*error.headers, _request_id(exchange))
+            raise
+
+    return handle
+
+
 def _request_id(exchange: Exchange) -> tuple[bytes, bytes]:
-    """Where Anthropic's SDKs look for it."""
     return b"request-id", exchange.request_id.encode()
 
 
@@ -209,10 +226,10 @@ def _count(body: bytes) -> int:
     return counted
 
 
-def _cannot_count(backend_class: str) -> ApiError:
+def _cannot_count(route: Route) -> ApiError:
     return ApiError(
         400,
-        f"Backend '{backend_class}' has no tokenizer to ask; the usage of an answer tells what its prompt was",
+        f"Backend '{route.decision.backend_class}' has no tokenizer to ask; an answer's usage tells of its prompt",
         param="model",
         code="capability_not_supported",
     )

@@ -110,7 +110,7 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
         "operationId": endpoint.op.replace(".", "_"),
         "parameters": PARAMETERS,
         "requestBody": {"required": True, "content": {media: {"schema": schema}}},
-        "responses": {**answers, **{str(status): _error(status) for status in ERRORS}},
+        "responses": {**{str(status): _error(status) for status in ERRORS}, **answers},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Annotated, Any, NotRequired
 
 import orjson
@@ -17,9 +18,10 @@ from gateway.http.exchange import JSON, Exchange
 from gateway.protocols.rerank import cosine, norm, ranking, scores_of, text_of, vectors_of
 from gateway.routing.body import dump
 from gateway.routing.policy import AUTO, DEFAULT_ALIAS
-from gateway.routing.registry import Route
+from gateway.routing.registry import Route, Slots
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.failures import refused, told_in_200
+from gateway.upstream.http1 import Response
 from gateway.upstream.usage import usage_of
 
 _OPEN = ConfigDict(extra="allow", strict=True)
@@ -117,30 +119,28 @@ class _Handler:
     async def _ask(
         self, exchange: Exchange, route: Route, request: dict[str, Any], texts: list[str]
     ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
-        asked = {name: value for name, value in request.items() if name not in OWN_FIELDS}
-        asked |= {"query": request["query"], "documents": texts}
-        if route.decision.model:
-            asked["model"] = route.decision.model
-        async with self._dispatcher.slot(exchange, route) as slots:
-            backend, target = slots.backend, slots.target
-            if backend.record.protocol == "nexa":
-                target = backend.origin.prefix.removesuffix(b"/v1") + b"/v1/reranking"
+        def post(slots: Slots) -> Awaitable[Response]:
+            asked, target = _asked(request, texts, route.decision.model), slots.target
+            if slots.backend.record.protocol == "nexa":
+                target = slots.backend.origin.prefix.removesuffix(b"/v1") + b"/v1/reranking"
+                asked.pop("top_n", None)
                 asked.setdefault("batch_size", len(texts))  # its own default is none at all
-            elif request.get("top_n") is not None:
-                asked["top_n"] = request["top_n"]
-            response = await backend.pool.request(b"POST", target, backend.request_headers, dump(asked))
+            return self._dispatcher.post(exchange, slots, target, slots.backend.request_headers, dump(asked))
+
+        async with self._dispatcher.slot(exchange, route) as slots:
+            slots, response = await self._dispatcher.ask(exchange, route, slots, post)
             try:
                 body = await response.read(self._dispatcher.max_response_bytes)
             finally:
                 response.close()
             if response.status != 200:
-                raise refused(response.status, body, backend)
+                raise refused(response.status, body, slots.backend)
             try:
                 answer = orjson.loads(body)
             except orjson.JSONDecodeError:
                 raise AnswerError("it sent no JSON") from None
             about = answer if isinstance(answer, dict) else {}
-            told_in_200(about, backend)
+            told_in_200(about, slots.backend)
             exchange.usage = usage_of(about.get("usage"))
             return about, scores_of(answer, len(texts))
 
@@ -162,6 +162,16 @@ class _Handler:
                     await asyncio.sleep(0)
                 scores.append((index, cosine(query, vector, length)))
         return answer, scores
+
+
+def _asked(request: dict[str, Any], texts: list[str], model: str) -> dict[str, Any]:
+    asked = {name: value for name, value in request.items() if name not in OWN_FIELDS and value is not None}
+    asked |= {"query": request["query"], "documents": texts}
+    if model:
+        asked["model"] = model
+    if request.get("top_n") is not None:
+        asked["top_n"] = request["top_n"]
+    return asked
 
 
 def _unsupported(field: str, why: str) -> ApiError:

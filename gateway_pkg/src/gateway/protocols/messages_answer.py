@@ -123,8 +123,10 @@ class MessageStream:
         return b"".join(events)
 
     def end(self) -> bytes:
-        """The last events; raises AnswerError when a tool call never got a name."""
-        events = [] if self._is_begun else [self._start({})]
+        """The last events; raises AnswerError when nothing came, or a tool call without a name."""
+        if not self._is_begun:
+            raise AnswerError("a stream without anything in it")
+        events: list[bytes] = []
         while self._parts:
             if not self._is_open:
                 self._open(events)
