@@ -106,9 +106,12 @@ class _Handler:
         """The route to a backend that reranks; None where the model's own does not, but may embed."""
         dispatcher = self._dispatcher
         if model.casefold() in ("", AUTO, DEFAULT_ALIAS) and b"x-backend" not in exchange.headers:
-            capable = dispatcher.registry.names.capable
-            usual = next((name for name, able in capable.items() if "rerank" in able), None)
-            return None if usual is None else dispatcher.route_in_class(exchange, "rerank", "", usual)
+            names = dispatcher.registry.names
+            usual = next((name for name, able in names.capable.items() if "rerank" in able), None)
+            if usual is None:
+                return None
+            served = names.served[usual]
+            return dispatcher.route_in_class(exchange, "rerank", next(iter(served)) if len(served) == 1 else "", usual)
         try:
             return dispatcher.route(exchange, "rerank", model)
         except ApiError as error:
