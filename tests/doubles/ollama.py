@@ -99,6 +99,7 @@ class Ollama:
     left: list[float] = field(default_factory=list)
     models: dict[str, tuple[str, ...]] = field(default_factory=lambda: dict(MODELS))
     loaded: dict[str, datetime] = field(default_factory=dict)
+    tags_are_broken: bool = False
 
     @property
     def url(self) -> str:
@@ -427,7 +428,8 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/api/version":
             self.answer_json(200, {"version": VERSION})
         elif self.path == "/api/tags":
-            self.answer_json(200, {"models": [listed(model) for model in ollama.models]})
+            tags = [listed(model) for model in ollama.models]
+            self.answer_json(200, {} if ollama.tags_are_broken else {"models": tags})
         elif self.path == "/api/ps":
             now = datetime.now(UTC)
             running = [(model, until) for model, until in ollama.loaded.items() if until > now]

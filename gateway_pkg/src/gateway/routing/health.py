@@ -11,6 +11,7 @@ import orjson
 
 from gateway.routing.registry import Backend, Registry
 from gateway.upstream.adapters import ollama
+from gateway.upstream.adapters.base import AnswerError
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Prober:
                 ready = healthy
             if ready:
                 await self._list_models(backend)
-        except (httpx.HTTPError, ValueError) as failure:
+        except (httpx.HTTPError, ValueError, AnswerError) as failure:
             healthy = ready = False
             error = f"{type(failure).__name__}: {failure}"[:300]
         if ready != backend.ready or (ready and backend.last_check is None):
