@@ -70,6 +70,7 @@ class TokenUsage:
         self._stopping.set()
         if self._saver is not None:
             await self._saver
+            await self._save()
 
     async def _save_often(self) -> None:
         while not self._stopping.is_set():

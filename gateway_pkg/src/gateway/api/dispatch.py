@@ -32,10 +32,10 @@ EVENTS_TYPE = b"text/event-stream"
 NDJSON_TYPE = b"application/x-ndjson"
 
 
-class Work:
-    """The part of a request in which a backend works for it: its client's leaving ends it, and so does a failure.
+class Admitted:
+    """The part of a request in which a backend works for it.
 
-    On the way out the slot is given back, and errors become what the client is told: ApiError, ClientGone.
+    On the way out the slot is given back, and errors become what the client is told: ApiError.
     """
 
     __slots__ = ("_exchange",)
@@ -44,14 +44,12 @@ class Work:
         self._exchange = exchange
 
     def __enter__(self) -> None:
-        self._exchange.cancel_when_left()
+        pass
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        exchange = self._exchange
-        exchange.finished()
-        slots = exchange.slots
+        slots = self._exchange.slots
         if slots is not None:
             slots.release()
             if error is None:
@@ -61,7 +59,22 @@ class Work:
                 raise failure(error, slots.backend) from error
             if isinstance(error, AnswerError):
                 raise wrong_answer(error, slots.backend) from error
-        if isinstance(error, asyncio.CancelledError) and exchange.was_left():
+
+
+class Work(Admitted):
+    """The same, ended by the client's leaving: ClientGone."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        self._exchange.cancel_when_left()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exchange.finished()
+        Admitted.__exit__(self, kind, error, trace)
+        if isinstance(error, asyncio.CancelledError) and self._exchange.was_left():
             raise ClientGone from None
 
 
@@ -90,11 +103,10 @@ class Dispatcher:
         route = self.registry.route_in_class(model, header, capability, usual, exchange.scope["path"])
         return self._allowed(exchange, route, model)
 
-    @staticmethod
-    def _allowed(exchange: Exchange, route: Route, model: str) -> Route:
+    def _allowed(self, exchange: Exchange, route: Route, model: str) -> Route:
         caller = exchange.caller
         if caller is not None and caller.policy.models_allowlist is not None:
-            caller.check_model(model, route.decision)
+            caller.check_model(model, route.decision, self.registry.names)
         exchange.route = route
         return route
 

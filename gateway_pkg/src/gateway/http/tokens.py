@@ -14,7 +14,7 @@ from gateway.http.addresses import AddressList, client_address
 from gateway.http.errors import ApiError, retry_after
 from gateway.http.limits import SlidingWindow
 from gateway.http.policies import UNRESTRICTED, PolicyBook, TokenPolicy, shown
-from gateway.routing.policy import AUTO, DEFAULT_ALIAS, Decision
+from gateway.routing.policy import AUTO, DEFAULT_ALIAS, Decision, Names
 from gateway.settings import Network
 from gateway.usage import TokenUsage
 
@@ -86,9 +86,9 @@ class Caller:
             found += _limit_headers(b"tokens", self.policy.tokens_per_day, used, self._usage.day_ends_in())
         return tuple(found)
 
-    def check_model(self, asked: str, decision: Decision) -> None:
+    def check_model(self, asked: str, decision: Decision, names: Names) -> None:
         """Raises ApiError 403 unless `may_use`; `asked` is what the request named."""
-        if self._models is not None and not self.may_use(asked, decision):
+        if self._models is not None and not self.may_use(asked, decision, names):
             raise ApiError(
                 403,
                 f"This token may not use the model '{asked[:200] or AUTO}'; ask the operator to add it to the token's "
@@ -97,14 +97,20 @@ class Caller:
                 code="model_not_allowed",
             )
 
-    def may_use(self, asked: str, decision: Decision) -> bool:
-        """Whether models_allowlist has what `asked` was resolved to: the alias, the model, or `<class>:<model>`."""
+    def may_use(self, asked: str, decision: Decision, names: Names) -> bool:
+        """Whether models_allowlist has what `asked` was resolved to: `<class>:<model>`, the alias, or the model.
+
+        A model's bare name counts only where the class is known to serve it: there are servers that take any name for
+        the one model that they have.
+        """
         if self._models is None:
             return True
-        names = [decision.model, f"{decision.backend_class}:{decision.model}"]
+        meant = [f"{decision.backend_class}:{decision.model}"]
         if decision.alias is not None:
-            names.append(_alias_name(asked, decision.reason))
-        return any(map(self._models.fullmatch, names))
+            meant += [decision.model, _alias_name(asked, decision.reason)]
+        elif decision.model in names.served.get(decision.backend_class, ()):
+            meant.append(decision.model)
+        return any(map(self._models.fullmatch, meant))
 
     def check_admin(self) -> None:
         """Raises ApiError 403 when the token's policy does not say `admin`."""
