@@ -34,6 +34,8 @@ _HARMLESS: Mapping[str, tuple[Any, ...]] = {
 _OPTIONS = {
     "temperature": "temperature",
     "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
     "seed": "seed",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
@@ -47,7 +49,15 @@ _TRANSLATED = {
     *("response_format", "stop", "stream", "stream_options", "tool_choice", "tools", "top_logprobs"),
 }
 # OpenAI's scale is longer than Ollama's at its lower end, and calls the top differently.
-_THINK = {"none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "max"}
+_THINK = {
+    "none": False,
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "max",
+    "max": "max",
+}
 
 
 def chat(request: Mapping[str, Any], model: str) -> Json:
@@ -197,6 +207,8 @@ def _message(message: Json, at: str, names: dict[str, str]) -> Json:
     said = {name: value for name, value in message.items() if value is not None}
     if said["role"] == "developer":
         said["role"] = "system"
+    if "reasoning_content" in said:
+        said["thinking"] = said.pop("reasoning_content")
     said |= _content(said.get("content", ""), f"{at}.content")
     if "tool_calls" in said:
         said["tool_calls"] = _calls(said["tool_calls"], f"{at}.tool_calls", names)
