@@ -59,6 +59,10 @@ def backends(
     }
 
 
+# What an entry's `backend` may say beyond what every one does, by the same name in backends.yaml.
+OPTIONS = ("protocol", "queue", "payload_policy", "stream_usage", "max_connections")
+
+
 def _backend(entry: Entry, reached_at: str) -> dict[str, Any]:
     backend = entry["backend"]
     return {
@@ -69,6 +73,7 @@ def _backend(entry: Entry, reached_at: str) -> dict[str, Any]:
         "concurrency_limits": dict(backend["limits"]),
         "health": {"liveness": entry["health"], "readiness": entry["health"]},
         "optional": backend["optional"],
+        **{name: backend[name] for name in OPTIONS if name in backend},
     }
 
 

@@ -61,6 +61,7 @@ def _is_network(value: Any) -> bool:
 NAME: Check = (_matches(r"[a-z_][a-z0-9_-]{0,30}"), "lower-case letters, digits, - and _")
 PATH: Check = (_matches(r"(/[\w.~-]+)+"), "a path such as /health")
 COUNT: Check = (_whole(1, 10**6), "a whole number from 1")
+BOOLEAN: Check = (lambda value: isinstance(value, bool), "true or false")
 FIELDS: Mapping[str, Check] = {
     "allow_from": (_list_of(_is_network), "a list of networks such as [10.10.22.0/24, 192.0.2.7/32]"),
     "base_path": PATH,
@@ -68,13 +69,27 @@ FIELDS: Mapping[str, Check] = {
     "class": NAME,
     "description": (_matches(r"[^\n]+"), "one line of text"),
     "health": PATH,
+    "images_allow_base64": BOOLEAN,
+    "images_format": (_matches(r"(url|b64_json)?"), "url, b64_json or an empty text"),
     "label": (_matches(r"[A-Za-z0-9.-]+"), "a name such as com.ai.gateway"),
     "memory": (_matches(r"[1-9]\d*[KMGT]|[1-9]\d?%"), "a size such as 2G or a part such as 80%"),
     "open_files": COUNT,
-    "optional": (lambda value: isinstance(value, bool), "true or false"),
+    "optional": BOOLEAN,
     "port": (_whole(1, 65535), "a whole number from 1 to 65535"),
+    "protocol": NAME,
+    "stream_usage": BOOLEAN,
     "unit": NAME,
     "user": NAME,
+}
+
+
+# What any backend may be told, whether its catalog entry says something of it or not.
+BACKEND_OPTIONS: Mapping[str, Any] = {
+    "max_connections": None,
+    "payload_policy": {"images_format": None, "images_allow_base64": None, "images_max_bytes": None},
+    "protocol": None,
+    "queue": {"max": None, "timeout_sec": None},
+    "stream_usage": None,
 }
 
 
@@ -88,6 +103,7 @@ def _compare(given: Any, known: Mapping[str, Any], path: str) -> Iterator[str]:
         yield f"{path} is {given!r}; write a mapping of {', '.join(known)}"
         return
     counts = path.endswith(".backend.limits")  # any capability may have a limit
+    known = {**BACKEND_OPTIONS, **known} if path.endswith(".backend") else known
     for key, value in given.items():
         here = f"{path}.{key}"
         if key not in known and not counts:

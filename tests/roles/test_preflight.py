@@ -50,6 +50,19 @@ def fleet(groups: dict[str, list[str]], **variables: dict[str, Any]) -> tuple[di
         ({"llamacpp": {"port": 8090, "allow_from": ["10.10.22.0/24"], "limits": {"memory": "80%"}}}, []),
         ({"gateway": {"listeners": {"observability": {"port": 9801}}}}, []),
         ({"llamacpp": {"backend": {"limits": {"embeddings": 2}}}}, []),
+        ({"llamacpp": {"backend": {"queue": {"max": 8, "timeout_sec": 30}, "stream_usage": False}}}, []),
+        (
+            {"llamacpp": {"backend": {"queue": {"max": 0}}}},
+            ["llamacpp.backend.queue.max is 0; write a whole number from 1"],
+        ),
+        (
+            {"llamacpp": {"backend": {"queue": 8}}},
+            ["llamacpp.backend.queue is 8; write a mapping of max, timeout_sec"],
+        ),
+        (
+            {"llamacpp": {"backend": {"quue": {}}}},
+            ["llamacpp.backend.quue is not in the catalog; write queue"],
+        ),
         ({"llamcpp": {}}, ["llamcpp is not in the catalog; write llamacpp"]),
         ({"qqq": {}}, ["qqq is not in the catalog; it has gateway, gateway_embed, llamacpp"]),
         ({"llamacpp": {"prot": 1}}, ["llamacpp.prot is not in the catalog; write port"]),

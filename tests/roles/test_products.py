@@ -152,7 +152,7 @@ def test_the_gateway_from_a_bare_host_to_a_converged_one(project: Project) -> No
     env = (project.app / ".env").read_text().splitlines()
     assert env[-1] == f"GATEWAY_BEARER_TOKEN='{token.strip()}'"
     assert (project.app / "model_aliases.json").read_text() == SHIPPED
-    for name in (".env", "model_aliases.json", "backends.yaml"):
+    for name in (".env", "model_aliases.json", "token_policies.json", "backends.yaml"):
         assert mode(project.app / name) == 0o640
     assert mode(project.app) == 0o755
     assert yaml.safe_load((project.app / "backends.yaml").read_text()) == {"backends": BACKENDS}
@@ -198,9 +198,15 @@ def gateway_definition(home: Path) -> dict[str, Any]:
             "GATEWAY_SHUTDOWN_TIMEOUT_SEC": "60",
             "GATEWAY_BACKENDS_PATH": f"{home}/app/backends.yaml",
             "MODEL_ALIASES_PATH": f"{home}/app/model_aliases.json",
+            "GATEWAY_TOKEN_POLICIES_PATH": f"{home}/app/token_policies.json",
             "REQUEST_LOG_PATH": f"{home}/data/requests.jsonl",
+            "GATEWAY_DB_PATH": f"{home}/data/gateway.sqlite",
+            "UI_IMAGE_DIR": f"{home}/data/ui_images",
         },
-        "reads": [f"{home}/{name}" for name in ("env", "app/.env", "app/model_aliases.json", "app/backends.yaml")],
+        "reads": [
+            f"{home}/{name}"
+            for name in ("env", "app/.env", "app/model_aliases.json", "app/token_policies.json", "app/backends.yaml")
+        ],
         "writable": [f"{home}/data", f"{home}/tools"],
         "peers": ["10.1.2.3"],
         "stop_timeout": 70,

@@ -29,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
         "service_name": "gateway",
         "service_writable": ["/var/lib/gateway/data", "/var/lib/gateway/tools"],
         "service_peers": ["10.10.22.0/24"],
+        "service_reload_signal": "HUP",
         "appliance_services_override": {"gateway": {"allow_from": ["10.10.22.0/24", "fd00::/8"]}},
     },
     "anywhere": {**PLAIN, "service_peers": ["any"]},
@@ -130,6 +131,14 @@ def test_a_unit_takes_user_limits_and_writable_places_from_the_catalog(units: Pa
     writable = [line for line in gateway if line.startswith("ReadWritePaths=")]
     assert writable == ['ReadWritePaths="/var/lib/gateway/data"', 'ReadWritePaths="/var/lib/gateway/tools"']
     assert "StandardError=append:/var/log/gateway/gateway.err.log" in gateway
+
+
+def test_a_unit_reloads_by_the_signal_that_its_program_knows(units: Path) -> None:
+    def reloads(case: str) -> list[str]:
+        return [line for line in directives(units / f"{case}.service") if line.startswith("ExecReload=")]
+
+    assert reloads("gateway") == ["ExecReload=/bin/kill -HUP $MAINPID"]
+    assert reloads("plain") == []
 
 
 def test_a_unit_talks_to_loopback_its_callers_and_its_peers_alone(units: Path) -> None:

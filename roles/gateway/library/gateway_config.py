@@ -39,7 +39,7 @@ options:
     suboptions:
       name: {description: Name below O(path)., type: str, required: true}
       content: {description: Its text; not needed to remove it., type: str}
-      secret: {description: Its text when nobody may see it; lines NAME=value., type: str}
+      secret: {description: Its text when nobody may see it; of lines NAME=value the names are shown., type: str}
       operator: {description: Whether the operator may edit it on the host., type: bool, default: false}
   overwrite: {description: Names of edited files to be replaced all the same., type: list, elements: str, default: []}
   owner: {description: Owner of the files., type: str}
@@ -89,7 +89,7 @@ class File(NamedTuple):
         """From what is on the host to what is wanted; of a secret file only names."""
         if self.secret:
             names = sorted({line.partition("=")[0] for line in changed_lines(self.found or "", self.wanted)})
-            return "other values, not shown, of: {}".format(", ".join(names) or "comments")
+            return "other values, not shown, of: {}".format(", ".join(names)) if names else "other text, not shown"
         lines = difflib.unified_diff(
             (self.found or "").splitlines(), self.wanted.splitlines(), "on the host", "would be written", lineterm=""
         )
