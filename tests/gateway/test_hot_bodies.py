@@ -115,6 +115,7 @@ def test_other_stream_options_are_kept() -> None:
         (Alias("c", "m", max_tokens_cap=10), {"max_completion_tokens": 99}, {"max_completion_tokens": 10}),
         (Alias("c", "m", max_tokens_cap=10), {}, {"max_tokens": 10}),
         (Alias("c", "m", max_tokens_cap=10), {"max_tokens": None}, {"max_tokens": 10}),
+        (Alias("c", "m", max_tokens_cap=10), {"max_tokens": -1}, {"max_tokens": 10}),
         (Alias("c", "m", temperature_cap=0.5), {"temperature": 0.7}, {"temperature": 0.5}),
         (Alias("c", "m", temperature_cap=0.5), {"temperature": 0.2}, {}),
         (Alias("c", "m", temperature_cap=0.5), {}, {}),

@@ -18,7 +18,7 @@ from gateway.routing.request_type import is_coding
 DEFAULT, FAST = Alias("llamacpp", "smol"), Alias("mlx", "tiny")
 ALIASES = {"default": DEFAULT, "fast": FAST}
 CHAT, EMBED = frozenset({"chat"}), frozenset({"embeddings"})
-SERVED = {"llamacpp": ("smol",), "mlx": ("tiny", "big:4b"), "embed": ("minilm", "smol"), "empty": ()}
+SERVED = {"llamacpp": ("smol",), "mlx": ("tiny", "big:4b", "tagged:latest"), "embed": ("minilm", "smol"), "empty": ()}
 CAPABLE = {"llamacpp": CHAT, "mlx": CHAT, "embed": EMBED, "empty": CHAT}
 NAMES = Names(ALIASES, SERVED, CAPABLE, synonyms={"apple": "mlx"}, strong={"empty": "set"})
 
@@ -30,6 +30,7 @@ NAMES = Names(ALIASES, SERVED, CAPABLE, synonyms={"apple": "mlx"}, strong={"empt
         ("FAST", "", Decision("mlx", "tiny", "alias:model", FAST)),
         ("smol", "", Decision("llamacpp", "smol", "pinned:model")),
         ("minilm", "", Decision("embed", "minilm", "pinned:model")),
+        ("tagged", "", Decision("mlx", "tagged:latest", "pinned:model")),
         ("big:4b", "", Decision("mlx", "big:4b", "pinned:model")),
         ("mlx:big:4b", "", Decision("mlx", "big:4b", "pinned:model")),
         ("Apple:big:4b", "", Decision("mlx", "big:4b", "pinned:model")),
@@ -60,7 +61,7 @@ def test_first_matching_rule_decides(model: str, header: str, expected: Decision
         ("zzz", "", 404, "model_not_found", "default, fast"),
         ("nowhere:smol", "", 404, "model_not_found", ""),
         ("default", "gpu", 400, "backend_not_found", "known: embed, empty, llamacpp, mlx"),
-        ("mlx", "", 400, "model_required", "big:4b, tiny"),
+        ("mlx", "", 400, "model_required", "big:4b, tagged:latest, tiny"),
     ],
 )
 def test_refusals_name_what_there_is(model: str, header: str, status: int, code: str, says: str) -> None:

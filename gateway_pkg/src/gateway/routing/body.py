@@ -78,7 +78,8 @@ def within_limits(alias: Alias, request: Mapping[str, Any]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if alias.max_tokens_cap is not None:
         given = {name: request[name] for name in OUTPUT_LIMITS if request.get(name) is not None}
-        changes = {name: alias.max_tokens_cap for name, value in given.items() if value > alias.max_tokens_cap}
+        # Below 0 is "without end" to Ollama and llama.cpp.
+        changes = {name: alias.max_tokens_cap for name, value in given.items() if not 0 <= value <= alias.max_tokens_cap}
         if not given:
             changes["max_tokens"] = alias.max_tokens_cap
     if alias.temperature_cap is not None and (request.get("temperature") or 0) > alias.temperature_cap:

@@ -114,7 +114,7 @@ class Prober:
 
     async def _list_models(self, backend: Backend) -> None:
         if backend.record.protocol == "ollama":
-            models = ollama.models(await self._get(backend, "/api/tags"))
+            models = ollama.models(await self._get(backend, "/api/tags"))[:MODELS_MAX]
             backend.loaded = ollama.loaded(await self._get(backend, "/api/ps"))
         elif MODEL_CAPABILITIES & backend.slots.keys():
             models = _openai_models(await self._get(backend, backend.origin.prefix.decode() + "/models"))

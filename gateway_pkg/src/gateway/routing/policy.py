@@ -97,10 +97,11 @@ def decide(model: str, backend_header: str, capability: str, names: Names) -> De
     prefix, separator, rest = model.partition(":")
     if separator and rest and (backend_class := names.class_of(prefix.casefold())):
         return Decision(backend_class, rest, "pinned:model")
-    serving = [backend_class for backend_class, models in names.served.items() if model in models]
-    if serving:
-        able = [backend_class for backend_class in serving if capability in names.capable.get(backend_class, ())]
-        return Decision((able or serving)[0], model, "pinned:model")
+    for name in (model, f"{model}:latest"):  # Ollama lists each model with its tag
+        serving = [backend_class for backend_class, models in names.served.items() if name in models]
+        if serving:
+            able = [backend_class for backend_class in serving if capability in names.capable.get(backend_class, ())]
+            return Decision((able or serving)[0], name, "pinned:model")
     raise unknown_model(model, names)
 
 

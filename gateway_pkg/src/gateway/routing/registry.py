@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from time import monotonic
 from typing import NamedTuple
 from urllib.parse import quote
@@ -370,7 +372,9 @@ def backend_maker(timeouts: Timeouts, tls: ssl.SSLContext, adapters: Mapping[str
 
     def make(name: str, record: BackendRecord) -> Backend:
         origin = Origin.parse(record.base_url)
-        pool = Pool(origin, max_connections=record.max_connections, timeouts=timeouts, ssl_context=tls)
+        # A piece of music begins to be answered when it is made; how long that may take is for each piece to say.
+        own = replace(timeouts, first_byte=math.inf) if "music" in record.supported_capabilities else timeouts
+        pool = Pool(origin, max_connections=record.max_connections, timeouts=own, ssl_context=tls)
         return Backend(name, record, pool, adapters.get(record.protocol))
 
     return make
