@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from gateway import __version__
 from gateway.observe.linelog import LineLog
 from gateway.routing.registry import Registry
+from gateway.upstream.usage import Usage
 
 if TYPE_CHECKING:
     from gateway.observe.tracing import Tracer
@@ -153,7 +154,8 @@ class Tokens:
         self.input = [0, 0]
         self.output = [0, 0]
 
-    def add(self, input_tokens: int, output_tokens: int, is_estimated: bool) -> None:
+    def add(self, usage: Usage) -> None:
+        input_tokens, output_tokens, is_estimated = usage
         self.input[is_estimated] += input_tokens
         self.output[is_estimated] += output_tokens
 
@@ -174,7 +176,7 @@ class Metrics(Collector):
         self._tracer = tracer
         self._series: dict[tuple[str, int, str], Series] = {}
         self._models: dict[tuple[str, str], Tokens] = {}
-        self._callers: dict[str, Tokens] = {}
+        self.callers: dict[str, Tokens] = {}  # by the bearer token's name; `caller` makes them
         self._queued: dict[str, Histogram] = {}
         self._retries: dict[str, int] = {}
         self._aborted: dict[str, int] = {}
@@ -204,9 +206,9 @@ class Metrics(Collector):
 
     def caller(self, name: str) -> Tokens:
         """Where a bearer token's requests are counted."""
-        tokens = self._callers.get(name)
+        tokens = self.callers.get(name)
         if tokens is None:
-            tokens = self._callers.setdefault(name if len(self._callers) < SERIES_MAX else "other", Tokens())
+            tokens = self.callers.setdefault(name if len(self.callers) < SERIES_MAX else "other", Tokens())
         return tokens
 
     def queued(self, backend_class: str, milliseconds: float) -> None:
@@ -269,12 +271,12 @@ class Metrics(Collector):
                 for direction, estimated, count in tokens.samples()
             ),
         )
-        yield _numbers(CALLER_REQUESTS, (((name,), tokens.requests) for name, tokens in self._callers.items()))
+        yield _numbers(CALLER_REQUESTS, (((name,), tokens.requests) for name, tokens in self.callers.items()))
         yield _numbers(
             CALLER_TOKENS,
             (
                 ((name, direction, estimated), count)
-                for name, tokens in self._callers.items()
+                for name, tokens in self.callers.items()
                 for direction, estimated, count in tokens.samples()
             ),
         )
