@@ -349,6 +349,25 @@ def test_the_clients_leaving_cancels_the_backends_work(served: Gateway, told: Ch
     assert told.wait_for(1, left=True)
 
 
+@pytest.mark.proves(ROUTE, "context_management", "output_format", backend="openai")
+def test_the_sdks_beta_side(sdk: anthropic.Anthropic, told: ChatScript) -> None:
+    """As agents use it: `?beta=true`, a header of betas, an edit that keeps everything."""
+    message = sdk.beta.messages.create(
+        model="echo",
+        max_tokens=64,
+        messages=HELLO,
+        betas=["context-management-2025-06-27"],
+        context_management={"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        extra_body={"output_format": {"type": "json_schema", "schema": SCHEMA}},
+    )
+    assert message.content[0].to_dict() == {"type": "text", "text": "Hello"}
+    request = sent(told)
+    assert set(request) == {"model", "max_tokens", "messages", "response_format"}
+    with pytest.raises(anthropic.BadRequestError, match="mcp_servers"):
+        server: Any = {"type": "url", "url": "https://example.org/mcp", "name": "x"}
+        sdk.beta.messages.create(model="echo", max_tokens=64, messages=HELLO, mcp_servers=[server])
+
+
 def test_a_405_is_of_its_own_shape(served: Gateway) -> None:
     answer = served.client.get(ROUTE)
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
