@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.gateway.upstream import DONE, Seen, Upstream, _answer, _chunk, _write, running
+from tests.gateway.upstream import DONE, MODELS, Seen, Upstream, _answer, _chunk, _write, running
 
 HEAD = {"id": "chatcmpl-1", "created": 1_700_000_000, "model": "told"}
 USAGE = {"prompt_tokens": 31, "completion_tokens": 17, "total_tokens": 48}
@@ -31,6 +31,10 @@ class ChatScript(Upstream):
     usage: dict[str, Any] | None = field(default_factory=lambda: dict(USAGE))
     is_cut: bool = False
     paths: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
+    models: tuple[str, ...] = MODELS
+
+    async def _answer_probe(self, writer: asyncio.StreamWriter) -> None:
+        await _answer(writer, 200, {"object": "list", "data": [{"id": model} for model in self.models]})
 
     async def _act(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if seen.json.get("model") not in ("echo", "", None):

@@ -28,6 +28,11 @@ CALL = {
 }
 
 
+def refused(field: str) -> Any:
+    """A parameter whose test proves a refusal."""
+    return pytest.param(field, marks=pytest.mark.proves("/v1/messages", field, backend="openai", refused=True))
+
+
 def chat(**fields: Any) -> dict[str, Any]:
     body = json.dumps({"model": "m", "max_tokens": 10, "messages": HELLO, **fields})
     return to_chat(parse(body.encode(), REQUEST))
@@ -109,6 +114,7 @@ def test_system_prompts() -> None:
     assert chat(messages=later)["messages"][1] == {"role": "system", "content": "Be brief"}
 
 
+@pytest.mark.proves("/v1/messages", "messages.content.image", backend="openai")
 def test_images() -> None:
     by_url = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
     content = chat(messages=[{"role": "user", "content": [TEXT, PNG, by_url]}])["messages"][0]["content"]
@@ -127,6 +133,8 @@ def test_a_tool() -> None:
     assert "tools" not in chat(tools=[])
 
 
+@pytest.mark.proves("/v1/messages", "messages.content.tool_use", "messages.content.tool_result", backend="openai")
+@pytest.mark.proves("/v1/messages", "messages.content.thinking", backend="openai")
 def test_a_round_of_tools() -> None:
     thought = {"type": "thinking", "thinking": "Where?", "signature": ""}
     other = {**USE, "id": "call_2", "input": {}}
@@ -196,7 +204,7 @@ def test_thinking_is_shown_to_who_asked_for_it(thinking: Any, is_shown: bool) ->
     assert shows_thinking({"thinking": thinking}) is is_shown
 
 
-@pytest.mark.parametrize("field", sorted(REFUSED))
+@pytest.mark.parametrize("field", [refused(field) for field in sorted(REFUSED)])
 def test_what_a_chat_cannot_do_is_refused_by_name(field: str) -> None:
     error = refusal(**{field: "x"})
     assert error.param == field
@@ -268,6 +276,9 @@ RESULT = {"type": "tool_result", "tool_use_id": "call_1"}
         (assistant({**USE, "caller": {"type": "code_execution_20260120"}}), "messages.1.content.0.caller"),
     ],
 )
+@pytest.mark.proves("/v1/messages", "messages.content.document", "speed", backend="openai", refused=True)
+@pytest.mark.proves("/v1/messages", "messages.content.redacted_thinking", backend="openai", refused=True)
+@pytest.mark.proves("/v1/messages", "messages.content.search_result", backend="openai", refused=True)
 def test_what_is_wrong_or_cannot_be_is_named(fields: dict[str, Any], param: str) -> None:
     assert refusal(**fields).param == param
 

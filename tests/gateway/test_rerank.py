@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -137,6 +138,17 @@ def test_without_a_model_the_reranker_chooses(served: Gateway, told: ChatScript)
     answer = ask(served.client)
     assert (answer.status_code, answer.headers["x-backend-used"]) == (200, "ranker")
     assert "model" not in told.wait_for(1)[0].json
+
+
+def test_without_a_model_the_rerankers_only_one(tmp_path: Path) -> None:
+    with chat_script() as script:
+        script.models = ("echo",)
+        script.paths["/v1/rerank"] = lambda _: {"results": []}
+        write_files(tmp_path, script.url, supported_capabilities=["rerank"], concurrency_limits={})
+        with gateway(tmp_path) as running:
+            answer = ask(running.client)
+        assert (answer.status_code, answer.headers["x-model-used"]) == (200, "echo")
+        assert script.wait_for(1)[0].json["model"] == "echo"
 
 
 def test_a_model_of_a_class_that_only_embeds(served: Gateway, told: ChatScript) -> None:
