@@ -1,4 +1,5 @@
-"""Writes what the documentation repeats: the port table, the settings, the metrics, the README of each role.
+"""Writes what the documentation repeats: the port table, the settings, the metrics, the READMEs of the roles, and
+which fields the tests prove to work with which backends.
 
 python docs/generate.py            writes what is stale
 python docs/generate.py --check    names it and exits with 1
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import proofs
 import yaml
 from gateway.observe.metrics import FAMILIES
 from gateway.settings import Settings
@@ -78,6 +80,13 @@ def metrics() -> str:
     return table(["metric", "kind", "labels", ""], rows)
 
 
+def compatibility() -> str:
+    return "\n".join(
+        f"## `{route}`\n\n" + table(["field", *map(code, kinds)], [[code(row[0]), *row[1:]] for row in rows])
+        for route, kinds, rows in proofs.tables(proofs.collect())
+    )
+
+
 def kind(field: FieldInfo) -> str:
     annotation: Any = field.annotation
     if isinstance(annotation, types.UnionType):  # X | None
@@ -129,9 +138,9 @@ def markdown(text: str | Sequence[str]) -> str:
 def pages() -> Iterator[tuple[Path, str]]:
     """Each generated file with the text that it should have."""
     catalog = yaml.safe_load((ROOT / "playbooks/group_vars/all/services.yml").read_text())["appliance_catalog"]
-    made = {"ports": ports(catalog), "settings": settings(), "metrics": metrics()}
+    made = {"ports": lambda: ports(catalog), "settings": settings, "metrics": metrics, "compatibility": compatibility}
     for page in sorted((ROOT / "docs").glob("*.md")):
-        yield page, MARKED.sub(lambda found: f"{found[1]}\n{made[found[2]]}\n{found[3]}", page.read_text())
+        yield page, MARKED.sub(lambda found: f"{found[1]}\n{made[found[2]]()}\n{found[3]}", page.read_text())
     for specs in sorted((ROOT / "roles").glob("*/meta/argument_specs.yml")):
         role = specs.parents[1]
         yield role / "README.md", role_readme(role.name, yaml.safe_load(specs.read_text())["argument_specs"])

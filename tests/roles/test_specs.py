@@ -77,8 +77,8 @@ def test_generated_pages_are_fresh() -> None:
 def test_a_stale_page_is_named(tmp_path: Path) -> None:
     for part in ("docs", "roles", "playbooks"):
         (tmp_path / part).mkdir()
-    source = (ROOT / "docs/generate.py").read_text()
-    (tmp_path / "docs/generate.py").write_text(source)
+    for name in ("generate.py", "proofs.py"):
+        (tmp_path / "docs" / name).write_text((ROOT / "docs" / name).read_text())
     (tmp_path / "docs/services.md").write_text("<!-- generated: ports -->\nold\n<!-- end -->\n")
     (tmp_path / "playbooks/group_vars/all").mkdir(parents=True)
     (tmp_path / "playbooks/group_vars/all/services.yml").write_text(yaml.safe_dump({"appliance_catalog": CATALOG}))
