@@ -185,7 +185,8 @@ class Images:
         wanted = given.get("response_format") or ""
         if self._is_mocked(exchange, model):
             if exchange.caller is not None:
-                exchange.caller.check_model(model, Decision("mock", model, "direct:model"))
+                drawn = Decision("mock", model, "direct:model")
+                exchange.caller.check_model(model, drawn, self._dispatcher.registry.names)
             request = read_request(given, model, self._settings.images_max_pixels, images, mask)
             painting = mock.draw(request)
             about = _about("mock", "mock", request, reason, painting)

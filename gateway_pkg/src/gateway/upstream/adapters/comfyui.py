@@ -87,7 +87,7 @@ def _run(
     try:
         reply = yield Ask("POST", "/prompt", orjson.dumps({"prompt": graph, "prompt_id": prompt_id}))
         # Servers before 2025-09 give an id of their own.
-        prompt_id = str(_accepted(reply).get("prompt_id", prompt_id))
+        prompt_id = _accepted(reply)
         entry = yield from _finished(prompt_id)
         images = []
         for query in _outputs(entry, request.n):
@@ -180,10 +180,13 @@ def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
 
 
-def _accepted(reply: Reply) -> dict[str, Any]:
-    """The answer to a graph that is in the queue; the server's word against it becomes a 400 that names a field."""
+def _accepted(reply: Reply) -> str:
+    """The id of a graph that is in the queue; the server's word against it becomes a 400 that names a field."""
     if reply.status != 400:
-        return reply.json()
+        prompt_id = reply.json().get("prompt_id")
+        if not isinstance(prompt_id, str):
+            raise AnswerError("no prompt_id for a graph")
+        return prompt_id
     param, message = "prompt", "the graph was refused"
     try:
         errors = orjson.loads(reply.body)["node_errors"]

@@ -22,7 +22,7 @@ from gateway.images.request import (
 )
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.adapters.openai_images import check_image, multipart
-from gateway.upstream.converse import Abandoned, Ask, Pause, Refused, Steps
+from gateway.upstream.converse import Abandoned, Ask, Pause, Refused, Reply, Steps
 
 POLL_SEC = 0.25  # as the earlier system's shim
 STEPS_DEFAULT = 30  # these three as in InvokeAI's own page
@@ -30,6 +30,7 @@ GUIDANCE_SCALE = 7.5
 SCHEDULER = "euler"
 STRENGTH = 0.75
 SEED_LIMIT = 2**32  # the server takes no larger ones
+QUOTED_CHARS = 500
 QUEUE = "/api/v1/queue/default"
 # By base model: node types of the loader and of the prompt.
 GRAPHS = {
@@ -82,7 +83,7 @@ def _run(
     }
     try:
         reply = yield Ask("POST", f"{QUEUE}/enqueue_batch", orjson.dumps({"batch": batch, "prepend": False}))
-        items = _item_ids(reply.json(), len(seeds))
+        items = _item_ids(_accepted(reply), len(seeds))
         yield from _finished(batch_id, items)
         by_seed = yield from _image_names(items)
         images = []
@@ -90,6 +91,8 @@ def _run(
             if seed not in by_seed:
                 raise AnswerError(f"no image for seed {seed}")
             images += [(yield from _fetched(by_seed[seed]))]
+        if source is not None:
+            yield Ask("DELETE", _image_path(source))
     except (Abandoned, AnswerError, Refused):
         yield Ask("PUT", f"{QUEUE}/cancel_by_batch_ids", orjson.dumps({"batch_ids": [batch_id]}))
         raise
@@ -102,7 +105,9 @@ def _model(name: str) -> Steps[dict[str, Any]]:
     """The server's record of a main model, by name or key."""
     reply = yield Ask("GET", "/api/v2/models/?model_type=main")
     models = reply.json().get("models")
-    models = [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
+    if not isinstance(models, list):
+        raise AnswerError("no list of models")
+    models = [model for model in models if isinstance(model, dict)]
     if name:
         found = next((model for model in models if name in (model.get("name"), model.get("key"))), None)
         if found is None:
@@ -187,6 +192,19 @@ def _end(text: str) -> dict[str, str]:
     return {"node_id": node, "field": name}
 
 
+def _accepted(reply: Reply) -> dict[str, Any]:
+    """The answer to a batch that is in the queue; raises ApiError 400 where the server's check names a field."""
+    if reply.status == 422:
+        try:
+            problem = orjson.loads(reply.body)["detail"][0]
+            field, message = str(problem["loc"][-1]), str(problem["msg"])[:QUOTED_CHARS]
+        except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
+            raise Refused(reply) from None
+        param = {"cfg_scale": "guidance_scale", "denoising_start": "strength"}.get(field, field)
+        raise ApiError(400, f"The backend refused '{param}': {message}", param=param, code="invalid_value")
+    return reply.json()
+
+
 def _item_ids(answer: dict[str, Any], count: int) -> list[int]:
     items = answer.get("item_ids")
     if not isinstance(items, list) or len(items) != count or not all(isinstance(item, int) for item in items):
@@ -240,11 +258,14 @@ def _image_names(items: list[int]) -> Steps[dict[int, str]]:
 
 def _fetched(name: str) -> Steps[bytes]:
     """The image, which is then deleted on the server."""
-    path = f"/api/v1/images/i/{quote(name, safe='')}"
-    reply = yield Ask("GET", f"{path}/full")
+    reply = yield Ask("GET", f"{_image_path(name)}/full")
     check_image(reply.content())
-    yield Ask("DELETE", path)
+    yield Ask("DELETE", _image_path(name))
     return reply.body
+
+
+def _image_path(name: str) -> str:
+    return f"/api/v1/images/i/{quote(name, safe='')}"
 
 
 def _or(value: Any, default: Any) -> Any:
