@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import zip_longest
 from typing import Any
 
 MODEL = "tool-caller"
+IN_TURN = "tool-caller-in-turn"  # the deltas of one call after those of the other: what some clients rely on
 EDITOR = "editor"
 NAMES = ("get_weather", "get_time")
 ARGUMENTS = ('{"city": "Zürich", "note": "a \\"quoted\\" word"}', '{"zone":"Europe/Zurich"}')
@@ -27,6 +29,7 @@ HEAD = {"id": "chatcmpl-tools", "created": 1700000000, "model": MODEL}
 USAGE = {"prompt_tokens": 31, "completion_tokens": 17, "total_tokens": 48}
 EDITED = "greeting.py"
 BEFORE, AFTER = 'print("hello")\n', 'print("hello, world")\n'
+COMMIT = "Greet the world"
 EDIT = f"{EDITED}\n```python\n<<<<<<< SEARCH\n{BEFORE}=======\n{AFTER}>>>>>>> REPLACE\n```\n"
 
 
@@ -39,22 +42,31 @@ def whole() -> dict[str, Any]:
     return completion({"role": "assistant", "content": None, "tool_calls": calls}, "tool_calls")
 
 
-def deltas() -> Iterator[dict[str, Any]]:
+def deltas(model: str = MODEL) -> Iterator[dict[str, Any]]:
     """The same as a stream."""
     yield {"role": "assistant", "content": None}
-    for index, name in enumerate(NAMES):
-        function = {"name": name, "arguments": ""}
-        yield {"tool_calls": [{"index": index, "id": f"call_{index}", "type": "function", "function": function}]}
-    for start in range(0, max(map(len, ARGUMENTS)), PIECE):
-        for index, arguments in enumerate(ARGUMENTS):
-            if piece := arguments[start : start + PIECE]:
-                yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
+    functions = [{"name": name, "arguments": ""} for name in NAMES]
+    heads: list[dict[str, Any]] = [
+        {"id": f"call_{index}", "type": "function", "function": one} for index, one in enumerate(functions)
+    ]
+    pieces = [[{"function": {"arguments": piece}} for piece in cut(arguments)] for arguments in ARGUMENTS]
+    if model == IN_TURN:
+        order = [(index, call) for index, head in enumerate(heads) for call in (head, *pieces[index])]
+    else:
+        rounds = [heads, *zip_longest(*pieces)]
+        order = [(index, call) for calls in rounds for index, call in enumerate(calls) if call]
+    for index, call in order:
+        yield {"tool_calls": [{"index": index, **call}]}
 
 
 def text_deltas(text: str) -> Iterator[dict[str, Any]]:
     yield {"role": "assistant", "content": ""}
-    for start in range(0, len(text), PIECE):
-        yield {"content": text[start : start + PIECE]}
+    for piece in cut(text):
+        yield {"content": piece}
+
+
+def cut(text: str) -> list[str]:
+    return [text[start : start + PIECE] for start in range(0, len(text), PIECE)]
 
 
 def completion(message: dict[str, Any], finish_reason: str) -> dict[str, Any]:
@@ -65,7 +77,7 @@ def completion(message: dict[str, Any], finish_reason: str) -> dict[str, Any]:
 def chosen_text(request: dict[str, Any]) -> str | None:
     """What is to be said; None when tools are to be called."""
     if request["model"] == EDITOR:
-        return EDIT
+        return COMMIT if "commit messages" in request["messages"][0]["content"] else EDIT
     if (request.get("response_format") or {}).get("type") == "json_schema":
         return STRUCTURED
     return FINAL if request["messages"][-1]["role"] == "tool" else None
@@ -84,7 +96,9 @@ class _Handler(BaseHTTPRequestHandler):
     caller: ToolCaller
 
     def do_GET(self) -> None:
-        self.answer({"object": "list", "data": [{"id": model, "object": "model"} for model in (MODEL, EDITOR)]})
+        self.answer(
+            {"object": "list", "data": [{"id": model, "object": "model"} for model in (MODEL, IN_TURN, EDITOR)]}
+        )
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -110,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        pieces = deltas() if text is None else text_deltas(text)
+        pieces = deltas(request["model"]) if text is None else text_deltas(text)
         choices: list[dict[str, Any]] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in pieces]
         choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls" if text is None else "stop"})
         head = {**HEAD, "object": "chat.completion.chunk"}

@@ -100,3 +100,29 @@ test('requests in parallel each get their own answer', async () => {
   assert.deepEqual(answers.map((answer) => answer.usage.completion_tokens), [4, 5, 6, 7]);
   assert.equal(new Set(answers.map((answer) => answer.id)).size, 4);
 });
+
+test('a response of the real model, whole and as a stream', async () => {
+  const asked = { model: 'default', input: 'Say hello.', max_output_tokens: 16 };
+  const response = await client.responses.create(asked);
+  assert.ok(response.output_text.trim().length > 0);
+  assert.ok(response.usage.output_tokens > 0);
+  const types = [];
+  for await (const event of await client.responses.create({ ...asked, stream: true })) types.push(event.type);
+  assert.equal(types[0], 'response.created');
+  assert.ok(types.filter((type) => type === 'response.output_text.delta').length > 1);
+  assert.ok(['response.completed', 'response.incomplete'].includes(types.at(-1)));
+});
+
+test('structured output of the real model', async () => {
+  const schema = { type: 'object', properties: { city: { type: 'string' } }, required: ['city'], additionalProperties: false };
+  const response_format = { type: 'json_schema', json_schema: { name: 'place', schema, strict: true } };
+  const answer = await client.chat.completions.create({
+    model: 'default', messages: [{ role: 'user', content: 'Name a city.' }], max_tokens: 100, response_format,
+  });
+  assert.deepEqual(Object.keys(JSON.parse(answer.choices[0].message.content)), ['city']);
+});
+
+test('an image, without a GPU backend', async () => {
+  const { data } = await client.images.generate({ prompt: 'A lighthouse', response_format: 'b64_json' });
+  assert.ok(Buffer.from(data[0].b64_json, 'base64').length > 0);
+});
