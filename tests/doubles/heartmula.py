@@ -16,11 +16,15 @@ from tests.gateway.upstream import Seen, Upstream, _answer, _until_left, _write
 
 @dataclass
 class HeartMula(Upstream):
-    """`files`: the audio that was made, by name. A `slow` piece is made once `is_released`."""
+    """`files`: the audio that was made, by name. A `slow` piece is made once `is_released`.
+
+    `habit` is what goes wrong when audio is fetched, see `_send_file`.
+    """
 
     files: dict[str, bytes] = field(default_factory=dict)
     is_released: bool = False
     fetched: list[Seen] = field(default_factory=list)
+    habit: str = ""
 
     @property
     def url(self) -> str:
@@ -32,7 +36,7 @@ class HeartMula(Upstream):
 
     async def _act(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if seen.path.startswith("/audio/"):
-            self.seen.remove(seen)
+            self.seen.pop()
             self.fetched.append(seen)
             await self._send_file(seen, reader, writer)
         elif seen.path == "/v1/music/generations":
@@ -86,8 +90,8 @@ class HeartMula(Upstream):
 
     async def _send_file(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         audio = self.files.get(seen.path.removeprefix("/audio/"))
-        if audio is None:
-            await _answer(writer, 404, {"detail": "Not Found"})
+        if audio is None or self.habit:
+            await self._send_no_file(audio or b"", reader, writer)
             return
         status, lines = 200, ""
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", seen.headers.get("range", "")):
@@ -101,3 +105,17 @@ class HeartMula(Upstream):
             audio = audio[first : last + 1]
         head = f"HTTP/1.1 {status} X\r\nContent-Type: audio/x-wav\r\nAccept-Ranges: bytes\r\n{lines}Content-Length: "
         await _write(writer, f"{head}{len(audio)}\r\n\r\n".encode() + audio)
+
+    async def _send_no_file(self, audio: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.habit == "hang":
+            await _until_left(reader)
+        elif self.habit == "html":
+            await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>")
+        elif self.habit in ("die-mid", "hang-mid"):
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: audio/x-wav\r\nContent-Length: {len(audio)}\r\n\r\n"
+            await _write(writer, head.encode() + audio[:1000])
+            if self.habit == "hang-mid":
+                await _until_left(reader)
+            writer.transport.abort()
+        else:
+            await _answer(writer, 500 if self.habit == "status-500" else 404, {"detail": "Not Found"})

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from gateway.http.errors import ApiError
 from gateway.upstream.adapters.base import AnswerError
-from gateway.upstream.adapters.heartmula import audio_file, generation, music_request, time_limit
-from gateway.upstream.converse import Ask, Refused, Reply
+from gateway.upstream.adapters.heartmula import audio_file, music_request, piece, time_limit
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,34 +42,22 @@ def test_a_piece_may_take_longer_the_longer_it_is() -> None:
     assert time_limit({}, 120) == 180
 
 
-def talk(reply: Reply, request: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the steps return when the server answers so."""
-    steps = generation("/v1/music/generations", request or {"prompt": "x"})
-    ask = next(steps)
-    assert isinstance(ask, Ask)
-    assert (ask.method, ask.path, json.loads(ask.body)) == ("POST", "/v1/music/generations", request or {"prompt": "x"})
-    with pytest.raises(StopIteration) as end:
-        steps.send(reply)
-    piece: dict[str, Any] = end.value.value
-    return piece
-
-
-def answered(**piece: Any) -> Reply:
-    return Reply(200, "application/json", json.dumps(piece).encode())
+def answered(**content: Any) -> bytes:
+    return json.dumps(content).encode()
 
 
 def test_a_piece() -> None:
-    piece = talk(answered(id="1", status="completed", audio_url="/audio/m_1.wav", extra=[1]), {"seed": 10**30})
-    assert piece == {"id": "1", "status": "completed", "audio_url": "/audio/m_1.wav", "extra": [1]}
-    assert audio_file(piece) == "m_1.wav"
+    made = piece(answered(id="1", status="completed", audio_url="/audio/m_1.wav", extra=[1]))
+    assert made == {"id": "1", "status": "completed", "audio_url": "/audio/m_1.wav", "extra": [1]}
+    assert audio_file(made) == "m_1.wav"
     assert audio_file({"audio_url": "http://10.10.22.5:9920/audio/m_1.wav?x=/y"}) == "m_1.wav"
 
 
 @pytest.mark.parametrize(
-    "reply",
+    "body",
     [
-        Reply(200, "text/html", b"<html>"),
-        Reply(200, "application/json", b"[]"),
+        b"<html>",
+        b"[]",
         answered(status="failed", error="out of memory"),
         answered(status="error"),
         answered(audio_url="/audio/x.wav", error={"message": "no"}),
@@ -82,20 +69,15 @@ def test_a_piece() -> None:
         ),
     ],
 )
-def test_what_is_no_piece_is_no_answer(reply: Reply) -> None:
+def test_what_is_no_piece_is_no_answer(body: bytes) -> None:
     with pytest.raises(AnswerError):
-        talk(reply)
-
-
-def test_a_refusal_is_the_server_s() -> None:
-    with pytest.raises(Refused):
-        talk(Reply(422, "application/json", b"{}"))
+        piece(body)
 
 
 @given(st.binary(max_size=100))
 def test_any_bytes_are_a_piece_or_no_answer(body: bytes) -> None:
     with pytest.raises(AnswerError):
-        talk(Reply(200, "application/json", body))
+        piece(body)
 
 
 @given(st.text())

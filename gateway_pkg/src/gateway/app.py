@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from gateway import __version__
-from gateway.api import admin, audio, hot, images, messages, pages, rerank, responses
+from gateway.api import admin, audio, hot, images, messages, music, pages, rerank, responses
 from gateway.api.dispatch import Dispatcher
 from gateway.api.docs import make_docs_router
 from gateway.api.endpoint import Endpoints
@@ -84,6 +84,7 @@ class House:
             settings, self.registry, self.doorkeeper, backends=backends, aliases=aliases, policies=policies
         )
         self.database = Database(settings.gateway_db_path)
+        self.music = music.make_jobs(self.database, settings)
         self.responses = ResponseStore(self.database, settings.responses_ttl_sec, settings.responses_max_bytes)
         self.tracer = None
         if settings.otel_exporter_otlp_endpoint:
@@ -114,6 +115,7 @@ class House:
             *audio.make_endpoints(self.dispatcher, self.settings),
             *images.make_endpoints(self.dispatcher, self.settings, self.images),
             *messages.make_endpoints(self.dispatcher),
+            *music.make_endpoints(self.dispatcher, self.settings, self.music),
             *rerank.make_endpoints(self.dispatcher),
             *responses.make_endpoints(self.dispatcher, self.responses),
         ]
@@ -123,6 +125,7 @@ class House:
         app = FastAPI(title="AI Appliance gateway", version=__version__, redoc_url=None, docs_url=None)
         app.include_router(pages.make_router(self.registry, shown_metrics))
         app.include_router(admin.make_router(self.registry, self.doorkeeper, self.reloader))
+        app.include_router(music.make_router(self.dispatcher, self.settings, self.music))
         app.include_router(responses.make_router(self.responses))
         app.include_router(make_docs_router(app.title))
         app.include_router(make_media_router(self.images, images.FILES, "image"))
@@ -145,6 +148,7 @@ class House:
             running.callback(lag.stop)
             running.push_async_callback(self._close_pools)
             running.push_async_callback(settled)
+            await self._step(running, self.music.start, self.music.stop)
             await self._step(running, self.responses.start, self.responses.stop)
             await self._step(running, self.images.start, self.images.stop)
             client = httpx.AsyncClient(timeout=self.settings.health_check_timeout_sec, verify=self.tls, trust_env=False)

@@ -28,6 +28,8 @@ PLACEHOLDERS = frozenset(
 TOKEN_MIN_CHARS = 16
 MAKE_ONE = """python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"""
 
+URL_PATH = r'^/[!"$-~]*$'  # what can stand in a request, without the '#' of a fragment
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -130,11 +132,21 @@ class Settings(BaseSettings):
     heartmula_timeout_sec: float = Field(
         120, gt=0, description="Longest time for a piece of music, but at least 5 x its duration + 30."
     )
-    heartmula_generate_path: str = Field("/v1/music/generations", pattern="^/", description="Where music is asked for.")
+    heartmula_generate_path: str = Field(
+        "/v1/music/generations", pattern=URL_PATH, description="Where music is asked for."
+    )
     music_backend_class: str = Field("heartmula_music", description="Class of the backends that make music.")
+    music_wait_sec: float = Field(
+        120, ge=0, description="How long a request for music waits for it, before it is answered with a job to poll."
+    )
+    music_job_ttl_sec: int = Field(
+        7 * 86_400, ge=1, description="How long a piece of music and its job can be fetched."
+    )
+    music_max_jobs: int = Field(32, ge=1, description="Pieces of music that are made or waited for at a time.")
+    music_max_jobs_per_token: int = Field(4, ge=1, description="Those of them that may be of one token.")
     tts_base_url: str = Field("", description="A speech server; makes a backend when there is none.")
     tts_timeout_sec: float = Field(60, gt=0, description="Longest wait for the beginning of speech.")
-    tts_generate_path: str = Field("/v1/audio/speech", pattern="^/", description="Where speech is asked for.")
+    tts_generate_path: str = Field("/v1/audio/speech", pattern=URL_PATH, description="Where speech is asked for.")
     tts_backend_class: str = Field("pocket_tts", description="Class of the backends that speak.")
     transcription_backend_class: str = Field("whisper", description="Class of the backends that transcribe.")
     otel_exporter_otlp_endpoint: str = Field(

@@ -53,6 +53,26 @@ MIGRATIONS = (
         PRIMARY KEY (day, caller)
     ) STRICT, WITHOUT ROWID;
     """,
+    # 3: /v1/music/generations. Times are unix seconds; `file` is the name on the backend of what was made; `result`
+    # and `error` are JSON.
+    """
+    CREATE TABLE music_jobs (
+        id TEXT PRIMARY KEY,
+        owner TEXT NOT NULL,
+        status TEXT NOT NULL,
+        created_at INTEGER NOT NULL,
+        started_at INTEGER,
+        finished_at INTEGER,
+        expires_at INTEGER NOT NULL,
+        backend TEXT,
+        file TEXT,
+        result BLOB,
+        error BLOB
+    ) STRICT;
+    CREATE INDEX music_jobs_expiry ON music_jobs (expires_at);
+    CREATE INDEX music_jobs_files ON music_jobs (file, owner);
+    CREATE INDEX music_jobs_owners ON music_jobs (owner, created_at);
+    """,
 )
 # The oldest schema whose release can work with a database that has all of the above.
 MIN_READER = 1

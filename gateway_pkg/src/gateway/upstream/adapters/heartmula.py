@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+import orjson
+
 from gateway.http.errors import ApiError
-from gateway.routing.body import dump
 from gateway.upstream.adapters.base import AnswerError
-from gateway.upstream.converse import Ask, Steps
 
 USUAL_DURATION_SEC = 30.0  # the server's, where a request names none
 ANSWER_MAX_BYTES = 1024 * 1024
@@ -48,21 +48,23 @@ def time_limit(request: Mapping[str, Any], least: float) -> float:
     return max(least, 5 * float(request.get("duration") or USUAL_DURATION_SEC) + 30)
 
 
-def generation(path: str, request: Mapping[str, Any]) -> Steps[dict[str, Any]]:
-    """Asks for a piece; returns the server's answer, whose `audio_url` ends in a file's name."""
-    reply = yield Ask("POST", path, dump(request), limit=ANSWER_MAX_BYTES)
-    if reply is None:
-        raise TypeError("an Ask is answered with a Reply")
-    piece = reply.json()
-    if piece.get("error") or piece.get("status") in FAILED:
-        raise AnswerError(f"no music: {str(piece.get('error') or piece.get('message') or piece['status'])[:500]}")
-    audio_file(piece)
-    return piece
+def piece(body: bytes) -> dict[str, Any]:
+    """The server's answer of status 200, whose `audio_url` ends in a file's name; raises AnswerError."""
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise AnswerError("it sent no JSON") from None
+    if not isinstance(content, dict):
+        raise AnswerError("it sent JSON that is no object")
+    if content.get("error") or content.get("status") in FAILED:
+        raise AnswerError(f"no music: {str(content.get('error') or content.get('message') or content['status'])[:300]}")
+    audio_file(content)
+    return content
 
 
-def audio_file(piece: Mapping[str, Any]) -> str:
-    """The name of the piece's file; raises AnswerError where it has none that could be asked for."""
-    url = piece.get("audio_url")
+def audio_file(content: Mapping[str, Any]) -> str:
+    """The name of a piece's file; raises AnswerError where it has none that could be asked for."""
+    url = content.get("audio_url")
     try:
         name = urlsplit(url).path.rpartition("/")[2] if isinstance(url, str) else ""
     except ValueError:
