@@ -71,6 +71,7 @@ class Edge:
                 exchange.caller = caller = self._doorkeeper.identify(scope, headers)
                 if caller.is_limited:
                     caller.admit(exchange.started)
+                    exchange.caller_headers = caller.headers(exchange.started)
             if served is None:
                 scope["gateway.exchange"] = exchange
                 await self._pages(scope, receive, exchange.send)
