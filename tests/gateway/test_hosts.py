@@ -28,7 +28,7 @@ def two_hosts(home: Path, first: str, second: str, **settings: str) -> Iterator[
     content = yaml.safe_load((home / "backends.yaml").read_text())
     content["backends"]["test@there"] = {**content["backends"]["test@here"], "base_url": second}
     (home / "backends.yaml").write_text(yaml.safe_dump(content))
-    with gateway(home, **settings) as running:
+    with gateway(home, None, **settings) as running:
         yield running
 
 
@@ -112,7 +112,7 @@ def capped(tmp_path: Path) -> Iterator[tuple[Gateway, Upstream]]:
         }
         (tmp_path / "model_aliases.json").write_text(json.dumps(aliases))
         settings = {"ROUTER_ENABLE_POLICY": "true", "ROUTER_ENABLE_REQUEST_TYPE": "true"}
-        with gateway(tmp_path, **settings) as running:
+        with gateway(tmp_path, None, **settings) as running:
             yield running, backend
 
 

@@ -265,6 +265,8 @@ class Call:
             # A backend that does not stream has answered whole.
             yield _as_chunk(await self.completion())
             return
+        if self.slots.adapter is None and not content_type.startswith(EVENTS_TYPE):
+            raise AnswerError(f"content type '{content_type[:100].decode('latin-1')}' instead of events")
         async for event in self._events():
             chunk = parse_event(event)
             if chunk is None:
