@@ -77,11 +77,14 @@ def run(chunks: Iterable[Chunk], **request: Any) -> tuple[dict[str, Any], list[d
 
 
 def fold(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The output as a client puts it together from deltas alone."""
+    """The output as a client puts it together from deltas alone, one item after the other."""
     output: list[dict[str, Any]] = []
+    is_open = False
     for event in events:
         kind = event["type"].removeprefix("response.")
         if kind == "output_item.added":
+            assert not is_open
+            is_open = True
             assert event["output_index"] == len(output)
             output.append(copy.deepcopy(event["item"]))
         elif kind in ("content_part.added", "reasoning_summary_part.added"):
@@ -99,6 +102,8 @@ def fold(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 name = "refusal" if kind == "refusal.delta" else "text"
                 item["content"][event["content_index"]][name] += event["delta"]
         elif kind == "output_item.done":
+            assert is_open
+            is_open = False
             assert {**output[event["output_index"]], "status": event["item"]["status"]} == event["item"]
             output[event["output_index"]] = event["item"]
     return output
@@ -139,29 +144,62 @@ def test_any_deltas_give_the_response_of_the_whole_answer(
 
 
 def test_what_servers_do_with_the_index_of_calls() -> None:
-    def call(**fields: Any) -> Chunk:
+    def some(**fields: Any) -> Chunk:
         return delta({"tool_calls": [fields]})
 
     one = {"name": "f", "arguments": "1"}
     two = {"name": "g", "arguments": "2"}
     expected = [("a", "f", "1x"), ("b", "g", "2y")]
     for chunks in (
-        [call(index=0, id="a", function=one), call(index=0, function={"arguments": "x"}),
-         call(index=0, id="b", function=two), call(index=0, function={"arguments": "y"})],
-        [call(id="a", function=one), call(function={"arguments": "x"}),
-         call(id="b", function=two), call(function={"arguments": "y"})],
-        [call(index=1, id="a", function=one), call(index=1, function={"arguments": "x"}),
-         call(index=7, id="b", function=two), call(index=7, function={"arguments": "y"})],
-        [call(index=0, id="a"), call(index=0, function={"arguments": "1"}), call(index=0, function={"name": "f"}),
-         call(index=0, function={"arguments": "x"}), call(index=1, id="b", function={**two, "arguments": "2y"})],
+        [some(index=0, id="a", function=one), some(index=0, function={"arguments": "x"}),
+         some(index=0, id="b", function=two), some(index=0, function={"arguments": "y"})],
+        [some(id="a", function=one), some(function={"arguments": "x"}),
+         some(id="b", function=two), some(function={"arguments": "y"})],
+        [some(index=1, id="a", function=one), some(index=1, function={"arguments": "x"}),
+         some(index=7, id="b", function=two), some(index=7, function={"arguments": "y"})],
+        [some(index=0, id="a"), some(index=0, function={"arguments": "1"}), some(index=0, function={"name": "f"}),
+         some(index=0, function={"arguments": "x"}), some(index=1, id="b", function={**two, "arguments": "2y"})],
     ):  # fmt: skip
         response, events = run(chunks)
         assert [(item["call_id"], item["name"], item["arguments"]) for item in response["output"]] == expected
         assert fold(events) == response["output"]
-    response, _ = run([call(function=one), call(function=two)])
+    response, _ = run([some(function=one), some(function=two)])
     ids = [item["call_id"] for item in response["output"]]
     assert len(set(ids)) == 2
     assert all(name.startswith("call_") for name in ids)
+
+
+def call(index: int, arguments: str, name: str | None = None) -> Chunk:
+    start = {"id": f"call_{index}"} if name else {}
+    return delta({"tool_calls": [{"index": index, **start, "function": {"name": name, "arguments": arguments}}]})
+
+
+def test_a_call_is_told_while_it_arrives_unless_another_is_not_complete() -> None:
+    made = builder()
+    told = [
+        [event.get("delta") for event in events_of(made.feed(chunk)) if event["type"].endswith("arguments.delta")]
+        for chunk in (
+            call(0, "", "f"), call(0, '{"a":'), call(0, "1}"), call(1, "", "g"), call(1, '{"b":'), call(2, "{}", "h"),
+            call(1, "2"), call(2, " "), call(0, "\n"),
+        )
+    ]  # fmt: skip
+    assert told == [[], ['{"a":'], ["1}"], [], ['{"b":'], [], ["2"], [], []]
+    with pytest.raises(AnswerError, match="after its end"):
+        made.feed(call(0, "{}"))
+    made.feed(call(1, "}"))
+    made.end()
+    assert [item["arguments"] for item in made.response["output"]] == ['{"a":1}', '{"b":2}', "{} "]
+
+
+def test_a_call_without_a_name_fails_what_was_said_stays() -> None:
+    made = builder()
+    made.feed(delta({"content": "a"}))
+    made.feed(call(0, "{}"))
+    with pytest.raises(AnswerError, match="name"):
+        made.end()
+    made.fail(ApiError(502, "x"))
+    (message,) = made.response["output"]
+    assert (message["status"], message["content"][0]["text"]) == ("completed", "a")
 
 
 def test_text_and_refusal_are_parts_of_one_message() -> None:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_core import from_json
+
 from gateway.http.errors import ApiError
 from gateway.protocols.responses import Item, NewId
 from gateway.routing.body import dump
@@ -64,25 +66,33 @@ _SUMMARY = _Kind(
 
 
 @dataclass(slots=True)
-class _Writing:
-    """A message or reasoning item whose last part is being written."""
+class _Saying:
+    """A message or a train of thought; what waits is not told yet. It has an item once the first event tells of it."""
 
-    item: Item
-    output_index: int
-    kind: _Kind
+    item_type: str
+    waiting: list[tuple[_Kind, str, list[Item]]] = field(default_factory=list)
+    item: Item | None = None
+    kind: _Kind | None = None  # of the part that is being told
     pieces: list[str] = field(default_factory=list)
     logprobs: list[Item] = field(default_factory=list)
+
+    def is_complete(self) -> bool:
+        return True
 
 
 @dataclass(slots=True)
 class _Calling:
-    """A function call whose arguments are arriving; it has no item until its name is known."""
+    """A function call; of the pieces of its arguments the first `told` are told."""
 
     call_id: str
     name: str = ""
     item: Item | None = None
-    output_index: int = 0
     pieces: list[str] = field(default_factory=list)
+    told: int = 0
+    is_closed: bool = False
+
+    def is_complete(self) -> bool:
+        return bool(self.name) and is_object("".join(self.pieces))
 
 
 def make_ids(response_id: str) -> NewId:
@@ -149,9 +159,9 @@ class ResponseBuilder:
         self._new_id = new_id
         self._room = limit
         self._sequence = self._given_out = 0
-        self._writing: _Writing | None = None
+        self._turns: list[_Saying | _Calling] = []
+        self._live = 0  # the turn that is being told; those before are closed, those after wait
         self._calls: dict[int, _Calling] = {}
-        self._all_calls: list[_Calling] = []
         self._finish_reason = ""
         self._has_choice = False
 
@@ -185,14 +195,15 @@ class ResponseBuilder:
         """
         if not self._has_choice:
             raise AnswerError("a completion without a choice")
-        if any(call.item is None for call in self._all_calls):
+        if any(isinstance(turn, _Calling) and not turn.name for turn in self._turns):
             raise AnswerError("a tool call without the function's name")
         reason = _INCOMPLETE.get(self._finish_reason)
         status = "incomplete" if reason else "completed"
-        events = self._close_writing(status)
-        for call in self._all_calls:
+        events = b""
+        for turn in self._turns[self._live :]:
             # Cut short was what came last.
-            events += self._close_call(call, status if call is self._all_calls[-1] else "completed")
+            events += self._tell(turn) + self._close(turn, status if turn is self._turns[-1] else "completed")
+        self._live = len(self._turns)
         self.response["status"] = status
         if reason:
             self.response["incomplete_details"] = {"reason": reason}
@@ -206,9 +217,9 @@ class ResponseBuilder:
 
     def fail(self, error: ApiError) -> bytes:
         """The last events when there is no answer; what had been made of it stays in the response as incomplete."""
-        self._close_writing("incomplete")
-        for call in self._all_calls:
-            self._close_call(call, "incomplete")
+        for turn in self._turns[self._live : self._live + 1]:
+            self._tell(turn)
+            self._close(turn, "incomplete")
         # Events of what went wrong half-way have not been given out, and those of closing it need not be.
         self._sequence = self._given_out
         code = "rate_limit_exceeded" if error.status == 429 else "server_error"
@@ -221,95 +232,41 @@ class ResponseBuilder:
     def _feed_choice(self, choice: Item, delta: Item) -> bytes:
         events = b""
         if thoughts := next((text for name in _THOUGHTS if (text := _text(delta, name))), ""):
-            events += self._write(self._thoughts, thoughts)
+            events += self._say(self._thoughts, thoughts, [])
         if text := _text(delta, "content"):
-            logprobs = _logprobs(choice.get("logprobs"))
-            self._take_room(sum(ENTRY_SIZE * (1 + len(entry["top_logprobs"])) for entry in logprobs))
-            events += self._write(_TEXT, text, logprobs)
+            events += self._say(_TEXT, text, _logprobs(choice.get("logprobs")))
         if refusal := _text(delta, "refusal"):
-            events += self._write(_REFUSAL, refusal)
+            events += self._say(_REFUSAL, refusal, [])
         for call in _objects(delta, "tool_calls"):
             events += self._call(call)
         self._finish_reason = _text(choice, "finish_reason") or self._finish_reason
         return events
 
-    def _write(self, kind: _Kind, text: str, logprobs: list[Item] | None = None) -> bytes:
-        self._take_room(len(text))
-        events = b""
-        if self._writing is None or self._writing.kind is not kind:
-            events = self._open(kind)
-        writing = self._writing
-        assert writing is not None  # noqa: S101  # it is open
-        writing.pieces.append(text)
-        fields: Item = {"delta": text}
-        if logprobs is not None:
-            fields["logprobs"] = logprobs
-            writing.logprobs += logprobs
-        return events + self._event(f"{kind.events}.delta", **self._place(writing), **fields, **self._padding(text))
-
-    def _open(self, kind: _Kind) -> bytes:
-        writing = self._writing
-        if writing is not None and writing.kind.item_type == kind.item_type:
-            events = self._close_part(writing)
-            writing.kind = kind
-        else:
-            events = self._close_writing("completed")
-            writing = self._writing = _Writing(_new_item(kind, self._new_id), len(self.response["output"]), kind)
-            events += self._add_item(writing.item)
-        return events + self._open_part(writing)
-
-    def _add_item(self, item: Item) -> bytes:
-        event = self._event("response.output_item.added", output_index=len(self.response["output"]), item=item)
-        self.response["output"].append(item)
-        return event
-
-    def _open_part(self, writing: _Writing) -> bytes:
-        kind = writing.kind
-        writing.pieces, writing.logprobs = [], []
-        part: Item = {"type": kind.type, kind.text_name: ""}
-        if kind is _TEXT:
-            part |= {"annotations": [], "logprobs": []}
-        writing.item[kind.parts].append(part)
-        return self._event(f"{kind.part_events}.added", **self._place(writing), part=part)
-
-    def _close_part(self, writing: _Writing) -> bytes:
-        kind, place = writing.kind, self._place(writing)
-        text = "".join(writing.pieces)
-        part = writing.item[kind.parts][-1]
-        part[kind.text_name] = text
-        fields: Item = {kind.text_name: text}
-        if kind is _TEXT:
-            part["logprobs"] = fields["logprobs"] = writing.logprobs
-        return self._event(f"{kind.events}.done", **place, **fields) + self._event(
-            f"{kind.part_events}.done", **place, part=part
-        )
-
-    def _close_writing(self, status: str) -> bytes:
-        writing, self._writing = self._writing, None
-        if writing is None:
-            return b""
-        events = self._close_part(writing)
-        writing.item["status"] = status
-        return events + self._event("response.output_item.done", output_index=writing.output_index, item=writing.item)
+    def _say(self, kind: _Kind, text: str, logprobs: list[Item]) -> bytes:
+        self._take_room(len(text) + sum(ENTRY_SIZE * (1 + len(entry["top_logprobs"])) for entry in logprobs))
+        turn = self._turns[-1] if self._turns else None
+        is_new = not isinstance(turn, _Saying) or turn.item_type != kind.item_type
+        if not isinstance(turn, _Saying) or is_new:
+            turn = _Saying(kind.item_type)
+            self._turns.append(turn)
+        turn.waiting.append((kind, text, logprobs))
+        return self._advance(is_new=is_new)
 
     def _call(self, delta: Item) -> bytes:
         function = _object(delta, "function")
         name, arguments = _text(function, "name"), _text(function, "arguments")
+        count = len(self._turns)
         call = self._calling(delta, name)
         self._take_room(len(name) + len(arguments))
+        if call.is_closed:
+            if arguments.strip():
+                raise AnswerError("a tool call that goes on after its end")
+            return b""
+        if call.item is None:
+            call.name += name
         if arguments:
             call.pieces.append(arguments)
-        if call.item is not None:
-            return self._arguments(call, arguments)
-        call.name += name
-        if not call.name:
-            return b""
-        # What a model says before and after its calls are two messages.
-        events = self._close_writing("completed")
-        call.item = {"id": self._new_id("fc"), "type": "function_call", "status": "in_progress"}
-        call.item |= {"call_id": call.call_id, "name": call.name, "arguments": ""}
-        call.output_index = len(self.response["output"])
-        return events + self._add_item(call.item) + self._arguments(call, "".join(call.pieces))
+        return self._advance(is_new=len(self._turns) > count)
 
     def _calling(self, delta: Item, name: str) -> _Calling:
         """The call that a delta belongs to. Servers leave out the index, or give one index to several calls."""
@@ -321,26 +278,107 @@ class ResponseBuilder:
         if call is None or (name and call_id and call_id != call.call_id):
             self._take_room(ENTRY_SIZE)
             call = self._calls[index] = _Calling(call_id or f"call_{secrets.token_hex(12)}")
-            self._all_calls.append(call)
+            self._turns.append(call)
         return call
 
-    def _arguments(self, call: _Calling, arguments: str) -> bytes:
-        if not arguments or call.item is None:
-            return b""
-        place = {"item_id": call.item["id"], "output_index": call.output_index}
-        name = "response.function_call_arguments.delta"
-        return self._event(name, **place, delta=arguments, **self._padding(arguments))
+    def _advance(self, *, is_new: bool) -> bytes:
+        """Tells what there is to tell. One item is told to its end before the next begins, as OpenAI does it.
 
-    def _close_call(self, call: _Calling, status: str) -> bytes:
-        if call.item is None:
+        Clients rely on that. Of calls whose arguments come mixed, those behind the first wait for the end.
+        """
+        events = self._tell(self._turns[self._live])
+        while is_new and self._live + 1 < len(self._turns) and self._turns[self._live].is_complete():
+            events += self._close(self._turns[self._live], "completed")
+            self._live += 1
+            events += self._tell(self._turns[self._live])
+        return events
+
+    def _tell(self, turn: _Saying | _Calling) -> bytes:
+        return self._tell_saying(turn) if isinstance(turn, _Saying) else self._tell_call(turn)
+
+    def _tell_saying(self, turn: _Saying) -> bytes:
+        events = b""
+        for kind, text, logprobs in turn.waiting:
+            if turn.item is None:
+                turn.item = _new_item(kind, self._new_id)
+                events += self._add(turn.item)
+            if turn.kind is not kind:
+                events += self._close_part(turn) + self._open_part(turn, kind)
+            turn.pieces.append(text)
+            fields: Item = {"delta": text}
+            if kind is _TEXT:
+                fields["logprobs"] = logprobs
+                turn.logprobs += logprobs
+            place = self._place(turn, kind)
+            events += self._event(f"{kind.events}.delta", **place, **fields, **self._padding(text))
+        turn.waiting.clear()
+        return events
+
+    def _tell_call(self, turn: _Calling) -> bytes:
+        if not turn.name:
             return b""
-        arguments = "".join(call.pieces)
-        call.item |= {"arguments": arguments, "status": status}
-        place = {"item_id": call.item["id"], "output_index": call.output_index}
-        name = "response.function_call_arguments.done"
-        return self._event(name, **place, name=call.name, arguments=arguments) + self._event(
-            "response.output_item.done", output_index=call.output_index, item=call.item
+        events = b""
+        if turn.item is None:
+            turn.item = {"id": self._new_id("fc"), "type": "function_call", "status": "in_progress"}
+            turn.item |= {"call_id": turn.call_id, "name": turn.name, "arguments": ""}
+            events = self._add(turn.item)
+        if new := "".join(turn.pieces[turn.told :]):
+            name = "response.function_call_arguments.delta"
+            events += self._event(name, **self._place(turn), delta=new, **self._padding(new))
+        turn.told = len(turn.pieces)
+        return events
+
+    def _close(self, turn: _Saying | _Calling, status: str) -> bytes:
+        if turn.item is None:
+            return b""
+        if isinstance(turn, _Saying):
+            events = self._close_part(turn)
+        else:
+            turn.is_closed = True
+            turn.item["arguments"] = arguments = "".join(turn.pieces)
+            name = "response.function_call_arguments.done"
+            events = self._event(name, **self._place(turn), name=turn.name, arguments=arguments)
+        turn.item["status"] = status
+        return events + self._event("response.output_item.done", output_index=self._output_index, item=turn.item)
+
+    def _add(self, item: Item) -> bytes:
+        self.response["output"].append(item)
+        return self._event("response.output_item.added", output_index=self._output_index, item=item)
+
+    def _open_part(self, turn: _Saying, kind: _Kind) -> bytes:
+        turn.kind, turn.pieces, turn.logprobs = kind, [], []
+        part: Item = {"type": kind.type, kind.text_name: ""}
+        if kind is _TEXT:
+            part |= {"annotations": [], "logprobs": []}
+        assert turn.item is not None  # noqa: S101  # a part is one of an item
+        turn.item[kind.parts].append(part)
+        return self._event(f"{kind.part_events}.added", **self._place(turn, kind), part=part)
+
+    def _close_part(self, turn: _Saying) -> bytes:
+        kind = turn.kind
+        if kind is None or turn.item is None:
+            return b""
+        place, part, text = self._place(turn, kind), turn.item[kind.parts][-1], "".join(turn.pieces)
+        part[kind.text_name] = text
+        fields: Item = {kind.text_name: text}
+        if kind is _TEXT:
+            part["logprobs"] = fields["logprobs"] = turn.logprobs
+        return self._event(f"{kind.events}.done", **place, **fields) + self._event(
+            f"{kind.part_events}.done", **place, part=part
         )
+
+    @property
+    def _output_index(self) -> int:
+        """Of the item that is being told."""
+        output: list[Item] = self.response["output"]
+        return len(output) - 1
+
+    def _place(self, turn: _Saying | _Calling, kind: _Kind | None = None) -> Item:
+        assert turn.item is not None  # noqa: S101  # only what has one is told
+        place = {"item_id": turn.item["id"], "output_index": self._output_index}
+        if kind is not None:
+            place[kind.index_name] = len(turn.item[kind.parts]) - 1
+        return place
 
     def _look_at_usage(self, usage: Any) -> None:
         if not isinstance(usage, dict):
@@ -358,10 +396,6 @@ class ResponseBuilder:
         self._room -= size
         if self._room < 0:
             raise AnswerError("an answer without end")
-
-    def _place(self, writing: _Writing) -> Item:
-        index = len(writing.item[writing.kind.parts]) - 1
-        return {"item_id": writing.item["id"], "output_index": writing.output_index, writing.kind.index_name: index}
 
     def _padding(self, text: str) -> Item:
         if not self._obfuscates:
@@ -385,6 +419,16 @@ def _new_item(kind: _Kind, new_id: NewId) -> Item:
         return {**item, "content": []}
     item = {"id": new_id("rs"), "type": "reasoning", "status": "in_progress", "summary": []}
     return {**item, kind.parts: []}
+
+
+def is_object(text: str) -> bool:
+    """Whether it is a JSON object from its beginning to its end."""
+    if not text.rstrip().endswith("}"):
+        return False
+    try:
+        return isinstance(from_json(text), dict)
+    except ValueError:
+        return False
 
 
 def _told(tool: Item) -> Item:
