@@ -13,6 +13,8 @@ from tests.gateway.upstream import Upstream
 
 DOCS = {"/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"}
 OPEN = {"/health", "/readyz", "/openapi.json", *DOCS}
+# Stored images, by the sha256 of their bytes: a name that nobody can guess.
+OPEN_DIRECTORIES = ("/ui/images/",)
 
 
 def test_every_route_but_the_open_ones_asks_for_a_token(served: Gateway) -> None:
@@ -27,16 +29,29 @@ def test_every_route_but_the_open_ones_asks_for_a_token(served: Gateway) -> None
             "/nowhere",
             "/",
             "//health",
+            "/health/",
+            "/HEALTH",
+            "/ui/images",
         }
         assert len(paths) > 10
         for path in paths:
             for method in ("GET", "POST", "HEAD", "DELETE"):
-                answer = stranger.request(method, path.replace("{model_id}", "x"))
-                if path in OPEN:
+                answer = stranger.request(method, re.sub(r"\{.*?\}", "x", path))
+                if path in OPEN or path.startswith(OPEN_DIRECTORIES):
                     assert answer.status_code != 401
                 else:
                     assert answer.status_code == 401, (method, path)
                     assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("way", ["../..", "..%2f..", "%2e%2e/%2e%2e", "..\\..", "/..", "x/../../.."])
+def test_open_directories_lead_nowhere_else(served: Gateway, way: str) -> None:
+    for target in (f"/ui/images/{way}/v1/models", f"/docs/{way}/v1/models"):
+        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+            connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            answer = connection.makefile("rb").read()
+        assert answer.split(b" ")[1] in (b"401", b"404"), target
+        assert b"echo" not in answer
 
 
 def test_docs_need_no_other_host(served: Gateway) -> None:
