@@ -20,6 +20,7 @@ SAMPLERS = ("Euler", "Euler a", "DPM++ 2M")
 class A1111(ImageServer):
     """`running` is the task that is worked on, `waiting` those that wait; `has_pages` as without `--nowebui`."""
 
+    probes: tuple[str, ...] = ("/sdapi/v1/samplers",)
     running: str = ""
     waiting: list[str] = field(default_factory=list)
     interrupted: list[str] = field(default_factory=list)

@@ -23,6 +23,7 @@ SCHEDULERS = ["normal", "karras"]
 class ComfyUI(ImageServer):
     """`gives_ids`: as servers before 2025-09, it takes no prompt_id but makes its own."""
 
+    probes: tuple[str, ...] = ("GET /prompt",)
     gives_ids: bool = False
     checkpoints: list[str] = field(default_factory=CHECKPOINTS.copy)
     queue: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # the first is worked on

@@ -26,6 +26,7 @@ STATES = ("pending", "in_progress", "waiting", "completed", "failed", "canceled"
 
 @dataclass
 class InvokeAI(ImageServer):
+    probes: tuple[str, ...] = ("/api/v1/app/version",)
     models: list[dict[str, Any]] = field(default_factory=MODELS.copy)
     batches: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     images: dict[str, bytes] = field(default_factory=dict)
@@ -35,8 +36,6 @@ class InvokeAI(ImageServer):
     async def reply(self, seen: Seen) -> Reply:
         path = urlsplit(seen.path).path
         match seen.method, path.removeprefix("/api/").split("/"):
-            case "GET", ["v1", "app", "version"]:
-                return Reply({"version": "6.14.0"})
             case "GET", ["v2", "models", ""]:
                 return Reply({"models": self.models})
             case "POST", ["v1", "images", "upload"]:

@@ -16,6 +16,8 @@ MODEL = "NexaAI/sdxl-turbo"
 
 @dataclass
 class Nexa(ImageServer):
+    probes: tuple[str, ...] = ("/v1/models",)
+
     async def reply(self, seen: Seen) -> Reply:
         if seen.path != "/v1/images/generations":
             return Reply(b"404 page not found", 404, "text/plain")

@@ -14,6 +14,8 @@ import httpx
 import pytest
 import yaml
 from gateway.images.formats import kind_of, size_of
+from gateway.routing.backends import load_backends
+from gateway.settings import load_settings
 
 from tests.doubles.a1111 import A1111
 from tests.doubles.comfyui import ComfyUI
@@ -697,7 +699,9 @@ def test_payload_policy(tmp_path: Path, backend: Upstream) -> None:
 )
 def test_setting_says_what_the_class_speaks(tmp_path: Path, backend: Upstream, setting: str, kind: str) -> None:
     with running(KINDS[kind]()) as server:
-        write_backends(tmp_path, backend, {"gpu_heavy": server}, protocol="nexa" if kind == "nexa" else "openai")
+        path = server.probes[0].removeprefix("GET ")
+        record = {"protocol": "nexa" if kind == "nexa" else "openai", "health": {"liveness": path, "readiness": path}}
+        write_backends(tmp_path, backend, {"gpu_heavy": server}, **record)
         with gateway(tmp_path, IMAGES_BACKEND=setting) as running_gateway:
             body = {"prompt": "a cat", "size": "64x64", **_usual(kind)}
             answer = running_gateway.client.post(GENERATIONS, json=body)
@@ -713,6 +717,20 @@ def test_url_of_an_image_server_is_enough(tmp_path: Path, backend: Upstream) -> 
         with gateway(tmp_path, IMAGES_BACKEND="http_a1111", IMAGES_HTTP_BASE_URL=url) as running_gateway:
             answer = running_gateway.client.post(GENERATIONS, json={"prompt": "a cat", "size": "64x64"})
     assert answer.json()["_gateway"]["backend"] == "http_a1111", answer.text
+
+
+@pytest.mark.parametrize(("host", "is_used"), [("127.0.0.1", False), ("localhost", False), ("elsewhere.test", True)])
+def test_url_of_an_image_server_beside_a_record(
+    tmp_path: Path, backend: Upstream, monkeypatch: pytest.MonkeyPatch, host: str, is_used: bool
+) -> None:
+    monkeypatch.setenv("GATEWAY_BEARER_TOKEN", TOKEN)
+    with running(OpenAIImages()) as server:
+        write_backends(tmp_path, backend, {"gpu_heavy": server}, protocol="openai")
+    url = f"http://{host}:7860"
+    settings = load_settings(None, gateway_backends_path=tmp_path / "backends.yaml", images_http_base_url=url)
+    records = load_backends(settings).records
+    assert (records["gpu_heavy"].base_url == url) is is_used
+    assert records["chat"].base_url == backend.url
 
 
 def test_public_base_url_begins_the_url(tmp_path: Path, backend: Upstream) -> None:

@@ -62,6 +62,7 @@ class Upstream:
     seen: list[Seen] = field(default_factory=list)
     healthy: bool = True
     always: str = ""  # what it does whatever model is asked for
+    probes: tuple[str, ...] = ("/health", "/models")
     _stop_listening: Callable[[], None] = field(default=lambda: None)
 
     def refuse(self) -> None:
@@ -90,7 +91,7 @@ class Upstream:
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 method, path, _ = request.split(" ")
                 seen = Seen(path, headers, body, method=method)
-                if seen.path.endswith(("/health", "/models")):
+                if f"{method} {path}".endswith(self.probes):
                     await self._answer_probe(writer)
                 else:
                     self.seen.append(seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from gateway.files import read_text, validation_refusal
 from gateway.refusal import Refusal
 from gateway.settings import Settings
 from gateway.upstream.http1 import Origin
+from gateway.upstream.origin import is_address
 
 HINT = "set GATEWAY_BACKENDS_PATH or pass --backends FILE"
 NO_BACKENDS = "or OLLAMA_BASE_URL, MLX_BASE_URL to a server's address"
@@ -30,6 +32,14 @@ SPOKEN: Mapping[str, frozenset[str]] = {
     "invokeai": frozenset({"images"}),
     "nexa": frozenset({"chat", "completions", "embeddings", "rerank", "images", "tts", "transcription"}),
     "heartmula": frozenset({"music"}),
+}
+# Where servers of other protocols answer a probe, that have no `/health`.
+PROBES: Mapping[str, str] = {
+    "ollama": "/api/version",
+    "a1111": "/sdapi/v1/samplers",
+    "comfyui": "/prompt",
+    "invokeai": "/api/v1/app/version",
+    "nexa": "/v1/models",
 }
 Path_ = Annotated[str, Field(pattern=r"^/\S*$", max_length=200)]
 
@@ -99,6 +109,12 @@ class BackendRecord(BaseModel):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _is_probed_where_it_answers(self) -> Self:
+        if "health" not in self.model_fields_set and (path := PROBES.get(self.protocol)):
+            self.health = Health(liveness=path, readiness=path)
+        return self
+
     @field_validator("api_key")
     @classmethod
     def _fits_a_header(cls, value: str) -> str:
@@ -135,7 +151,17 @@ def load_backends(settings: Settings, environment: Mapping[str, str] = os.enviro
     classes = {record.backend_class for record in records.values()}
     known = classes | {name for name, backend_class in legacy_mapping.items() if backend_class in classes}
     records |= {name: record for name, record in implied.items() if record.backend_class not in known}
+    url = settings.images_http_base_url
+    if url and not _is_loopback(url):  # the earlier system's rule: its default, on loopback, left the class's own
+        for name, record in records.items():
+            if record.backend_class == settings.images_backend_class:
+                records[name] = record.model_copy(update={"base_url": url})
     return BackendsFile(records, legacy_mapping)
+
+
+def _is_loopback(url: str) -> bool:
+    host = Origin.parse(url).host
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def _read(path: Path, environment: Mapping[str, str]) -> tuple[dict[str, BackendRecord], dict[str, str]]:
@@ -192,7 +218,8 @@ def implied_records(settings: Settings) -> dict[str, BackendRecord]:
         },
         "images_http_base_url": {
             "class": settings.images_backend_class,
-            "protocol": image_protocol.get(settings.images_backend, "openai"),
+            "protocol": (protocol := image_protocol.get(settings.images_backend, "openai")),
+            "health": _probed(PROBES.get(protocol, "/v1/models")),
             "supported_capabilities": ["images"],
             "concurrency_limits": {"images": 2},
         },
@@ -217,6 +244,10 @@ def implied_records(settings: Settings) -> dict[str, BackendRecord]:
             except ValidationError as error:
                 raise Refusal(f"{name.upper()}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     return records
+
+
+def _probed(path: str) -> dict[str, str]:
+    return {"liveness": path, "readiness": path}
 
 
 def _fill(value: Any, environment: Mapping[str, str], path: Path) -> Any:
