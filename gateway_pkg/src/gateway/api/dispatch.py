@@ -21,7 +21,7 @@ from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.errors import PoolExhausted, UpstreamError
 from gateway.upstream.failures import failure, refused, told_in_200, wrong_answer
 from gateway.upstream.http1 import ConnectFailed, Response, UpstreamClosed
-from gateway.upstream.sse import EventCutter, EventTooLong, parse_event, split_events
+from gateway.upstream.sse import EventCutter, EventTooLong, is_sound, parse_event, split_events
 from gateway.upstream.usage import usage_of
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class Call:
         if adapter is not None:
             content = adapter.answer(self.slots.capability, self._request, self._request["model"], body)
         else:
-            content = _json_object(body)
+            content = json_object(body)
             told_in_200(content, self.slots.backend)
         self._exchange.usage = usage_of(content.get("usage"))
         return content
@@ -263,13 +263,15 @@ class Call:
         content_type = self._response.header(b"content-type") or b""
         if self.slots.adapter is None and content_type.startswith(JSON_TYPE):
             # A backend that does not stream has answered whole.
-            yield _as_chunk(await self.completion())
+            yield as_chunk(await self.completion())
             return
         if self.slots.adapter is None and not content_type.startswith(EVENTS_TYPE):
             raise AnswerError(f"content type '{content_type[:100].decode('latin-1')}' instead of events")
         async for event in self._events():
             chunk = parse_event(event)
             if chunk is None:
+                if not is_sound(event):
+                    raise AnswerError("it sent an event that is no JSON object")
                 continue
             told_in_200(chunk, self.slots.backend)
             self._exchange.usage = usage_of(chunk.get("usage")) or self._exchange.usage
@@ -297,6 +299,13 @@ class Call:
             raise AnswerError("it sent an event without end") from None
         if rest := cutter.rest():
             yield rest
+        check_end(self._response, cutter)
+
+
+def check_end(response: Response, cutter: EventCutter) -> None:
+    """At the clean end of a stream; raises UpstreamClosed where nothing tells that this is all of it."""
+    if not cutter.is_done and response.ends_unframed:
+        raise UpstreamClosed("the stream ended without its terminator", sent_first_byte=True)
 
 
 def _model(exchange: Exchange) -> str:
@@ -328,7 +337,8 @@ def _text(content: Any) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """A whole answer; raises AnswerError."""
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -338,11 +348,16 @@ def _json_object(body: bytes) -> dict[str, Any]:
     return content
 
 
-def _as_chunk(completion: dict[str, Any]) -> dict[str, Any]:
-    """A whole chat completion as the one chunk of a stream."""
-    choices = []
-    for choice in completion.get("choices") or ():
-        message = choice.pop("message", None) or {}
-        calls = [{"index": index, **call} for index, call in enumerate(message.get("tool_calls") or ())]
-        choices.append({**choice, "delta": {**message, "tool_calls": calls} if calls else message})
+def as_chunk(completion: dict[str, Any]) -> dict[str, Any]:
+    """A whole chat completion as the one chunk of a stream; raises AnswerError."""
+    try:
+        choices = [_as_delta(choice) for choice in completion.get("choices") or ()]
+    except (AttributeError, TypeError):
+        raise AnswerError("it sent choices that are none") from None
     return {**completion, "object": "chat.completion.chunk", "choices": choices}
+
+
+def _as_delta(choice: dict[str, Any]) -> dict[str, Any]:
+    message = choice.pop("message", None) or {}
+    calls = [{"index": index, **call} for index, call in enumerate(message.get("tool_calls") or ())]
+    return {**choice, "delta": {**message, "tool_calls": calls} if calls else message}

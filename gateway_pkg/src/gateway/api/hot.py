@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
@@ -10,7 +9,16 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter
 
-from gateway.api.dispatch import EVENTS_TYPE, JSON_TYPE, Dispatcher, Work, chat_facts
+from gateway.api.dispatch import (
+    EVENTS_TYPE,
+    JSON_TYPE,
+    Dispatcher,
+    Work,
+    as_chunk,
+    chat_facts,
+    check_end,
+    json_object,
+)
 from gateway.api.endpoint import Endpoint, Endpoints, parse
 from gateway.api.schemas import (
     CHAT_ANSWER,
@@ -20,21 +28,17 @@ from gateway.api.schemas import (
     CompletionRequest,
     EmbeddingRequest,
 )
-from gateway.http.errors import ApiError
 from gateway.http.exchange import JSON, Exchange
 from gateway.routing.body import ask_for_usage, set_fields, within_limits
 from gateway.routing.registry import Backend, Route, Slots
-from gateway.upstream.adapters.base import Adapter, AnswerError
-from gateway.upstream.errors import ProtocolViolation, UpstreamError
+from gateway.upstream.adapters.base import Adapter
+from gateway.upstream.errors import ProtocolViolation, UpstreamClosed, UpstreamError
 from gateway.upstream.failures import refused, told_in_200
 from gateway.upstream.http1 import Response
-from gateway.upstream.sse import EventCutter, EventTooLong, UsageWatch
+from gateway.upstream.sse import EventCutter, EventTooLong, EventWatch, is_sound
 from gateway.upstream.usage import usage_in, usage_of
 
 STREAM = {"text/event-stream": {"type": "string"}}
-# What some servers answer with status 200: `{"error": …}`, and nothing before it.
-_MAY_BE_ERROR = re.compile(rb'\s*\{\s*"error"\s*:')
-
 CHAT_REQUEST: TypeAdapter[Any] = TypeAdapter(ChatRequest)
 COMPLETION_REQUEST: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
 EMBEDDING_REQUEST: TypeAdapter[Any] = TypeAdapter(EmbeddingRequest)
@@ -116,22 +120,36 @@ class HotHandler:
                 call = slots.adapter, slots.capability, request, route.decision.model
                 await self._translate(exchange, call, response, takes_out=not asked_for_usage)
             elif content_type.startswith(JSON_TYPE):
-                await self._relay(exchange, route, slots.backend, response)
-            elif content_type.startswith(EVENTS_TYPE):
-                await _pass_stream(exchange, response, content_type, UsageWatch(takes_out=not asked_for_usage))
+                relay = self._relay_as_stream if is_streamed else self._relay
+                await relay(exchange, route, slots.backend, response)
+            elif content_type.startswith(EVENTS_TYPE) and is_streamed:
+                watch = EventWatch(takes_out=not asked_for_usage)
+                await _pass_stream(exchange, response, content_type, watch, slots.backend)
             else:
                 quoted = content_type[:100].decode("latin-1")
-                raise ProtocolViolation(f"content type '{quoted}' instead of JSON", sent_first_byte=True)
+                wanted = "events or JSON" if is_streamed else "JSON"
+                raise ProtocolViolation(f"content type '{quoted}' instead of {wanted}", sent_first_byte=True)
         finally:
             response.close()
             exchange.upstream_ms = (perf_counter() - sent_at) * 1000
 
     async def _relay(self, exchange: Exchange, route: Route, backend: Backend, response: Response) -> None:
         body = await response.read(self._max_response_bytes)
-        if _MAY_BE_ERROR.match(body) is not None:
-            _refuse_error(body, backend)
+        # A look at both ends is cheaper than parsing. Within a string the word's quotes would be escaped.
+        if response.ends_unframed or body.find(b'"error"') >= 0 or not _is_object(body):
+            told_in_200(json_object(body), backend)
         exchange.usage = usage_in(body)
         await exchange.relay(body, route)
+
+    async def _relay_as_stream(self, exchange: Exchange, route: Route, backend: Backend, response: Response) -> None:
+        """A backend that does not stream has answered whole: its answer is the one chunk."""
+        content = json_object(await response.read(self._max_response_bytes))
+        told_in_200(content, backend)
+        exchange.usage = usage_of(content.get("usage"))
+        chunk = as_chunk(content) if route.capability == "chat" else content
+        await exchange.start_stream(EVENTS_TYPE)
+        await exchange.stream(b"data: " + orjson.dumps(chunk) + b"\n\ndata: [DONE]\n\n")
+        await exchange.end_stream()
 
     async def _translate(
         self,
@@ -148,7 +166,7 @@ class HotHandler:
             exchange.usage = usage_of(content.get("usage"))
             await exchange.answer(200, orjson.dumps(content), [JSON])
             return
-        watch = UsageWatch(takes_out=takes_out)
+        watch = EventWatch(takes_out=takes_out)
         translator = adapter.stream(capability, request, model)
         await exchange.start_stream(EVENTS_TYPE)
         try:
@@ -164,32 +182,38 @@ class HotHandler:
         await exchange.end_stream()
 
 
-async def _pass_stream(exchange: Exchange, response: Response, content_type: bytes, watch: UsageWatch) -> None:
+async def _pass_stream(
+    exchange: Exchange, response: Response, content_type: bytes, watch: EventWatch, backend: Backend
+) -> None:
     cutter = EventCutter()
     await exchange.start_stream(content_type)
     try:
         while chunk := await response.next_chunk():
             if (events := cutter.feed(chunk)) and (events := watch.look(events)):
                 await exchange.stream(events)
+            if watch.failure is not None:
+                told_in_200(watch.failure, backend)
     except UpstreamError:
         # What a backend does after its terminator is of no interest to the client.
         if not cutter.is_done:
             raise
     except EventTooLong:
-        raise ApiError(502, "The backend sent an event without end", code="upstream_protocol_error") from None
+        raise ProtocolViolation("an event without end") from None
     finally:
         exchange.usage = usage_of(watch.usage)
     if rest := cutter.rest():
-        await exchange.stream(watch.look(rest + b"\n\n"))
+        if not is_sound(rest):
+            raise UpstreamClosed("the stream ended within an event", sent_first_byte=True)
+        if events := watch.look(rest + b"\n\n"):
+            await exchange.stream(events)
         exchange.usage = usage_of(watch.usage)
+        if watch.failure is not None:
+            told_in_200(watch.failure, backend)
+    check_end(response, cutter)
     if not cutter.is_done:
         await exchange.stream(b"data: [DONE]\n\n")
     await exchange.end_stream()
 
 
-def _refuse_error(body: bytes, backend: Backend) -> None:
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise AnswerError("it sent broken JSON") from None
-    told_in_200(content, backend)
+def _is_object(body: bytes) -> bool:
+    return body[:64].lstrip().startswith(b"{") and body[-64:].rstrip().endswith(b"}")

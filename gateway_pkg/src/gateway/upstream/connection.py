@@ -41,6 +41,11 @@ class Response:
                 return value
         return None
 
+    @property
+    def ends_unframed(self) -> bool:
+        """Whether only the connection's end tells the body's: one that was cut looks like a whole one then."""
+        return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+
     async def read(self, limit: int) -> bytes:
         """The whole body. ProtocolViolation when it is longer than `limit` bytes; else raises as `next_chunk`."""
         if self.complete and len(self._rest) <= limit:

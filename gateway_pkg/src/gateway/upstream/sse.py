@@ -9,10 +9,12 @@ from typing import Any
 import orjson
 
 EVENT_MAX_BYTES = 8 * 1024 * 1024
-DONE = (b"data: [DONE]", b"data:[DONE]")
-_USAGE = re.compile(rb'"usage"\s*:\s*\{')
-_EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\][ \t]*(?:[\r\n]|\Z)")
+_TOLD = re.compile(rb'"usage"\s*:\s*\{|"error"\s*:')
+# An empty line after any of the three line ends; those of one stream are all alike, so not after a mixture of them.
+_EVENT_END = re.compile(rb"\n\r?\n|\r\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_OVERLAP = 2  # bytes of an event's end that may have come before the last of it
 
 
 class EventTooLong(Exception):
@@ -30,59 +32,85 @@ class EventCutter:
 
     def __init__(self) -> None:
         self.is_done = False
-        self._held = b""
+        self._held = bytearray()
 
     def feed(self, data: bytes) -> bytes:
         """The bytes up to the last event's end, b"" when there is none yet; raises EventTooLong."""
-        if self._held:
-            data = self._held + data
-        if data.endswith(b"\n\n"):
-            whole, self._held = data, b""
+        if not data.endswith(b"\n\n"):
+            tail = bytes(self._held[-_OVERLAP:])  # what is held is looked at once only, however long it grows
+            end = _last_end(tail + data) - len(tail)
+            if end <= 0:
+                self._held += data
+                if len(self._held) > EVENT_MAX_BYTES:
+                    raise EventTooLong
+                return b""
+            data, rest = data[:end], data[end:]
         else:
-            whole, self._held = _split(data)
-            if len(self._held) > EVENT_MAX_BYTES:
-                raise EventTooLong
-        self._look_for_done(whole)
-        return whole
+            rest = b""
+        if self._held:
+            self._held += data
+            data = bytes(self._held)
+            self._held.clear()
+        if rest:
+            self._held += rest
+        self._look_for_done(data)
+        return data
 
     def rest(self) -> bytes:
         """What is left at the clean end of the stream: an event without its blank line, as some servers end."""
-        rest, self._held = self._held, b""
+        rest = bytes(self._held)
+        self._held.clear()
         self._look_for_done(rest)
         return rest
 
     def _look_for_done(self, data: bytes) -> None:
         # Only as a whole line: the words may stand in a model's answer too, but never after a bare line break.
-        if data.find(b"[DONE]", -16) >= 0:
-            lines = data[-64:].rstrip(b"\r\n")
-            self.is_done = lines in DONE or lines.endswith(tuple(b"\n" + line for line in DONE))
+        if data.find(b"[DONE]") >= 0 and _DONE.search(data) is not None:
+            self.is_done = True
 
 
-class UsageWatch:
-    """Looks at the events of a stream for the usage that they tell, and takes out the event that tells nothing else.
+class EventWatch:
+    """Looks at the events of a stream for the usage or the error that they tell.
 
-    `usage` is OpenAI's usage object, None until it came by.
+    It takes out the event that tells nothing but the usage. `usage` is OpenAI's usage object, None until it came by;
+    `failure` is the event that holds an error, None while there is none.
     """
 
-    __slots__ = ("_takes_out", "usage")
+    __slots__ = ("_began", "_takes_out", "failure", "usage")
 
     def __init__(self, *, takes_out: bool) -> None:
+        self._began = False
         self._takes_out = takes_out
+        self.failure: dict[str, Any] | None = None
         self.usage: dict[str, Any] | None = None
 
     def look(self, events: bytes) -> bytes:
-        """Whole events, as they are to go on: the same bytes but for that event."""
-        if events.find(b'"usage"') < 0 or _USAGE.search(events) is None:
+        """Whole events, as they are to go on: the same bytes but for that event, and up to an error."""
+        # Within a string both words' quotes would be escaped.
+        if (events.find(b'"usage"') < 0 and events.find(b'"error"') < 0) or _TOLD.search(events) is None:
+            self._began = True
             return events
-        return b"".join(event for event in split_events(events) if not self._is_taken_out(event))
+        passed = []
+        for event in split_events(events):
+            content = parse_event(event) or {}
+            if content.get("error"):
+                self.failure = content
+                break
+            if not self._is_taken_out(content):
+                passed.append(event)
+            self._began = True
+        return b"".join(passed)
 
-    def _is_taken_out(self, event: bytes) -> bool:
-        content = parse_event(event)
-        usage = content.get("usage") if content is not None else None
-        if content is None or not isinstance(usage, dict):
+    def _is_taken_out(self, content: dict[str, Any]) -> bool:
+        usage = content.get("usage")
+        if not isinstance(usage, dict):
             return False
         self.usage = usage
-        return self._takes_out and all(_is_empty(choice) for choice in content.get("choices") or ())
+        choices = content.get("choices") or ()
+        if not choices:
+            return self._takes_out
+        # Servers that tell the usage all along do so beside the first, empty choice too.
+        return self._takes_out and self._began and isinstance(choices, list) and all(map(_is_empty, choices))
 
 
 def _is_empty(choice: Any) -> bool:
@@ -105,19 +133,28 @@ def split_events(events: bytes) -> Iterator[bytes]:
 
 def parse_event(event: bytes) -> dict[str, Any] | None:
     """The JSON object that is an event's data; None for comments, `[DONE]` and whatever else is no object."""
-    lines = _LINE_END.split(event)
-    data = [line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")]
     try:
-        content = orjson.loads(b"\n".join(data))
+        content = orjson.loads(_data(event))
     except orjson.JSONDecodeError:
         return None
     return content if isinstance(content, dict) else None
 
 
-def _split(data: bytes) -> tuple[bytes, bytes]:
+def is_sound(event: bytes) -> bool:
+    """Whether the event is one of OpenAI's: a JSON object, the terminator, or a comment without any data."""
+    return parse_event(event) is not None or _data(event).strip() in (b"", b"[DONE]")
+
+
+def _data(event: bytes) -> bytes:
+    lines = _LINE_END.split(event)
+    return b"\n".join([line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")])
+
+
+def _last_end(data: bytes) -> int:
+    """Where the last whole event of the data ends, 0 when there is none."""
     end = 0
-    for blank_line in (b"\n\n", b"\r\n\r\n", b"\r\r"):
+    for blank_line in (b"\n\n", b"\n\r\n", b"\r\r"):
         at = data.rfind(blank_line)
         if at >= 0:
             end = max(end, at + len(blank_line))
-    return data[:end], data[end:]
+    return end

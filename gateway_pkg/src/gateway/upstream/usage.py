@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
-_INPUT = re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d{1,15})\b')
-_OUTPUT = re.compile(rb'"(?:completion_tokens|output_tokens)"\s*:\s*(\d{1,15})\b')
+import orjson
+
+COUNT_MAX = 2**53  # beyond it a number of tokens is none
+# A member of the answer itself beside its usage: a plain value, or an object of plain values.
+_TEXT = rb'"[^"\\]*+"'
+_PLAIN = rb"(?:" + _TEXT + rb"|[\w.+-]++)"
+_FLAT = rb"\{[^{}\[\]]*+\}"
+_OBJECT = rb"\{[^{}\[\]]*+(?:" + _FLAT + rb"[^{}\[\]]*+)*+\}"
+_OTHER = _TEXT + rb"\s*+:\s*+(?:" + _PLAIN + rb"|" + _FLAT + rb")\s*+"
+_USAGE = rb'"usage"\s*+:\s*+(' + _OBJECT + rb")\s*+"
+_LAST = re.compile(_USAGE + rb"(?:,\s*+" + _OTHER + rb")*+\}\s*+\Z")
+_FIRST = re.compile(rb"\s*+\{\s*+(?:" + _OTHER + rb",\s*+)*?" + _USAGE + rb",")
 
 
 class Usage(NamedTuple):
@@ -18,15 +28,21 @@ class Usage(NamedTuple):
 
 
 def usage_in(body: bytes) -> Usage | None:
-    """The usage told by a whole answer, found without parsing the answer; None where it tells none."""
+    """The usage told by a whole answer, None where it tells none.
+
+    It is found without parsing the answer where nothing but plain values stands before or after it, as in most.
+    """
     at = body.rfind(b'"usage"')
     if at < 0:
         return None
-    given = _INPUT.search(body, at)
-    if given is None:
+    found = _LAST.match(body, at) or _FIRST.match(body)
+    try:
+        if found is not None:
+            return usage_of(orjson.loads(found[1]))
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
         return None
-    made = _OUTPUT.search(body, at)
-    return Usage(int(given[1]), int(made[1]) if made is not None else 0)
+    return usage_of(content.get("usage")) if isinstance(content, dict) else None
 
 
 def usage_of(content: Any) -> Usage | None:
@@ -35,6 +51,8 @@ def usage_of(content: Any) -> Usage | None:
         return None
     given = content.get("prompt_tokens", content.get("input_tokens"))
     made = content.get("completion_tokens", content.get("output_tokens")) or 0
-    if not isinstance(given, int) or not isinstance(made, int):
-        return None
-    return Usage(given, made)
+    return Usage(given, made) if _is_count(given) and _is_count(made) else None
+
+
+def _is_count(number: Any) -> TypeGuard[int]:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < COUNT_MAX
