@@ -281,6 +281,7 @@ def test_tokens_a_day() -> None:
     headers = dict(raised.value.headers)
     assert 1 <= int(headers[b"retry-after"]) <= 86_400
     assert headers[b"x-ratelimit-remaining-tokens"] == b"0"
+    limited.admit(0, uses_tokens=False)
 
 
 def test_tokens_of_one_name_are_one_client() -> None:

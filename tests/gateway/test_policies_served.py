@@ -21,7 +21,7 @@ from tests.gateway.upstream import Upstream
 
 BOT = "bot-token-0123456789abcdefgh"
 SHOWN = sha256(TOKEN.encode()).hexdigest()[:8]
-USED_A_CHAT = 2  # tokens, as the test's backend says
+USED_A_CHAT, USED_A_STREAM = 2, 8  # tokens, as the test's backend says
 
 
 @contextmanager
@@ -182,6 +182,7 @@ def test_tokens_a_day_outlive_a_restart(tmp_path: Path, backend: Upstream) -> No
         refused = chat(bot)
         assert error(refused) == (429, "token_quota_exceeded")
         assert 1 <= int(refused.headers["retry-after"]) <= 86_400
+        assert bot.get("/v1/gateway/status").json()["token"]["tokens_today"] == USED_A_CHAT + USED_A_STREAM
         assert running.chat("fast").status_code == 200
     with guarded(tmp_path, backend, policy) as running, client(running) as bot:
         assert error(chat(bot)) == (429, "token_quota_exceeded")

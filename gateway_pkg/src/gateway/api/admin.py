@@ -39,7 +39,7 @@ class ClassHealth(Health):
 
 
 class TokenUse(BaseModel):
-    """A token's limits and what it has used; a limit is null where there is none. `models` null: all."""
+    """A token's limits and what it has used; what is null is not limited."""
 
     name: str
     admin: bool

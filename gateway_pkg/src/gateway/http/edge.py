@@ -70,7 +70,7 @@ class Edge:
             else:
                 exchange.caller = caller = self._doorkeeper.identify(scope, headers)
                 if caller.is_limited:
-                    caller.admit(exchange.started)
+                    caller.admit(exchange.started, uses_tokens=served is not None)
                     exchange.caller_headers = caller.headers(exchange.started)
             if served is None:
                 scope["gateway.exchange"] = exchange

@@ -43,13 +43,14 @@ class Caller:
         self._models = _pattern(policy.models_allowlist) if policy.models_allowlist else None
         self._usage = usage
 
-    def admit(self, now: float) -> None:
+    def admit(self, now: float, *, uses_tokens: bool = True) -> None:
         """Counts a request; raises ApiError 429 when it is one too many for the minute, or the day's tokens are used.
 
         Only what is admitted counts, so a client that is refused and keeps asking still gets its requests a minute.
+        Where no model works for a request (`uses_tokens` False), a client without tokens may still ask how it stands.
         """
         quota = self.policy.tokens_per_day
-        if quota is not None and self.tokens_today() >= quota:
+        if uses_tokens and quota is not None and self.tokens_today() >= quota:
             raise ApiError(
                 429,
                 f"This token has used its {quota} tokens of today (tokens_per_day); the next day begins at 00:00 UTC",
