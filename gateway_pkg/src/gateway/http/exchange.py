@@ -54,24 +54,22 @@ class Exchange:
         self.receive = receive
         self.request_id = request_id
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.caller: Caller | None = None
+        self.caller: Caller | None
+        self.usage: Usage | None
+        self.abort_reason: str | None
+        self.route: Route | None
+        self.slots: Slots | None
+        self._form: FormData | None
+        self._task: asyncio.Task[Any] | None
+        self.caller = self.usage = self.abort_reason = self.route = self.slots = self._form = self._task = None
         self.caller_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.errors: ErrorShape = OPENAI_ERRORS
-        self.limit = 0
         self.limit_name = ""
-        self.status = self.chunks_out = self.bytes_in = self.bytes_out = 0
+        self.status = self.chunks_out = self.bytes_in = self.bytes_out = self.limit = 0
         self.first_byte_at = self.upstream_ms = self.queued_ms = 0.0
-        self.streamed = self.has_tools = self.retried = False
-        self.usage: Usage | None = None
-        self.abort_reason: str | None = None
-        self.route: Route | None = None
-        self.slots: Slots | None = None
+        self.streamed = self.has_tools = self.retried = self._has_events = self._is_left = False
         self._connection: Protocol
-        self._form: FormData | None = None
-        self._has_events = False
-        self._is_left = False
         self._send = send
-        self._task: asyncio.Task[Any] | None = None
 
     def cancel_when_left(self) -> None:
         """From now on the client's leaving cancels the current task; `finished` must follow."""

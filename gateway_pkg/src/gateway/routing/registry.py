@@ -115,8 +115,8 @@ class Backend:
         self.last_check: float | None = None
         self.on_failure: Callable[[], object] = _nobody_listens
         self.failures: dict[str, int] = {}  # by kind, of which there are a dozen
-        self._strikes = 0
-        self._rests_until = 0.0
+        self.strikes = 0  # requests in a row that got no proper answer
+        self.rests_until = 0.0  # time.monotonic seconds; 0 while it does not
 
     @property
     def origin(self) -> Origin:
@@ -124,7 +124,7 @@ class Backend:
 
     @property
     def is_usable(self) -> bool:
-        return self.ready and (not self._rests_until or self._rests_until <= monotonic())
+        return self.ready and (not self.rests_until or self.rests_until <= monotonic())
 
     def is_loaded(self, model: str) -> bool:
         return model == self.last_model or model in self.loaded
@@ -140,14 +140,13 @@ class Backend:
 
     def strike(self) -> None:
         """A request got no proper answer. Some in a row, and the backend rests; each time for twice as long."""
-        self._strikes += 1
-        if self._strikes >= STRIKES_MAX:
-            self._rests_until = monotonic() + min(2.0 ** (self._strikes - STRIKES_MAX), REST_MAX_SEC)
+        self.strikes += 1
+        if self.strikes >= STRIKES_MAX:
+            self.rests_until = monotonic() + min(2.0 ** (self.strikes - STRIKES_MAX), REST_MAX_SEC)
 
     def succeed(self) -> None:
-        if self._strikes:
-            self._strikes = 0
-            self._rests_until = 0.0
+        self.strikes = 0
+        self.rests_until = 0.0
 
     def wake(self) -> None:
         """It has become ready: who waits for it may go on."""
@@ -274,7 +273,7 @@ class Registry:
         Raises:
             ApiError: as `decide`; 400 when the class cannot do this, 503 when no backend is of the class.
         """
-        key = (model, backend_header, capability + path)
+        key = (model, backend_header, path or capability)
         route = self._routes.get(key)
         if route is not None:
             return route
@@ -327,11 +326,13 @@ class Registry:
             return None
         best: Slots | None = None
         for slots in route.slots:
+            backend = slots.backend
             if (
                 slots.inflight < slots.limit
                 and (best is None or slots.inflight < best.inflight)
-                and slots.backend.is_usable
-                and slots.backend is not failed
+                and backend.ready
+                and (not backend.rests_until or backend.is_usable)
+                and backend is not failed
             ):
                 best = slots
         if best is None:
@@ -342,7 +343,8 @@ class Registry:
             if not ready:
                 raise not_ready(route.decision.backend_class)
             return None
-        best.take(route.decision.model)
+        best.inflight += 1
+        best.backend.last_model = route.decision.model
         return best
 
     def _slots(self, backend_class: str, capability: str) -> tuple[Slots, ...]:
