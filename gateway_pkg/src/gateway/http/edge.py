@@ -13,7 +13,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api import docs
-from gateway.api.endpoint import Endpoint, Endpoints
+from gateway.api.endpoint import Endpoints
 from gateway.http.errors import ApiError
 from gateway.http.exchange import ClientGone, Exchange, too_large
 from gateway.http.tokens import Doorkeeper
@@ -41,10 +41,14 @@ class Edge:
         record: Callable[[Exchange], None],
     ) -> None:
         self._pages = pages
-        self._endpoints = {endpoint.path: (endpoint, handler) for endpoint, handler in endpoints}
+        limits = {
+            True: (settings.max_request_bytes, "MAX_REQUEST_BYTES"),
+            False: (settings.max_upload_bytes, "MAX_UPLOAD_BYTES"),
+        }
+        self._endpoints = {
+            endpoint.path: (endpoint, handler, *limits[endpoint.form is None]) for endpoint, handler in endpoints
+        }
         self._doorkeeper = doorkeeper
-        self._max_request_bytes = settings.max_request_bytes
-        self._max_upload_bytes = settings.max_upload_bytes
         self._record = record
         # 24 hex digits: 12 random ones a process, then a counter that has 12 from the start. Unique, not secret.
         self._id_prefix = f"req-{os.urandom(6).hex()}"
@@ -63,24 +67,26 @@ class Edge:
         try:
             path = scope["path"]
             served = self._endpoints.get(path)
-            if served is not None:
-                exchange.errors = served[0].errors
-            if served is None and (path in OPEN_PATHS or path.startswith(OPEN_DIRECTORIES)):
-                self._doorkeeper.check_address(scope)
-            else:
-                exchange.caller = caller = self._doorkeeper.identify(scope, headers)
-                if caller.is_limited:
-                    caller.admit(exchange.started, uses_tokens=served is not None)
-                    exchange.caller_headers = caller.headers(exchange.started)
             if served is None:
-                scope["gateway.exchange"] = exchange
-                await self._pages(scope, receive, exchange.send)
-            elif scope["method"] == "POST":
-                endpoint, handler = served
-                self._set_limit(exchange, endpoint)
-                await handler(exchange, endpoint)
-            else:
+                await self._page(exchange, path)
+                return
+            endpoint, handler, limit, limit_name = served
+            exchange.errors = endpoint.errors
+            exchange.caller = caller = self._doorkeeper.identify(scope, headers)
+            if caller.is_limited:
+                caller.admit(exchange.started, uses_tokens=True)
+                exchange.caller_headers = caller.headers(exchange.started)
+            if scope["method"] != "POST":
                 raise ApiError(405, f"{path} takes POST", code="method_not_allowed", headers=((b"allow", b"POST"),))
+            own = caller.policy.max_request_bytes
+            if own is not None:
+                limit, limit_name = own, "max_request_bytes of the token's policy"
+            exchange.limit = limit
+            exchange.limit_name = limit_name
+            length = headers.get(b"content-length")
+            if length is not None and (len(length) > LENGTH_DIGITS or int(length) > limit):
+                raise too_large(limit, limit_name)
+            await handler(exchange, endpoint)
         except ApiError as error:
             await exchange.fail(error)
         except ClientGone:
@@ -93,16 +99,13 @@ class Edge:
         finally:
             self._record(exchange)
 
-    def _set_limit(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        """Bounds the body, by the caller's policy or the settings; raises ApiError 413 where it says it is longer."""
-        caller = exchange.caller
-        own = caller.policy.max_request_bytes if caller is not None else None
-        if own is not None:
-            exchange.limit, exchange.limit_name = own, "max_request_bytes of the token's policy"
-        elif endpoint.form is None:
-            exchange.limit, exchange.limit_name = self._max_request_bytes, "MAX_REQUEST_BYTES"
+    async def _page(self, exchange: Exchange, path: str) -> None:
+        """Leaves the request to the documented pages; its caller is known but on open paths."""
+        if path in OPEN_PATHS or path.startswith(OPEN_DIRECTORIES):
+            self._doorkeeper.check_address(exchange.scope)
         else:
-            exchange.limit, exchange.limit_name = self._max_upload_bytes, "MAX_UPLOAD_BYTES"
-        length = exchange.headers.get(b"content-length")
-        if length is not None and (len(length) > LENGTH_DIGITS or int(length) > exchange.limit):
-            raise too_large(exchange.limit, exchange.limit_name)
+            exchange.caller = caller = self._doorkeeper.identify(exchange.scope, exchange.headers)
+            caller.admit(exchange.started, uses_tokens=False)
+            exchange.caller_headers = caller.headers(exchange.started)
+        exchange.scope["gateway.exchange"] = exchange
+        await self._pages(exchange.scope, exchange.receive, exchange.send)
