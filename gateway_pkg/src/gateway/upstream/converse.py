@@ -163,6 +163,6 @@ async def _take_leave(backend: Backend, steps: Steps[Any], step: Ask | Pause, ma
         pass
     except (AnswerError, Refused, UpstreamError, TimeoutError) as error:
         name = backend.record.backend_class
-        log.warning("a job of backend '%s' could not be stopped: %s", name, error or "no answer in time")
+        log.warning("a job of backend '%s' could not be stopped: %s", name, str(error) or "no answer in time")
     finally:
         steps.close()
