@@ -87,6 +87,18 @@ def mlx(place: Path) -> Iterator[str]:
 
 
 @contextmanager
+def optillm(place: Path, upstream: str) -> Iterator[str]:
+    """OptiLLM in front of a server that speaks OpenAI's API; its API's URL. No `--approach`: prefixes need that."""
+    program = environment(ROOT / "tests" / "heavy" / "optillm.txt", "torch==2.13.0") / "optillm"
+    port = free_ports(1)[0]
+    argv: list[str | Path] = [program, "--base-url", upstream, "--host", "127.0.0.1", "--port", str(port)]
+    variables = {"OPENAI_API_KEY": "none", "HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "huggingface")}
+    url = f"http://127.0.0.1:{port}"
+    with started(argv, f"{url}/health", place / "optillm.log", variables, seconds=180):
+        yield f"{url}/v1"
+
+
+@contextmanager
 def litellm(place: Path, upstream: str, model: str) -> Iterator[str]:
     """LiteLLM's proxy with a key, in front of a server that speaks OpenAI's API; its API's URL."""
     served = {"model": f"openai/{model}", "api_base": upstream, "api_key": "none"}

@@ -1,0 +1,61 @@
+"""The real OptiLLM in front of the real llama.cpp: the tests of its double once more, and the double beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.clients import conftest, servers, test_optillm
+from tests.clients.fidelity import events, payload
+from tests.doubles import optillm
+
+program = conftest.program
+gateway, recorder, sdk = test_optillm.gateway, test_optillm.recorder, test_optillm.sdk
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    place = tmp_path_factory.mktemp("optillm-server")
+    with servers.llamacpp(place) as upstream, servers.optillm(place, upstream) as url:
+        yield url
+
+
+test_an_approach = test_optillm.test_an_approach_is_named_by_the_model
+test_answers_pass = test_optillm.test_answers_pass_byte_for_byte
+test_streams_pass = test_optillm.test_streams_pass_byte_for_byte
+test_a_500 = test_optillm.test_a_truncated_answer_that_is_a_500
+test_words = test_optillm.test_a_truncated_answer_that_is_words
+
+CASES = [
+    {"model": f"{prefix}{optillm.MODEL}", "max_tokens": tokens, **fields}
+    for prefix, tokens in (("", 3), ("re2-", 200), ("re2-", 4), ("bon-", 4), ("moa-", 4))
+    for fields in ({}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}})
+]
+
+
+def shape(value: Any) -> Any:
+    """A value's form: keys and kinds without the values, numbers alike."""
+    if isinstance(value, dict):
+        return {key: shape(member) for key, member in sorted(value.items())}
+    if isinstance(value, list):
+        return [shape(member) for member in value]
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+
+
+def answered(url: str, body: dict[str, Any]) -> Any:
+    """Status, content type and form of an answer, the finish reasons as they are."""
+    request = {**body, "messages": test_optillm.ASK, "temperature": 0}
+    answer = httpx.post(f"{url}/chat/completions", json=request, timeout=300, trust_env=False)
+    kind = answer.headers["content-type"].partition(";")[0]
+    parts = [payload(event) for event in events(answer.content)] if kind == "text/event-stream" else [answer.json()]
+    ends = [choice["finish_reason"] for part in parts for choice in part.get("choices", [])]
+    return answer.status_code, kind, [shape(part) for part in parts], ends
+
+
+@pytest.mark.parametrize("body", CASES, ids=lambda body: "-".join(map(str, body.values())))
+def test_the_double_is_true(server: str, body: dict[str, Any]) -> None:
+    with optillm.optillm() as double:
+        assert answered(double, body) == answered(server, body)
