@@ -37,6 +37,8 @@ def naming(path: Path) -> Settings:
         (GOOD + ", api_key: '${NOT_SET}'}}", "${NOT_SET} is not set"),
         (GOOD + ', api_key: "a\\r\\nX: y"}}', "api_key"),
         ("backends: [", "not YAML"),
+        ("backends: {a: 2026-99-99}", "not YAML"),
+        ("[" * 5000, "not YAML"),
         ("backends: {}", "at least one record"),
         ("- a", "at least one record"),
         ("", "at least one record"),
@@ -61,6 +63,8 @@ def test_variables_are_filled(tmp_path: Path) -> None:
     "text",
     [
         "{",
+        "[" * 100_000,
+        "9" * 10_000,
         "[]",
         '{"a": 1}',
         '{"a": "no-colon"}',

@@ -98,6 +98,8 @@ def _parse(text: str, source: Path | str) -> dict[str, Alias]:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise Refusal(f"{source}: line {error.lineno}: not JSON: {error.msg}; correct it") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists without end
+        raise Refusal(f"{source}: not JSON that can be read; correct it") from None
     if isinstance(content, dict) and isinstance(content.get("aliases"), dict):
         content = content["aliases"]
     try:

@@ -168,7 +168,7 @@ def _read(path: Path, environment: Mapping[str, str]) -> tuple[dict[str, Backend
     text = read_text(path, "backends file", f"{HINT}, {NO_BACKENDS}")
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, lists without end
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""
         raise Refusal(
