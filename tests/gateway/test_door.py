@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from gateway.http import edge
 
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
 from tests.gateway.upstream import Upstream
@@ -15,6 +16,12 @@ DOCS = {"/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/fa
 OPEN = {"/health", "/readyz", "/openapi.json", *DOCS}
 # Stored images, by the sha256 of their bytes: a name that nobody can guess.
 OPEN_DIRECTORIES = ("/ui/images/",)
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+
+
+def test_nothing_else_is_open() -> None:
+    assert set(edge.OPEN_PATHS) == OPEN
+    assert edge.OPEN_DIRECTORIES == OPEN_DIRECTORIES
 
 
 def test_every_route_but_the_open_ones_asks_for_a_token(served: Gateway) -> None:
@@ -33,12 +40,15 @@ def test_every_route_but_the_open_ones_asks_for_a_token(served: Gateway) -> None
             "/HEALTH",
             "/ui/images",
         }
-        assert len(paths) > 10
+        assert len(page["paths"]) > 20
         for path in paths:
-            for method in ("GET", "POST", "HEAD", "DELETE"):
+            is_open = path in OPEN or path.startswith(OPEN_DIRECTORIES)
+            for operation in page["paths"].get(path, {}).values():
+                assert ("security" not in operation) == is_open, path
+            for method in METHODS:
                 answer = stranger.request(method, re.sub(r"\{.*?\}", "x", path))
-                if path in OPEN or path.startswith(OPEN_DIRECTORIES):
-                    assert answer.status_code != 401
+                if is_open:
+                    assert answer.status_code != 401, (method, path)
                 else:
                     assert answer.status_code == 401, (method, path)
                     assert answer.headers["www-authenticate"] == "Bearer"

@@ -9,6 +9,7 @@ import httpx
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -122,7 +123,13 @@ class House:
 
     def _pages(self, endpoints: Endpoints, shown_metrics: Metrics | None) -> FastAPI:
         """The other routes, and the page that describes all."""
-        app = FastAPI(title="AI Appliance gateway", version=__version__, redoc_url=None, docs_url=None)
+        app = FastAPI(
+            title="AI Appliance gateway",
+            version=__version__,
+            redoc_url=None,
+            docs_url=None,
+            generate_unique_id_function=_name,
+        )
         app.include_router(pages.make_router(self.registry, shown_metrics))
         app.include_router(admin.make_router(self.registry, self.doorkeeper, self.reloader))
         app.include_router(music.make_router(self.dispatcher, self.settings, self.music))
@@ -170,6 +177,10 @@ class House:
     async def _close_pools(self) -> None:
         for backend in self.registry.backends:
             await backend.pool.close()
+
+
+def _name(route: APIRoute) -> str:
+    return route.name
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 
 from gateway.api.dispatch import EVENTS_TYPE, Dispatcher, Work
 from gateway.api.endpoint import Endpoint, Endpoints, parse
-from gateway.api.schemas import Model
+from gateway.api.schemas import Model, events
 from gateway.http.errors import ApiError
 from gateway.http.exchange import Exchange, Headers
 from gateway.http.multipart import Form
@@ -49,10 +49,31 @@ class SpeechRequest(TypedDict):
 
 
 SPEECH_REQUEST: TypeAdapter[Any] = TypeAdapter(SpeechRequest)
-SPEECH_ANSWERS = {
-    200: {"audio/*": {"type": "string", "format": "binary"}, "text/event-stream": {"type": "string"}},
+SPEECH_ANSWERS: dict[int, Mapping[str, Mapping[str, Any]]] = {
+    200: {
+        "audio/*": {"type": "string", "format": "binary"},
+        **events("With `stream_format` sse: `speech.audio.delta`, at the end `speech.audio.done`."),
+    },
 }
-SPEECH = Endpoint("/v1/audio/speech", "tts", "audio.speech", "Speak a text", SPEECH_REQUEST, answers=SPEECH_ANSWERS)
+_UPSTREAM_HEADERS: dict[str, Any] = {
+    "x-gateway-backend": {"description": "The backend's name", "required": True, "schema": {"type": "string"}},
+    "x-gateway-backend-class": {"description": "Its class", "required": True, "schema": {"type": "string"}},
+    "x-gateway-upstream-latency-ms": {
+        "description": "Milliseconds until the head of its answer",
+        "required": True,
+        "schema": {"type": "number", "minimum": 0},
+    },
+}
+OPENAPI_EXTRA = {"responses": {"200": {"headers": _UPSTREAM_HEADERS}}}
+SPEECH = Endpoint(
+    "/v1/audio/speech",
+    "tts",
+    "audio.speech",
+    "Speak a text",
+    SPEECH_REQUEST,
+    answers=SPEECH_ANSWERS,
+    openapi_extra=OPENAPI_EXTRA,
+)
 TTS = Endpoint(
     "/v1/tts/generations",
     "tts",
@@ -60,6 +81,7 @@ TTS = Endpoint(
     "Speak a text (the earlier gateway's path)",
     SPEECH_REQUEST,
     answers=SPEECH_ANSWERS,
+    openapi_extra=OPENAPI_EXTRA,
 )
 
 _TEXT: dict[str, Any] = {"type": "string"}
@@ -98,7 +120,8 @@ TRANSCRIPTIONS = Endpoint(
     "audio.transcriptions",
     "Write down what is said",
     form=_TRANSCRIPTION_FORM,
-    answers={200: {**_TRANSCRIPT_ANSWERS, "text/event-stream": _TEXT}},
+    answers={200: {**_TRANSCRIPT_ANSWERS, **events("With `stream`: `transcript.text.delta`, then `.done`.")}},
+    openapi_extra=OPENAPI_EXTRA,
 )
 TRANSLATIONS = Endpoint(
     "/v1/audio/translations",
@@ -107,6 +130,7 @@ TRANSLATIONS = Endpoint(
     "Write down in English what is said",
     form=_TRANSLATION_FORM,
     answers={200: _TRANSCRIPT_ANSWERS},
+    openapi_extra=OPENAPI_EXTRA,
 )
 
 

@@ -20,6 +20,7 @@ class Endpoint:
 
     `capability` is what a backend must be able to do, `op` the operation's name in the log. `request` checks a JSON
     body; a multipart one has `form`, its JSON schema, instead. `answers`: for each status, media type to JSON schema.
+    `openapi_extra` is merged into the page's operation, as FastAPI's of this name.
     """
 
     path: str
@@ -31,6 +32,7 @@ class Endpoint:
     answers: Mapping[int, Mapping[str, Mapping[str, Any]]] = field(default_factory=lambda: {200: {JSON_TYPE: {}}})
     tag: str = "openai"
     errors: ErrorShape = OPENAI_ERRORS
+    openapi_extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 Handler = Callable[[Exchange, Endpoint], Awaitable[None]]

@@ -27,6 +27,7 @@ from gateway.api.schemas import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
+    events,
 )
 from gateway.http.exchange import JSON, Exchange
 from gateway.routing.body import ask_for_usage, set_fields, within_limits
@@ -38,7 +39,7 @@ from gateway.upstream.http1 import Response
 from gateway.upstream.sse import EventCutter, EventTooLong, EventWatch, is_sound
 from gateway.upstream.usage import usage_in, usage_of
 
-STREAM = {"text/event-stream": {"type": "string"}}
+STREAM = events("`data:` lines, each with a chunk; the last one is `data: [DONE]`.")
 CHAT_REQUEST: TypeAdapter[Any] = TypeAdapter(ChatRequest)
 COMPLETION_REQUEST: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
 EMBEDDING_REQUEST: TypeAdapter[Any] = TypeAdapter(EmbeddingRequest)
@@ -209,7 +210,7 @@ async def _pass_stream(
         exchange.usage = usage_of(watch.usage)
         if watch.failure is not None:
             told_in_200(watch.failure, backend)
-    check_end(response, cutter)
+    check_end(response, cutter, is_empty=not exchange.chunks_out)
     if not cutter.is_done:
         await exchange.stream(b"data: [DONE]\n\n")
     await exchange.end_stream()

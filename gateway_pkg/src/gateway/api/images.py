@@ -127,6 +127,8 @@ IMAGES_ANSWER = {
     },
 }
 ANSWERS = {200: {JSON_TYPE: IMAGES_ANSWER}}
+_SHOW = {"operationId": "get_image", "description": "`name` is the last part of each `url` in `data`."}
+OPENAPI_EXTRA = {"responses": {"200": {"links": {"show": _SHOW}}}}
 
 
 def make_endpoints(dispatcher: Dispatcher, settings: Settings, store: MediaStore) -> Endpoints:
@@ -138,9 +140,16 @@ def make_endpoints(dispatcher: Dispatcher, settings: Settings, store: MediaStore
         "Make images from a text",
         GENERATION,
         answers=ANSWERS,
+        openapi_extra=OPENAPI_EXTRA,
     )
     edit = Endpoint(
-        "/v1/images/edits", CAPABILITY, "images.edits", "Edit an image by a text", form=_form_schema(), answers=ANSWERS
+        "/v1/images/edits",
+        CAPABILITY,
+        "images.edits",
+        "Edit an image by a text",
+        form=_form_schema(),
+        answers=ANSWERS,
+        openapi_extra=OPENAPI_EXTRA,
     )
     return ((generate, images.generate), (edit, images.edit))
 

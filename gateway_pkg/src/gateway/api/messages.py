@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from gateway.api.dispatch import EVENTS_TYPE, Call, Dispatcher, chat_facts
 from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, Handler, parse
-from gateway.api.openapi import ERRORS
+from gateway.api.schemas import events
 from gateway.http.errors import ApiError, ErrorShape
 from gateway.http.exchange import JSON, Exchange
 from gateway.protocols.messages import Conversation, MessagesRequest, prefill, shows_thinking, to_chat
@@ -36,6 +36,12 @@ ERROR_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
+}
+EVENTS = "Anthropic's events, `message_start` to `message_stop`; `error` where it fails."
+REQUEST_ID = {
+    "responses": {
+        "200": {"headers": {"request-id": {"description": "The same as `X-Request-Id`", "schema": {"type": "string"}}}}
+    }
 }
 # What a server answers that does not know the path: it has no tokenizer to ask.
 CANNOT_COUNT = (404, 405, 501)
@@ -78,7 +84,6 @@ _MESSAGE: dict[str, Any] = {
     },
 }
 _TOKENS = {"type": "object", "required": ["input_tokens"], "properties": {"input_tokens": {"type": "integer"}}}
-_ERRORS = {status: {JSON_TYPE: _ERROR} for status in ERRORS}
 
 
 def messages_errors(request_id: str | None = None) -> ErrorShape:
@@ -94,13 +99,13 @@ def messages_errors(request_id: str | None = None) -> ErrorShape:
             told["details"] = {"error_code": error.code}
         return orjson.dumps({"type": "error", "error": told, "request_id": request_id})
 
-    return ErrorShape(body, lambda error: b"event: error\ndata: " + body(error) + b"\n\n")
+    return ErrorShape(body, lambda error: b"event: error\ndata: " + body(error) + b"\n\n", "AnthropicError", _ERROR)
 
 
 def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
     handlers = _Handlers(dispatcher)
     errors = messages_errors()
-    message_answers = {200: {JSON_TYPE: _MESSAGE, "text/event-stream": {"type": "string"}}, **_ERRORS}
+    message_answers = {200: {JSON_TYPE: _MESSAGE, **events(EVENTS)}}
     return (
         (
             Endpoint(
@@ -112,6 +117,7 @@ def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
                 answers=message_answers,
                 tag="anthropic",
                 errors=errors,
+                openapi_extra=REQUEST_ID,
             ),
             _telling_request_id(handlers.create),
         ),
@@ -122,9 +128,10 @@ def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
                 "messages.count_tokens",
                 "Count a conversation's tokens, by the backend's own tokenizer",
                 CONVERSATION,
-                answers={200: {JSON_TYPE: _TOKENS}, **_ERRORS},
+                answers={200: {JSON_TYPE: _TOKENS}},
                 tag="anthropic",
                 errors=errors,
+                openapi_extra=REQUEST_ID,
             ),
             _telling_request_id(handlers.count_tokens),
         ),

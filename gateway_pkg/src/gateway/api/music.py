@@ -84,28 +84,59 @@ PIECE: dict[str, Any] = {
         "_gateway": {"type": "object"},
     },
 }
+_ID = {"job_id": "$response.body#/id"}
+OF_JOB: dict[str, Any] = {"cancel": {"operationId": "cancel_job", "parameters": _ID}}
+LINKS: dict[str, Any] = {"poll": {"operationId": "get_job", "parameters": _ID}, **OF_JOB}
+OPENAPI_EXTRA: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Prefer",
+            "in": "header",
+            "description": "RFC 7240's `respond-async` or `wait=<seconds>`: when to answer with a job instead.",
+            "schema": {"type": "string"},
+        }
+    ],
+    "responses": {
+        "202": {
+            "description": "The piece is in the making",
+            "headers": {
+                "Location": {"description": "The job's path", "required": True, "schema": {"type": "string"}},
+                "Preference-Applied": {"required": True, "schema": {"const": "respond-async"}},
+                "Retry-After": {"$ref": "#/components/headers/Retry-After"},
+            },
+            "links": LINKS,
+        }
+    },
+}
 GENERATIONS = Endpoint(
     "/v1/music/generations",
     "music",
     "music.generations",
     "Make a piece of music",
     REQUEST,
-    answers={200: {JSON_TYPE: PIECE}, 202: {JSON_TYPE: MusicJob.model_json_schema()}},
+    answers={200: {JSON_TYPE: PIECE}, 202: {JSON_TYPE: {"$ref": "#/components/schemas/MusicJob"}}},
     tag="music",
+    openapi_extra=OPENAPI_EXTRA,
 )
 NO_JOB: dict[int | str, dict[str, Any]] = {
     404: {"description": "The caller has no such job: never, or no longer"},
     503: {"description": "The store cannot be read; the gateway's log says why"},
 }
+_AUDIO = {"audio/*": {"schema": {"type": "string", "format": "binary"}}}
 AUDIO: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The audio", "content": {"audio/*": {"schema": {"type": "string", "format": "binary"}}}},
-    206: {"description": "A range of it"},
+    200: {"description": "The audio", "content": _AUDIO},
+    206: {"description": "A range of it", "content": _AUDIO},
     404: {"description": "The caller has no such piece: never, or no longer"},
-    416: {"description": "There is no such range"},
+    416: {"description": "There is no such range", "content": {}},
     502: {"description": "The backend answered wrongly"},
     503: {"description": "The backend is not ready, or the store cannot be read"},
     504: {"description": "The backend did not answer in time"},
 }
+
+RANGE = [
+    {"name": name, "in": "header", "description": "As RFC 9110 has it", "schema": {"type": "string"}}
+    for name in ("Range", "If-Range")
+]
 
 
 def make_jobs(database: Database, settings: Settings) -> MusicJobs:
@@ -126,7 +157,11 @@ def make_router(dispatcher: Dispatcher, settings: Settings, jobs: MusicJobs) -> 
     """The caller's own jobs, and the audio of its pieces."""
     router = APIRouter(tags=["music"])
 
-    @router.get("/v1/music/generations/{job_id}", summary="Show a piece in the making", responses=NO_JOB)
+    @router.get(
+        "/v1/music/generations/{job_id}",
+        summary="Show a piece in the making",
+        responses={200: {"links": OF_JOB}, **NO_JOB},
+    )
     async def get_job(job_id: JOB_ID, request: Request) -> MusicJob:
         return MusicJob(**(await _found(jobs, request, job_id)).told())
 
@@ -142,6 +177,7 @@ def make_router(dispatcher: Dispatcher, settings: Settings, jobs: MusicJobs) -> 
         summary="Fetch the audio of a piece",
         responses=AUDIO,
         response_class=Response,
+        openapi_extra={"parameters": RANGE},
     )
     async def get_audio(file: FILE_NAME, request: Request) -> Response:
         exchange: Exchange = request.scope["gateway.exchange"]

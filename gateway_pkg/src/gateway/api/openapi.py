@@ -1,144 +1,187 @@
-"""Adds the endpoints to the OpenAPI page, from the declarations that also answer them."""
+"""The OpenAPI page: what FastAPI knows of its routes, and the endpoints from the declarations that also answer them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.utils import deep_dict_update
+from pydantic import TypeAdapter
 
 from gateway.api.endpoint import JSON_TYPE, Endpoint
 from gateway.http.edge import OPEN_DIRECTORIES, OPEN_PATHS
+from gateway.http.errors import OPENAI_ERRORS, ErrorShape
 
-ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
+ABOUT = """\
+One address for the appliance's models. A bearer token opens every route but those without a lock here.
+
+A path answers 405 with `Allow` to other methods than its own. A stream that fails after its status has gone out ends
+with one event that has the error; one of plain audio breaks off."""
+TAGS = {
+    "openai": "OpenAI's routes, for chats, texts, vectors, images and audio",
+    "anthropic": "Anthropic's routes, in front of the same models",
+    "music": "Pieces of music: made at once, or as a job that is polled",
+    "models": "What may stand in `model`",
+    "gateway": "The gateway's own state, and its files read again",
+    "health": "For supervisors and Prometheus",
+    "files": "Images that were asked for as a `url`",
 }
 ERRORS = {
-    400: "A field is missing, wrong, or nothing that the backend can do; `param` names it",
-    401: "No token, or an unknown one",
-    403: "The caller's address or its token's policy does not allow it",
-    404: "Unknown model; the message has the nearest names",
-    413: "The body is too large; the message names the setting",
-    422: "The backend refuses a value; its own words are in the message",
-    429: "The backend's slots are taken, or the token's limit is reached; see `Retry-After`",
-    500: "A defect of the gateway",
-    502: "The backend answered wrongly or broke off",
-    503: "The backend is not ready; see `Retry-After`",
-    504: "The backend did not answer in time",
+    "400": "A field is missing, wrong, or nothing that the backend can do; `param` names it",
+    "401": "No token, or an unknown one",
+    "403": "The caller's address or its token's policy does not allow it",
+    "404": "Unknown model; the message has the nearest names",
+    "413": "The body is too large; the message names the setting",
+    "422": "The backend refuses a value; its own words are in the message",
+    "429": "The backend's slots are taken, or the token's limit is reached; see `Retry-After`",
+    "4XX": "The backend refuses the request by a status of its own; its words are in the message",
+    "500": "A defect of the gateway; its log has it under the request's id",
+    "502": "The backend answered wrongly or broke off",
+    "503": "The backend is not ready; see `Retry-After`",
+    "504": "The backend did not answer in time",
 }
-# What any route may answer to a token: there is a limit on requests too.
-TO_ANY = (401, 403, 429)
-ROUTING_HEADERS = {
-    "X-Backend-Used": "The backend class that the request went to",
-    "X-Model-Used": "The model's name at that backend",
-    "X-Router-Reason": "The rule that decided it",
+# What any route may answer, and what to a token: there is a limit on requests too.
+TO_ANY = ("403", "500")
+TO_TOKENS = ("401", "403", "429", "500")
+ROUTING_HEADERS = ("X-Backend-Used", "X-Model-Used", "X-Router-Reason")
+LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset")
+)
+_COUNT = {"type": "integer", "minimum": 0}
+HEADERS: dict[str, dict[str, Any]] = {
+    "X-Request-Id": {
+        "description": "The request's id: the client's own `X-Request-Id`, else one that the gateway made",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+    },
+    "X-Backend-Used": {"description": "The backend class that the request went to", "schema": {"type": "string"}},
+    "X-Model-Used": {"description": "The model's name at that backend", "schema": {"type": "string"}},
+    "X-Router-Reason": {"description": "The rule that decided it", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds after which to try again, where the gateway knows", "schema": _COUNT},
+    "WWW-Authenticate": {"description": "How to log in", "required": True, "schema": {"const": "Bearer"}},
+    **{
+        name: {
+            "description": "Of the token's limit, if it has one: requests of the last minute, or tokens of the day",
+            "schema": {"type": "string", "examples": ["6m0s"]} if "-reset-" in name else _COUNT,
+        }
+        for name in LIMIT_HEADERS
+    },
 }
-REQUEST_ID = "The request's id: the client's own `X-Request-Id`, else one that the gateway made"
-PARAMETERS = [
-    {
-        "name": "X-Backend",
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "X-Request-Id": {
         "in": "header",
-        "required": False,
+        "description": "An id for the answer and the logs: 1 to 128 of `A-Za-z0-9._:-`, else one is made.",
+        "schema": {"type": "string"},
+    },
+    "X-Backend": {
+        "in": "header",
         "description": "Name of a backend class; it beats what the model's name says.",
-        "schema": {"type": "string", "maxLength": 100},
+        "schema": {"type": "string"},
     },
-    {
-        "name": "X-Request-Type",
+    "X-Request-Type": {
         "in": "header",
-        "required": False,
         "description": "`coding` or `chat`, for requests that leave the model to the policy.",
-        "schema": {"type": "string", "maxLength": 100},
+        "schema": {"type": "string"},
     },
-]
+}
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same token, as Anthropic's"},
+}
 
 
 def describe(pages: FastAPI, endpoints: Sequence[Endpoint]) -> None:
-    """Makes `pages.openapi()` complete: endpoints, errors, headers and the bearer token."""
+    """Makes `pages.openapi()` complete: endpoints, errors, headers, tokens."""
 
     def openapi() -> dict[str, Any]:
         if pages.openapi_schema is None:
-            page = get_openapi(title=pages.title, version=pages.version, routes=pages.routes)
-            schemas = page.setdefault("components", {}).setdefault("schemas", {})
-            schemas["Error"] = ERROR
-            page["components"]["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-            for endpoint in endpoints:
-                page["paths"].setdefault(endpoint.path, {})["post"] = _operation(endpoint, schemas)
-            for path, item in page["paths"].items():
-                for operation in item.values():
-                    _finish(operation, is_open=path in OPEN_PATHS or path.startswith(OPEN_DIRECTORIES))
-            _drop_unused(schemas)
-            pages.openapi_schema = page
+            pages.openapi_schema = _page(pages, endpoints)
         return pages.openapi_schema
 
     pages.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the page
 
 
-def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
-    if endpoint.request is not None:
-        media = JSON_TYPE
-        schema: Mapping[str, Any] = endpoint.request.json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= schema.get("$defs", {})
-        schema = {key: value for key, value in schema.items() if key != "$defs"}
-    else:
-        media, schema = "multipart/form-data", endpoint.form or {}
+def _page(pages: FastAPI, endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+    tags = [{"name": name, "description": words} for name, words in TAGS.items()]
+    page = get_openapi(title=pages.title, version=pages.version, description=ABOUT, tags=tags, routes=pages.routes)
+    requests, shared = TypeAdapter.json_schemas(
+        [(endpoint.path, "validation", endpoint.request) for endpoint in endpoints if endpoint.request is not None],
+        ref_template="#/components/schemas/{model}",
+    )
+    shapes = {OPENAI_ERRORS.name: OPENAI_ERRORS} | {endpoint.errors.name: endpoint.errors for endpoint in endpoints}
+    page["components"] = {
+        "schemas": {
+            **{name: schema for name, schema in page["components"]["schemas"].items() if "ValidationError" not in name},
+            **shared.get("$defs", {}),
+            **{name: shape.schema for name, shape in shapes.items()},
+        },
+        "headers": HEADERS,
+        "parameters": {name: {"name": name, **about} for name, about in PARAMETERS.items()},
+        "securitySchemes": SECURITY_SCHEMES,
+    }
+    errors = {endpoint.path: endpoint.errors for endpoint in endpoints}
+    for endpoint in endpoints:
+        schema = endpoint.form or requests[endpoint.path, "validation"]
+        page["paths"].setdefault(endpoint.path, {})["post"] = _operation(endpoint, schema)
+    for path, item in page["paths"].items():
+        for operation in item.values():
+            is_open = path in OPEN_PATHS or path.startswith(OPEN_DIRECTORIES)
+            _finish(operation, errors.get(path, OPENAI_ERRORS), is_open=is_open)
+    return page
+
+
+def _operation(endpoint: Endpoint, schema: Mapping[str, Any]) -> dict[str, Any]:
+    media = JSON_TYPE if endpoint.form is None else "multipart/form-data"
+    headers = _headers(ROUTING_HEADERS)
     answers = {
         str(status): {
             "description": HTTPStatus(status).phrase,
-            "headers": {name: _header(words) for name, words in ROUTING_HEADERS.items()},
+            "headers": {name: {**HEADERS[name], "required": True} for name in ROUTING_HEADERS},
             "content": {kind: {"schema": answer} for kind, answer in content.items()},
         }
         for status, content in endpoint.answers.items()
     }
-    return {
+    operation = {
         "tags": [endpoint.tag],
         "summary": endpoint.summary,
         "operationId": endpoint.op.replace(".", "_"),
-        "parameters": PARAMETERS,
+        "parameters": [_parameter(name) for name in ("X-Backend", "X-Request-Type")],
         "requestBody": {"required": True, "content": {media: {"schema": schema}}},
-        "responses": {**{str(status): _error(status) for status in ERRORS}, **answers},
+        "responses": {
+            **answers,
+            **{status: {"description": words, "headers": dict(headers)} for status, words in ERRORS.items()},
+        },
     }
+    deep_dict_update(operation, dict(endpoint.openapi_extra))
+    return operation
 
 
-def _finish(operation: dict[str, Any], *, is_open: bool) -> None:
+def _finish(operation: dict[str, Any], errors: ErrorShape, *, is_open: bool) -> None:
     """What all operations have in common. Validation errors are 400 here, not FastAPI's 422."""
     responses = operation["responses"]
     invalid = responses.get("422", {}).get("content", {}).get(JSON_TYPE, {}).get("schema", {}).get("$ref", "")
     if invalid.endswith("/HTTPValidationError"):
         del responses["422"]
-        responses["400"] = _error(400)
-    responses.setdefault("403", _error(403))
+        responses.setdefault("400", {"description": ERRORS["400"]})
+    for status in TO_ANY if is_open else TO_TOKENS:
+        responses.setdefault(status, {"description": ERRORS[status]})
     if not is_open:
-        operation["security"] = [{"bearer": []}]
-        for status in TO_ANY:
-            responses.setdefault(str(status), _error(status))
-    for response in responses.values():
-        response.setdefault("headers", {})["X-Request-Id"] = _header(REQUEST_ID)
+        operation["security"] = [{name: []} for name in SECURITY_SCHEMES]
+    operation["parameters"] = [*operation.get("parameters", ()), _parameter("X-Request-Id")]
+    for status, response in responses.items():
+        names = ["X-Request-Id", *(() if is_open or status == "401" else LIMIT_HEADERS)]
+        names += {"401": ["WWW-Authenticate"], "429": ["Retry-After"], "503": ["Retry-After"]}.get(status, [])
+        response["headers"] = {**_headers(names), **response.get("headers", {})}
+        if status[0] in "45" and "content" not in response:
+            response["content"] = {JSON_TYPE: {"schema": {"$ref": f"#/components/schemas/{errors.name}"}}}
 
 
-def _drop_unused(schemas: dict[str, Any]) -> None:
-    for name in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(name, None)
+def _parameter(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/parameters/{name}"}
 
 
-def _header(words: str) -> dict[str, Any]:
-    return {"description": words, "schema": {"type": "string"}}
-
-
-def _error(status: int) -> dict[str, Any]:
-    content = {JSON_TYPE: {"schema": {"$ref": "#/components/schemas/Error"}}}
-    return {"description": ERRORS[status], "content": content}
+def _headers(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}

@@ -13,6 +13,13 @@ from gateway.observe.metrics import CONTENT_TYPE, Metrics
 from gateway.routing.policy import AUTO, unknown_model
 from gateway.routing.registry import Registry
 
+READINESS = {
+    "type": "object",
+    "required": ["ok", "backends"],
+    "properties": {"ok": {"type": "boolean"}, "backends": {"type": "object"}},
+}
+FIRST_MODEL = {"operationId": "get_model", "parameters": {"model_id": "$response.body#/data/0/id"}}
+
 
 class Ok(BaseModel):
     ok: Literal[True] = True
@@ -50,20 +57,35 @@ def make_router(registry: Registry, metrics: Metrics | None) -> APIRouter:
         "/readyz",
         tags=["health"],
         summary="The gateway can serve",
-        responses={503: {"description": "It cannot"}},
+        responses={503: {"description": "It cannot", "content": {"application/json": {"schema": READINESS}}}},
     )
     async def get_readyz(response: Response) -> dict[str, Any]:
         status, report = health.readiness(registry)
         response.status_code = status
         return report
 
-    @router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
+    @router.get(
+        "/metrics",
+        tags=["health"],
+        summary="Prometheus metrics",
+        response_class=Response,
+        responses={
+            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            404: {"description": "Metrics are off"},
+        },
+    )
     async def get_metrics() -> Response:
         if metrics is None:
             raise ApiError(404, "Metrics are off; set METRICS_ENABLED=true", code="metrics_disabled")
         return Response(metrics.text(), media_type=CONTENT_TYPE.decode())
 
-    @router.get("/v1/models", tags=["models"], summary="List models and aliases", response_model_exclude_none=True)
+    @router.get(
+        "/v1/models",
+        tags=["models"],
+        summary="List models and aliases",
+        response_model_exclude_none=True,
+        responses={200: {"links": {"show": FIRST_MODEL}}},
+    )
     async def list_models() -> ModelList:
         return ModelList(data=list(known_models(registry).values()))
 
@@ -71,6 +93,7 @@ def make_router(registry: Registry, metrics: Metrics | None) -> APIRouter:
         "/v1/models/{model_id:path}",
         tags=["models"],
         summary="Show one model",
+        responses={404: {"description": "Unknown model; the message has the nearest names"}},
         response_model_exclude_none=True,
     )
     async def get_model(model_id: str) -> Model:

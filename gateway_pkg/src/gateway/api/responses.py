@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from gateway.api.dispatch import Call, Dispatcher
 from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
+from gateway.api.schemas import events
 from gateway.http.errors import ApiError
 from gateway.http.exchange import JSON, Exchange
 from gateway.protocols.responses import INCLUDABLE, Item, ResponsesRequest, check, read_items, to_chat
@@ -38,6 +39,14 @@ RESPONSE = {
         "store": {"type": "boolean", "description": "Whether it is kept."},
     },
 }
+EVENTS = "OpenAI's events, `response.created` to `response.completed`, `.incomplete` or `.failed`; no `[DONE]`."
+_ID = {"response_id": "$response.body#/id"}
+OF_STORED: dict[str, Any] = {
+    "delete": {"operationId": "delete_response", "parameters": _ID},
+    "input_items": {"operationId": "list_input_items", "parameters": _ID},
+    "continue": {"operationId": "responses", "requestBody": {"previous_response_id": "$response.body#/id"}},
+}
+LINKS: dict[str, Any] = {"show": {"operationId": "get_response", "parameters": _ID}, **OF_STORED}
 # A conversation is sent whole with each response: what goes on beyond this would only make it slow.
 CONVERSATION_MAX_BYTES = 4_000_000
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -70,7 +79,8 @@ def make_endpoints(dispatcher: Dispatcher, store: ResponseStore) -> Endpoints:
         "responses",
         "Answer a conversation that may be stored",
         REQUEST,
-        answers={200: {JSON_TYPE: RESPONSE, "text/event-stream": {"type": "string"}}},
+        answers={200: {JSON_TYPE: RESPONSE, **events(EVENTS)}},
+        openapi_extra={"responses": {"200": {"links": LINKS}}},
     )
     return ((endpoint, _Handler(dispatcher, store).create),)
 
@@ -79,7 +89,12 @@ def make_router(store: ResponseStore) -> APIRouter:
     """What there is of stored responses; a caller sees its own alone."""
     router = APIRouter(prefix="/v1/responses/{response_id}", tags=["openai"], responses=ERRORS)
 
-    @router.get("", summary="Show a stored response", response_class=Response, responses={200: _json(RESPONSE)})
+    @router.get(
+        "",
+        summary="Show a stored response",
+        response_class=Response,
+        responses={200: {**_json(RESPONSE), "links": OF_STORED}},
+    )
     async def get_response(
         response_id: str,
         request: Request,

@@ -11,7 +11,14 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 _OPEN = ConfigDict(extra="allow", strict=True)
-Model = Annotated[str, Field(max_length=500, description="An alias, a served model, `<class>:<model>`, or `auto`.")]
+Model = Annotated[
+    str,
+    Field(
+        max_length=500,
+        description="An alias, a served model, `<class>:<model>`, or `auto`.",
+        examples=["default", "auto"],
+    ),
+]
 
 
 @with_config(_OPEN)
@@ -99,3 +106,8 @@ _LIST = {"type": "array", "items": {"type": "object"}}
 CHAT_ANSWER = _answer("chat.completion", choices=_LIST)
 COMPLETION_ANSWER = _answer("text_completion", choices=_LIST)
 EMBEDDING_ANSWER = _answer("list", data=_LIST)
+
+
+def events(words: str) -> dict[str, dict[str, Any]]:
+    """A stream of server-sent events as one of a status' answers; `words` say which events."""
+    return {"text/event-stream": {"type": "string", "description": words}}

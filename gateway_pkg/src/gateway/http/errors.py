@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -53,13 +53,34 @@ class ApiError(Exception):
 
 
 class ErrorShape(NamedTuple):
-    """How a family of routes writes its errors: as a whole JSON body, and as one event of a stream."""
+    """How a family of routes writes its errors: as a whole JSON body, and as one event of a stream.
+
+    `schema` is the body's JSON schema, shown under `name`.
+    """
 
     body: Callable[[ApiError], bytes]
     event: Callable[[ApiError], bytes]
+    name: str
+    schema: Mapping[str, Any]
 
 
-OPENAI_ERRORS = ErrorShape(ApiError.body, ApiError.event)
+SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"], "description": "The field that is wrong"},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+OPENAI_ERRORS = ErrorShape(ApiError.body, ApiError.event, "Error", SCHEMA)
 
 
 def retry_after(seconds: int) -> tuple[tuple[bytes, bytes], ...]:
