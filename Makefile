@@ -2,11 +2,11 @@
 export MODE ?= rootless
 SHELL := /bin/bash
 
-.PHONY: help up down status clean test lint bench lock
+.PHONY: help up down status clean test test-heavy lint bench lock
 .DEFAULT_GOAL := help
 
 help: ## say what there is
-	@awk -F ': ## ' '/^[a-z]+: ## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ': ## ' '/^[a-z-]+: ## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: ## provision this machine and smoke-test it; prints URL, token file and a curl
 	@release/up.sh
@@ -22,6 +22,9 @@ clean: ## stop and remove all that `make` made, data too
 
 test: ## run every test there is, and say what could not be run
 	@release/bootstrap.sh test && .venv/bin/python -m tests.run
+
+test-heavy: ## run the large tests: the real OptiLLM and InvokeAI (some GB of disk), all cases of what is else sampled
+	@release/bootstrap.sh test && .venv/bin/python -m tests.run heavy
 
 lint: ## run the linters only
 	@release/bootstrap.sh test && .venv/bin/python -m tests.run lint

@@ -2,6 +2,8 @@
 
 usage: python -m tests.run [LAYER]…
 
+Without a layer all but `heavy` are run: that one has what is large (torch, 3 GB) and every count in full.
+
 Nothing is skipped in silence: each skip is named with its reason, and on Debian as root only macOS and a GPU are
 reasons; any other one fails the run.
 """
@@ -19,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree  # what pytest wrote here a moment ago
 
+from tests.sampling import SEED
+
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 DEBIAN_ROOT = Path("/etc/debian_version").exists() and os.geteuid() == 0
@@ -28,6 +32,7 @@ ENVIRONMENT = {
     "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
     "CONTAINERS_CONF": str(ROOT / "molecule/image/containers.conf"),
+    "TEST_SEED": str(SEED),
 }
 
 
@@ -82,9 +87,11 @@ def counted(tally: Tally, name: str, start: Callable[[Path], int]) -> None:
             tally.failed.append(f"{name}: ended with status {status}")
 
 
-def pytest(*paths: str) -> Tally:
+def pytest(*words: str, **environment: str) -> Tally:
     tally = Tally()
-    counted(tally, " ".join(paths), lambda report: run(BIN / "pytest", "-q", f"--junitxml={report}", *paths))
+    counted(
+        tally, " ".join(words), lambda report: run(BIN / "pytest", "-q", f"--junitxml={report}", *words, **environment)
+    )
     return tally
 
 
@@ -133,13 +140,18 @@ def hosts() -> Tally:
     return tally
 
 
+# The figures that are asked for: how many cases each property was tried with, and what took longest.
+HEAVY = ("tests/heavy", "tests/gateway", "--hypothesis-show-statistics", "--durations=20")
+
 LAYERS: dict[str, Callable[[], Tally]] = {
     "lint": lint,
     "package": lambda: pytest("tests/gateway", "tests/release", "tests/bench"),
     "roles": lambda: pytest("tests/roles"),
     "hosts": hosts,
     "clients": lambda: pytest("tests/clients"),
+    "heavy": lambda: pytest(*HEAVY, SAMPLE_ALL="1"),
 }
+USUAL = tuple(name for name in LAYERS if name != "heavy")
 
 
 def main(chosen: list[str]) -> int:
@@ -148,8 +160,9 @@ def main(chosen: list[str]) -> int:
         return 2
     if chosen != ["lint"] and run("molecule/setup.sh") and DEBIAN_ROOT:
         return 1
+    print(f"TEST_SEED={ENVIRONMENT['TEST_SEED']}", flush=True)
     tallies: dict[str, tuple[Tally, float]] = {}
-    for name in chosen or LAYERS:
+    for name in chosen or USUAL:
         print(f"\n== {name}", flush=True)
         begun = time.monotonic()
         tallies[name] = LAYERS[name](), time.monotonic() - begun

@@ -18,8 +18,10 @@ from gateway.upstream.http1 import Origin, Pool, UpstreamError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.sampling import cases
+
 MAX_HEAD = 300
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=cases(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Wire(asyncio.Transport):
