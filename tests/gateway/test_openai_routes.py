@@ -127,7 +127,7 @@ def test_documents_describe_the_hot_routes(served: Gateway) -> None:
     page = httpx.get(f"http://127.0.0.1:{served.port}/openapi.json", trust_env=False).json()
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
         operation = page["paths"][path]["post"]
-        assert operation["security"] == [{"bearer": []}]
+        assert {"bearer": []} in operation["security"]
         assert {"200", "400", "401", "404", "413", "429", "502", "503", "504"} <= set(operation["responses"])
     chat = page["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert chat["required"] == ["messages"]

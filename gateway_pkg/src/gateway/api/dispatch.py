@@ -50,15 +50,16 @@ class Admitted:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         slots = self._exchange.slots
-        if slots is not None:
-            slots.release()
-            if error is None:
+        if slots is None:
+            return
+        slots.release()
+        if error is None:
+            if slots.backend.strikes:
                 slots.backend.succeed()
-                return
-            if isinstance(error, UpstreamError):
-                raise failure(error, slots.backend) from error
-            if isinstance(error, AnswerError):
-                raise wrong_answer(error, slots.backend) from error
+        elif isinstance(error, UpstreamError):
+            raise failure(error, slots.backend) from error
+        elif isinstance(error, AnswerError):
+            raise wrong_answer(error, slots.backend) from error
 
 
 class Work(Admitted):
@@ -85,16 +86,29 @@ class Dispatcher:
         self.registry = registry
         self.max_response_bytes = settings.upstream_max_response_bytes
         self.tracer = tracer
+        self._known = registry.known_route
 
     def route(
-        self, exchange: Exchange, capability: str, model: str, facts: Callable[[], Facts] = Facts, path: str = ""
+        self,
+        exchange: Exchange,
+        capability: str,
+        model: str,
+        request: Mapping[str, Any] | None = None,
+        path: str = "",
     ) -> Route:
-        """Decides where the request goes, and remembers it in the exchange; `path` where it is not the usual one.
+        """Decides where the request goes, and remembers it in the exchange.
+
+        `request` is what the policy looks at where it has to decide; `path` that of the exchange, where it is not the
+        capability's own.
 
         Raises:
             ApiError: 400, 403, 404, 503, as `Registry.route`, and as the caller's policy says.
         """
-        route = self.registry.route(model, exchange.headers.get(b"x-backend", b""), capability, facts, path)
+        header = exchange.headers.get(b"x-backend", b"")
+        route = self._known((model, header, path or capability))
+        if route is None:
+            facts = Facts if request is None else lambda: chat_facts(request, exchange)
+            route = self.registry.route(model, header, capability, facts, path)
         return self._allowed(exchange, route, model)
 
     def route_in_class(self, exchange: Exchange, capability: str, model: str, usual: str) -> Route:
@@ -133,14 +147,18 @@ class Dispatcher:
         finally:
             exchange.queued_ms += (perf_counter() - began) * 1000
 
-    def send(
+    async def send(
         self, exchange: Exchange, route: Route, slots: Slots, request: Mapping[str, Any], body: bytes
-    ) -> Awaitable[tuple[Slots, Response]]:
+    ) -> tuple[Slots, Response]:
         """Sends a chat-like request: `body` to a backend that speaks OpenAI's protocol, `request` translated to others.
 
         Raises UpstreamError, ApiError, as `ask`.
         """
-        return self.ask(exchange, route, slots, lambda slots: self._post(exchange, slots, request, body))
+        try:
+            return slots, await self._post(exchange, slots, request, body)
+        except (ConnectFailed, UpstreamClosed) as error:
+            slots = await self._other(exchange, route, slots, error)
+        return slots, await self._post(exchange, slots, request, body)
 
     async def ask(
         self, exchange: Exchange, route: Route, slots: Slots, post: Callable[[Slots], Awaitable[Response]]
@@ -153,26 +171,32 @@ class Dispatcher:
         try:
             return slots, await post(slots)
         except (ConnectFailed, UpstreamClosed) as error:
-            if error.sent_first_byte or isinstance(error, PoolExhausted) or len(route.slots) == 1:
-                raise
-            slots.backend.fail(str(error))
-            slots.release()
-            exchange.slots = None
-            try:
-                other = self.registry.take(route, slots.backend) or await self._wait(exchange, route)
-            except ApiError:
-                raise failure(error, slots.backend) from error
-            exchange.slots = other
-            exchange.retried = True
-            return other, await post(other)
+            slots = await self._other(exchange, route, slots, error)
+        return slots, await post(slots)
+
+    async def _other(
+        self, exchange: Exchange, route: Route, slots: Slots, error: ConnectFailed | UpstreamClosed
+    ) -> Slots:
+        """A slot of another host instead of that which failed; raises the error itself, ApiError where none is free."""
+        if error.sent_first_byte or isinstance(error, PoolExhausted) or len(route.slots) == 1:
+            raise error
+        slots.backend.fail(str(error))
+        slots.release()
+        exchange.slots = None
+        try:
+            other = self.registry.take(route, slots.backend) or await self._wait(exchange, route)
+        except ApiError:
+            raise failure(error, slots.backend) from error
+        exchange.slots = other
+        exchange.retried = True
+        return other
 
     def _post(self, exchange: Exchange, slots: Slots, request: Mapping[str, Any], body: bytes) -> Awaitable[Response]:
         backend = slots.backend
-        target, headers = slots.target, backend.request_headers
         if slots.adapter is not None:
             path, body = slots.adapter.request(slots.capability, request, _model(exchange))
-            target = backend.origin.prefix + path
-        return self.post(exchange, slots, target, headers, body)
+            return self.post(exchange, slots, backend.origin.prefix + path, backend.request_headers, body)
+        return self.post(exchange, slots, slots.target, backend.request_headers, body)
 
     def post(self, exchange: Exchange, slots: Slots, target: bytes, headers: bytes, body: bytes) -> Awaitable[Response]:
         """One request to the slots' backend, traced; raises UpstreamError."""
@@ -198,21 +222,19 @@ class Dispatcher:
         Raises:
             ApiError: whatever keeps it from being answered, also from within the block.
         """
-        async with self._call(exchange, "chat", request, chat_facts(request, exchange)) as call:
+        async with self._call(exchange, "chat", request) as call:
             yield call
 
     @asynccontextmanager
     async def embeddings(self, exchange: Exchange, request: dict[str, Any]) -> AsyncIterator[Call]:
         """Embeddings, as `chat`."""
-        async with self._call(exchange, "embeddings", request, Facts) as call:
+        async with self._call(exchange, "embeddings", request) as call:
             yield call
 
     @asynccontextmanager
-    async def _call(
-        self, exchange: Exchange, capability: str, request: dict[str, Any], facts: Callable[[], Facts]
-    ) -> AsyncIterator[Call]:
+    async def _call(self, exchange: Exchange, capability: str, request: dict[str, Any]) -> AsyncIterator[Call]:
         model = request.get("model") or ""
-        route = self.route(exchange, capability, model, facts, exchange.scope["path"])
+        route = self.route(exchange, capability, model, request, exchange.scope["path"])
         request = {**request, "model": route.decision.model}
         if route.decision.alias is not None and route.decision.alias.limits:
             request |= within_limits(route.decision.alias, {**request, "model": model})
@@ -297,14 +319,17 @@ class Call:
                 raise
         except EventTooLong:
             raise AnswerError("it sent an event without end") from None
-        if rest := cutter.rest():
-            yield rest
+        rest = cutter.rest()
         check_end(self._response, cutter)
+        if rest:
+            yield rest
 
 
 def check_end(response: Response, cutter: EventCutter) -> None:
     """At the clean end of a stream; raises UpstreamClosed where nothing tells that this is all of it."""
-    if not cutter.is_done and response.ends_unframed:
+    if cutter.is_done:
+        return
+    if not cutter.last or response.ends_unframed or not all(map(is_sound, split_events(cutter.last))):
         raise UpstreamClosed("the stream ended without its terminator", sent_first_byte=True)
 
 
@@ -312,21 +337,17 @@ def _model(exchange: Exchange) -> str:
     return exchange.route.decision.model if exchange.route is not None else ""
 
 
-def chat_facts(request: Mapping[str, Any], exchange: Exchange) -> Callable[[], Facts]:
-    """What the policy may ask about a chat or completion request, looked up when it does."""
-
-    def facts() -> Facts:
-        texts = [message.get("content") for message in request.get("messages") or ()] or [request.get("prompt")]
-        spoken = [message for message in request.get("messages") or () if message.get("role") == "user"]
-        last = _text(spoken[-1].get("content")) if spoken else _text(request.get("prompt"))
-        return Facts(
-            exchange.headers.get(b"x-request-type", b"").decode("latin-1"),
-            bool(request.get("tools")),
-            sum(len(text) if isinstance(text, str) else len(orjson.dumps(text)) for text in texts if text),
-            last,
-        )
-
-    return facts
+def chat_facts(request: Mapping[str, Any], exchange: Exchange) -> Facts:
+    """What the policy may ask about a chat or completion request."""
+    texts = [message.get("content") for message in request.get("messages") or ()] or [request.get("prompt")]
+    spoken = [message for message in request.get("messages") or () if message.get("role") == "user"]
+    last = _text(spoken[-1].get("content")) if spoken else _text(request.get("prompt"))
+    return Facts(
+        exchange.headers.get(b"x-request-type", b"").decode("latin-1"),
+        bool(request.get("tools")),
+        sum(len(text) if isinstance(text, str) else len(dump({"": text})) for text in texts if text),
+        last,
+    )
 
 
 def _text(content: Any) -> str:

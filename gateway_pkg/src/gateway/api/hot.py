@@ -15,7 +15,6 @@ from gateway.api.dispatch import (
     Dispatcher,
     Work,
     as_chunk,
-    chat_facts,
     check_end,
     json_object,
 )
@@ -33,10 +32,10 @@ from gateway.http.exchange import JSON, Exchange
 from gateway.routing.body import ask_for_usage, set_fields, within_limits
 from gateway.routing.registry import Backend, Route, Slots
 from gateway.upstream.adapters.base import Adapter
-from gateway.upstream.errors import ProtocolViolation, UpstreamClosed, UpstreamError
+from gateway.upstream.errors import ProtocolViolation, UpstreamError
 from gateway.upstream.failures import refused, told_in_200
 from gateway.upstream.http1 import Response
-from gateway.upstream.sse import EventCutter, EventTooLong, EventWatch, is_sound
+from gateway.upstream.sse import EventCutter, EventTooLong, EventWatch
 from gateway.upstream.usage import usage_in, usage_of
 
 STREAM = events("`data:` lines, each with a chunk; the last one is `data: [DONE]`.")
@@ -81,6 +80,7 @@ class HotHandler:
     def __init__(self, dispatcher: Dispatcher, request: TypeAdapter[Any]) -> None:
         self._request = request
         self._dispatcher = dispatcher
+        self._take = dispatcher.registry.take
         self._max_response_bytes = dispatcher.max_response_bytes
 
     async def __call__(self, exchange: Exchange, endpoint: Endpoint) -> None:
@@ -88,8 +88,7 @@ class HotHandler:
         body = await exchange.body()
         request = parse(body, self._request)
         exchange.has_tools = bool(request.get("tools"))
-        facts = chat_facts(request, exchange)
-        route = self._dispatcher.route(exchange, endpoint.capability, request.get("model") or "", facts)
+        route = self._dispatcher.route(exchange, endpoint.capability, request.get("model") or "", request)
         alias = route.decision.alias
         changes = within_limits(alias, request) if alias is not None and alias.limits else None
         if route.rename is not None:
@@ -98,7 +97,9 @@ class HotHandler:
             request = request | changes
             body = set_fields(body, changes)
         with Work(exchange):
-            slots = await self._dispatcher.admit(exchange, route)
+            slots = exchange.slots = self._take(route)
+            if slots is None:
+                slots = await self._dispatcher.admit(exchange, route)
             await self._pass_on(exchange, route, slots, request, body)
 
     async def _pass_on(
@@ -202,15 +203,13 @@ async def _pass_stream(
         raise ProtocolViolation("an event without end") from None
     finally:
         exchange.usage = usage_of(watch.usage)
-    if rest := cutter.rest():
-        if not is_sound(rest):
-            raise UpstreamClosed("the stream ended within an event", sent_first_byte=True)
-        if events := watch.look(rest + b"\n\n"):
-            await exchange.stream(events)
-        exchange.usage = usage_of(watch.usage)
-        if watch.failure is not None:
-            told_in_200(watch.failure, backend)
-    check_end(response, cutter, is_empty=not exchange.chunks_out)
+    rest = cutter.rest()
+    check_end(response, cutter)
+    if rest and (events := watch.look(rest + b"\n\n")):
+        await exchange.stream(events)
+    if watch.failure is not None:
+        told_in_200(watch.failure, backend)
+    exchange.usage = usage_of(watch.usage)
     if not cutter.is_done:
         await exchange.stream(b"data: [DONE]\n\n")
     await exchange.end_stream()

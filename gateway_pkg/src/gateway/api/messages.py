@@ -9,7 +9,7 @@ from uuid import uuid4
 import orjson
 from pydantic import TypeAdapter
 
-from gateway.api.dispatch import EVENTS_TYPE, Call, Dispatcher, chat_facts
+from gateway.api.dispatch import EVENTS_TYPE, Call, Dispatcher
 from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, Handler, parse
 from gateway.api.schemas import events
 from gateway.http.errors import ApiError, ErrorShape
@@ -162,7 +162,7 @@ class _Handlers:
         """Counts what the chat would be, so that the answer is that of the same tokenizer and template."""
         _, chat = await _read(exchange, CONVERSATION)
         path = exchange.scope["path"]
-        route = self._dispatcher.route(exchange, "chat", chat["model"], chat_facts(chat, exchange), path)
+        route = self._dispatcher.route(exchange, "chat", chat["model"], chat, path)
         async with self._dispatcher.slot(exchange, route) as slots:
             if slots.adapter is not None:
                 raise _cannot_count(route)

@@ -76,12 +76,13 @@ def within_limits(alias: Alias, request: Mapping[str, Any]) -> dict[str, Any]:
             code="tools_not_allowed",
         )
     changes: dict[str, Any] = {}
-    if alias.max_tokens_cap is not None:
+    cap = alias.max_tokens_cap
+    if cap is not None:
         given = {name: request[name] for name in OUTPUT_LIMITS if request.get(name) is not None}
         # Below 0 is "without end" to Ollama and llama.cpp.
-        changes = {name: alias.max_tokens_cap for name, value in given.items() if not 0 <= value <= alias.max_tokens_cap}
+        changes = {name: cap for name, value in given.items() if not 0 <= value <= cap}
         if not given:
-            changes["max_tokens"] = alias.max_tokens_cap
+            changes["max_tokens"] = cap
     if alias.temperature_cap is not None and (request.get("temperature") or 0) > alias.temperature_cap:
         changes["temperature"] = alias.temperature_cap
     return changes

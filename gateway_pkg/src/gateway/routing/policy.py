@@ -258,7 +258,7 @@ def _default_class(names: Names) -> str:
 
 
 def _strong(backend_class: str, names: Names) -> str:
-    """What a class stands for: the model that is set, else that of alias `default` if of the class, else its only one."""
+    """What a class stands for: the model as set, else that of alias `default` if of the class, else its only one."""
     if model := names.strong.get(backend_class):
         return model
     default = names.aliases.get(DEFAULT_ALIAS)

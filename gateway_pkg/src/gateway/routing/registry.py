@@ -194,6 +194,8 @@ class Registry:
         self._routes: dict[tuple[str, bytes, str], Route] = {}
         self._decided: dict[tuple[Decision, str, str, str], Route] = {}
         self.names = Names({}, {})
+        # What `route` has decided before, without its frame: by model, `X-Backend`, and path or capability.
+        self.known_route = self._routes.get
         self.replace(file, aliases)
 
     def replace(self, file: BackendsFile, aliases: Mapping[str, Alias]) -> None:
