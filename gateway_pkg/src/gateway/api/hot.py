@@ -39,6 +39,9 @@ from gateway.upstream.sse import EventCutter, EventTooLong, EventWatch
 from gateway.upstream.usage import usage_in, usage_of
 
 STREAM = events("`data:` lines, each with a chunk; the last one is `data: [DONE]`.")
+# Longer answers, mostly vectors, are only looked at: parsing them would hold up the streams beside them.
+PARSED_MAX_BYTES = 4096
+
 CHAT_REQUEST: TypeAdapter[Any] = TypeAdapter(ChatRequest)
 COMPLETION_REQUEST: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
 EMBEDDING_REQUEST: TypeAdapter[Any] = TypeAdapter(EmbeddingRequest)
@@ -137,10 +140,12 @@ class HotHandler:
 
     async def _relay(self, exchange: Exchange, route: Route, backend: Backend, response: Response) -> None:
         body = await response.read(self._max_response_bytes)
-        # A look at both ends is cheaper than parsing. Within a string the word's quotes would be escaped.
-        if response.ends_unframed or body.find(b'"error"') >= 0 or not _is_object(body):
-            told_in_200(json_object(body), backend)
-        exchange.usage = usage_in(body)
+        if len(body) <= PARSED_MAX_BYTES or response.ends_unframed or not _is_sound(body):
+            content = json_object(body)
+            told_in_200(content, backend)
+            exchange.usage = usage_of(content.get("usage"))
+        else:
+            exchange.usage = usage_in(body)
         await exchange.relay(body, route)
 
     async def _relay_as_stream(self, exchange: Exchange, route: Route, backend: Backend, response: Response) -> None:
@@ -215,5 +220,7 @@ async def _pass_stream(
     await exchange.end_stream()
 
 
-def _is_object(body: bytes) -> bool:
-    return body[:64].lstrip().startswith(b"{") and body[-64:].rstrip().endswith(b"}")
+def _is_sound(body: bytes) -> bool:
+    """Whether it looks like an object that holds no error: within a string the word's quotes would be escaped."""
+    is_object = body[:64].lstrip().startswith(b"{") and body[-64:].rstrip().endswith(b"}")
+    return is_object and body.find(b'"error"') < 0

@@ -23,12 +23,14 @@ class UnansweredOnReused(UpstreamClosed):
 class Response:
     """One answer. Whoever has it calls `close()` in the end; while it is incomplete it owns a connection."""
 
-    __slots__ = ("_conn", "_error", "_rest", "_waiter", "complete", "headers", "status")
+    __slots__ = ("_conn", "_error", "_rest", "_waiter", "complete", "ends_unframed", "headers", "status")
 
     def __init__(self, conn: Connection, waiter: asyncio.Future[None]) -> None:
         self.status = 0  # until the head is complete
         self.headers: list[tuple[bytes, bytes]] = []
         self.complete = False
+        # Once it has ended: only the connection's end told the body's, and one that was cut looks like a whole one.
+        self.ends_unframed = False
         self._conn: Connection | None = conn  # None once the message has ended, well or badly
         self._waiter: asyncio.Future[None] | None = waiter
         self._error: UpstreamError | None = None
@@ -40,11 +42,6 @@ class Response:
             if key == name:
                 return value
         return None
-
-    @property
-    def ends_unframed(self) -> bool:
-        """Whether only the connection's end tells the body's: one that was cut looks like a whole one then."""
-        return not any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
 
     async def read(self, limit: int) -> bytes:
         """The whole body. ProtocolViolation when it is longer than `limit` bytes; else raises as `next_chunk`."""
@@ -304,6 +301,7 @@ class Connection(asyncio.Protocol):
         self._unread = 0
         response.status = self._status
         response.complete = error is None
+        response.ends_unframed = not self._framed
         response._error = error
         response._conn = self.response = None
 

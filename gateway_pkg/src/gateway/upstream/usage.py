@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -51,8 +51,7 @@ def usage_of(content: Any) -> Usage | None:
         return None
     given = content.get("prompt_tokens", content.get("input_tokens"))
     made = content.get("completion_tokens", content.get("output_tokens")) or 0
-    return Usage(given, made) if _is_count(given) and _is_count(made) else None
-
-
-def _is_count(number: Any) -> TypeGuard[int]:
-    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < COUNT_MAX
+    # `type`, since True is an int as well.
+    if type(given) is int and type(made) is int and 0 <= given < COUNT_MAX and 0 <= made < COUNT_MAX:
+        return Usage(given, made)
+    return None
