@@ -275,7 +275,7 @@ def test_the_process_log_names_the_request(tmp_path: Path, backend: Upstream) ->
 
 def test_series_are_bounded() -> None:
     metrics = Metrics.__new__(Metrics)
-    metrics._series, metrics._models, metrics.callers, metrics._aborted = {}, {}, {}, {}
+    metrics._series, metrics._models, metrics._callers, metrics._aborted = {}, {}, {}, {}
     for number in range(SERIES_MAX + 50):
         metrics.series(f"/{number}", 200, "test").duration.observe(1)
         metrics.model("test", f"model {number}").add(Usage(1, 1))
@@ -284,7 +284,7 @@ def test_series_are_bounded() -> None:
     assert len(metrics._series) == SERIES_MAX + 1
     assert metrics._series["other", 0, ""].duration.count == 50
     assert len(metrics._models) == MODELS_MAX + 1
-    assert len(metrics.callers) == SERIES_MAX + 1
+    assert len(metrics._callers) == SERIES_MAX + 1
     assert len(metrics._aborted) == SERIES_MAX + 1
     assert metrics._aborted["other"] == 50
 

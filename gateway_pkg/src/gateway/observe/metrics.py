@@ -145,26 +145,30 @@ class Series:
 
 
 class Tokens:
-    """Tokens of one model or caller: `[counted, estimated]` each."""
+    """Requests of one model or caller, and their tokens."""
 
-    __slots__ = ("input", "output", "requests")
+    __slots__ = ("estimated_input", "estimated_output", "input", "output", "requests")
 
     def __init__(self) -> None:
-        self.requests = 0
-        self.input = [0, 0]
-        self.output = [0, 0]
+        self.requests = self.input = self.output = self.estimated_input = self.estimated_output = 0
 
     def add(self, usage: Usage) -> None:
-        input_tokens, output_tokens, is_estimated = usage
-        self.input[is_estimated] += input_tokens
-        self.output[is_estimated] += output_tokens
+        if usage.is_estimated:
+            self.estimated_input += usage.input_tokens
+            self.estimated_output += usage.output_tokens
+        else:
+            self.input += usage.input_tokens
+            self.output += usage.output_tokens
 
     def samples(self) -> Iterator[tuple[str, str, int]]:
         """(direction, estimated, count), without those that are 0."""
-        for direction, counts in (("input", self.input), ("output", self.output)):
-            for estimated, count in zip(("false", "true"), counts, strict=True):
-                if count:
-                    yield direction, estimated, count
+        rows = (
+            ("input", "false", self.input),
+            ("output", "false", self.output),
+            ("input", "true", self.estimated_input),
+            ("output", "true", self.estimated_output),
+        )
+        return (row for row in rows if row[2])
 
 
 class Metrics(Collector):
@@ -176,7 +180,7 @@ class Metrics(Collector):
         self._tracer = tracer
         self._series: dict[tuple[str, int, str], Series] = {}
         self._models: dict[tuple[str, str], Tokens] = {}
-        self.callers: dict[str, Tokens] = {}  # by the bearer token's name; `caller` makes them
+        self._callers: dict[str, Tokens] = {}
         self._queued: dict[str, Histogram] = {}
         self._retries: dict[str, int] = {}
         self._aborted: dict[str, int] = {}
@@ -206,9 +210,9 @@ class Metrics(Collector):
 
     def caller(self, name: str) -> Tokens:
         """Where a bearer token's requests are counted."""
-        tokens = self.callers.get(name)
+        tokens = self._callers.get(name)
         if tokens is None:
-            tokens = self.callers.setdefault(name if len(self.callers) < SERIES_MAX else "other", Tokens())
+            tokens = self._callers.setdefault(name if len(self._callers) < SERIES_MAX else "other", Tokens())
         return tokens
 
     def queued(self, backend_class: str, milliseconds: float) -> None:
@@ -271,12 +275,12 @@ class Metrics(Collector):
                 for direction, estimated, count in tokens.samples()
             ),
         )
-        yield _numbers(CALLER_REQUESTS, (((name,), tokens.requests) for name, tokens in self.callers.items()))
+        yield _numbers(CALLER_REQUESTS, (((name,), tokens.requests) for name, tokens in self._callers.items()))
         yield _numbers(
             CALLER_TOKENS,
             (
                 ((name, direction, estimated), count)
-                for name, tokens in self.callers.items()
+                for name, tokens in self._callers.items()
                 for direction, estimated, count in tokens.samples()
             ),
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from gateway.http.exchange import Exchange
+from gateway.http.tokens import Caller
 from gateway.observe.linelog import LineLog
 from gateway.observe.metrics import Metrics, Series, Tokens
 from gateway.routing.registry import Route
@@ -26,14 +27,16 @@ WITH_TEXT_OUT = frozenset({"chat", "completions"})
 
 
 class _Row:
-    """Where the requests of one route and status are counted; `tokens` is None until the first that is told."""
+    """What the requests of one route, status and caller share: where they are counted, how their log lines begin."""
 
-    __slots__ = ("is_estimable", "series", "tokens")
+    __slots__ = ("caller", "is_estimable", "line", "model", "series")
 
-    def __init__(self, series: Series, *, is_estimable: bool) -> None:
+    def __init__(self, series: Series, caller: Tokens | None, line: bytes, *, is_estimable: bool) -> None:
         self.series = series
-        self.tokens: Tokens | None = None
+        self.caller = caller
+        self.line = line
         self.is_estimable = is_estimable
+        self.model: Tokens | None = None  # not before the first answer whose tokens are known
 
 
 class Recorder:
@@ -47,39 +50,59 @@ class Recorder:
         self._metrics = metrics
         self._log = log
         self._tracer = tracer
-        # By a route's log fields, which tell it from all others and whose hash is made once, and a status.
-        self._rows: dict[tuple[bytes, int], _Row] = {}
+        # By a route's log fields, which tell it from all others and whose hash is made once, status and caller.
+        self._rows: dict[tuple[bytes, int, Caller | None], _Row] = {}
 
     def __call__(self, exchange: Exchange) -> None:
         duration_ms = (perf_counter() - exchange.started) * 1000
-        route, caller, metrics = exchange.route, exchange.caller, self._metrics
-        spent = None
-        if caller is not None:
-            spent = metrics.callers.get(caller.name) or metrics.caller(caller.name)
-            spent.requests += 1
+        if exchange.abort_reason is not None:
+            self._metrics.aborted(exchange.abort_reason)
+        route = exchange.route
         if route is None:
-            metrics.series(self._label(exchange), exchange.status, "").duration.observe(duration_ms)
+            line = self._record_page(exchange, duration_ms)
         else:
-            row = self._rows.get((route.log_fields, exchange.status))
+            row = self._rows.get((route.log_fields, exchange.status, exchange.caller))
             if row is None:
                 row = self._row(exchange, route)
-            row.series.duration.observe(duration_ms)
-            if exchange.upstream_ms:
-                row.series.upstream.observe(exchange.upstream_ms)
-            if exchange.first_byte_at:
-                row.series.first_token.observe(exchange.first_byte_ms)
-            if exchange.queued_ms:
-                metrics.queued(route.decision.backend_class, exchange.queued_ms)
-            if exchange.retried:
-                metrics.retried(route.decision.backend_class)
-            if exchange.usage is not None or row.is_estimable:
-                self._count_tokens(exchange, route, row, spent)
-        if exchange.abort_reason is not None:
-            metrics.aborted(exchange.abort_reason)
+            self._record_work(exchange, route, row, duration_ms)
+            line = row.line
         if self._log is not None:
-            self._log.write(_line(exchange, duration_ms))
+            self._log.write(_line(exchange, line, duration_ms))
         if self._tracer is not None:
             self._tracer.record(exchange, self._label(exchange))
+
+    def _record_page(self, exchange: Exchange, duration_ms: float) -> bytes:
+        """A request that no backend worked for."""
+        self._metrics.series(self._label(exchange), exchange.status, "").duration.observe(duration_ms)
+        if exchange.caller is not None:
+            self._metrics.caller(exchange.caller.name).requests += 1
+        scope = exchange.scope
+        return _beginning(exchange, {"method": scope["method"], "path": scope["path"][:LOGGED_CHARS]})
+
+    def _record_work(self, exchange: Exchange, route: Route, row: _Row, duration_ms: float) -> None:
+        row.series.duration.observe(duration_ms)
+        if exchange.upstream_ms:
+            row.series.upstream.observe(exchange.upstream_ms)
+        if exchange.first_byte_at:
+            row.series.first_token.observe(exchange.first_byte_ms)
+        if exchange.queued_ms:
+            self._metrics.queued(route.decision.backend_class, exchange.queued_ms)
+        if exchange.retried:
+            self._metrics.retried(route.decision.backend_class)
+        spent = row.caller
+        if spent is not None:
+            spent.requests += 1
+        usage = exchange.usage
+        if usage is None:
+            if not row.is_estimable:
+                return
+            usage = estimate(exchange, route.capability)
+        if row.model is None:
+            row.model = self._metrics.model(route.decision.backend_class, route.decision.model)
+        row.model.add(usage)
+        if spent is not None and exchange.caller is not None:
+            spent.add(usage)
+            exchange.caller.spend(usage.input_tokens + usage.output_tokens)
 
     def _label(self, exchange: Exchange) -> str:
         path: str = exchange.scope["path"]
@@ -87,22 +110,17 @@ class Recorder:
         return path if path in self._paths else getattr(exchange.scope.get("route"), "path", "other")
 
     def _row(self, exchange: Exchange, route: Route) -> _Row:
+        caller = exchange.caller
+        row = _Row(
+            self._metrics.series(self._label(exchange), exchange.status, route.decision.backend_class),
+            self._metrics.caller(caller.name) if caller is not None else None,
+            _beginning(exchange, orjson.loads(b"{%b}" % route.log_fields)),
+            is_estimable=exchange.status == 200 and route.capability in ESTIMATED,
+        )
         if len(self._rows) >= ROWS_MAX:
             self._rows.clear()
-        series = self._metrics.series(self._label(exchange), exchange.status, route.decision.backend_class)
-        row = _Row(series, is_estimable=exchange.status == 200 and route.capability in ESTIMATED)
-        self._rows[route.log_fields, exchange.status] = row
+        self._rows[route.log_fields, exchange.status, caller] = row
         return row
-
-    def _count_tokens(self, exchange: Exchange, route: Route, row: _Row, spent: Tokens | None) -> None:
-        usage = exchange.usage or estimate(exchange, route.capability)
-        tokens = row.tokens
-        if tokens is None:
-            tokens = row.tokens = self._metrics.model(route.decision.backend_class, route.decision.model)
-        tokens.add(usage)
-        if spent is not None and exchange.caller is not None:
-            spent.add(usage)
-            exchange.caller.spend(usage.input_tokens + usage.output_tokens)
 
 
 def estimate(exchange: Exchange, capability: str) -> Usage:
@@ -114,15 +132,20 @@ def estimate(exchange: Exchange, capability: str) -> Usage:
     return Usage(exchange.bytes_in // CHARS_PER_TOKEN, output if capability in WITH_TEXT_OUT else 0, True)
 
 
+def _beginning(exchange: Exchange, fields: dict[str, Any]) -> bytes:
+    """A log line up to what is each request's own."""
+    fields["token"] = exchange.caller.name if exchange.caller is not None else ""
+    fields["status"] = exchange.status
+    return orjson.dumps(fields)[:-1] + b","
+
+
 # int(x * 1000) / 1000 cuts to three decimals, for a fraction of what `round` costs.
 
 
-def _line(exchange: Exchange, duration_ms: float) -> bytes:
+def _line(exchange: Exchange, beginning: bytes, duration_ms: float) -> bytes:
     entry: dict[str, Any] = {
         "ts": time(),
         "request_id": exchange.request_id,
-        "token": exchange.caller.name if exchange.caller is not None else "",
-        "status": exchange.status,
         "stream": exchange.streamed,
         "duration_ms": int(duration_ms * 1000) / 1000,
     }
@@ -132,20 +155,17 @@ def _line(exchange: Exchange, duration_ms: float) -> bytes:
         entry["ttft_ms"] = int(exchange.first_byte_ms * 1000) / 1000 if exchange.first_byte_at else None
     if exchange.streamed or exchange.abort_reason is not None:
         entry["abort_reason"] = exchange.abort_reason
-    route = exchange.route
-    if route is None:
-        entry["method"] = exchange.scope["method"]
-        entry["path"] = exchange.scope["path"][:LOGGED_CHARS]
-        return orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
-    if exchange.slots is not None:
-        entry["backend"] = exchange.slots.backend.name
-    if exchange.usage is not None and not exchange.usage.is_estimated:
-        entry["input_tokens"] = exchange.usage.input_tokens
-        entry["output_tokens"] = exchange.usage.output_tokens
-    if exchange.queued_ms:
-        entry["queued_ms"] = int(exchange.queued_ms * 1000) / 1000
-    if exchange.retried:
-        entry["retried"] = True
-    entry["has_tools"] = exchange.has_tools
-    entry["upstream_ms"] = int(exchange.upstream_ms * 1000) / 1000
-    return b"".join((b"{", route.log_fields, b",", orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)[1:]))
+    if exchange.route is not None:
+        if exchange.slots is not None:
+            entry["backend"] = exchange.slots.backend.name
+        usage = exchange.usage
+        if usage is not None and not usage.is_estimated:
+            entry["input_tokens"] = usage.input_tokens
+            entry["output_tokens"] = usage.output_tokens
+        if exchange.queued_ms:
+            entry["queued_ms"] = int(exchange.queued_ms * 1000) / 1000
+        if exchange.retried:
+            entry["retried"] = True
+        entry["has_tools"] = exchange.has_tools
+        entry["upstream_ms"] = int(exchange.upstream_ms * 1000) / 1000
+    return beginning + orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)[1:]
