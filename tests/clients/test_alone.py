@@ -52,6 +52,7 @@ def test_it_serves_without_provisioning(sdk: openai.OpenAI) -> None:
     assert answer.to_dict() == upstream.whole()
 
 
+@pytest.mark.proves("/v1/chat/completions", "tools", "tool_choice", "parallel_tool_calls", backend="openai")
 def test_tools_reach_the_backend_as_they_were_given(sdk: openai.OpenAI, caller: ToolCaller) -> None:
     caller.requests.clear()
     answer = sdk.chat.completions.create(
@@ -71,6 +72,7 @@ def test_tools_reach_the_backend_as_they_were_given(sdk: openai.OpenAI, caller: 
     assert [call.function.arguments for call in calls if call.type == "function"] == list(upstream.ARGUMENTS)
 
 
+@pytest.mark.proves("/v1/chat/completions", "tools", "stream", backend="openai")
 def test_tool_deltas_of_a_stream_keep_index_id_and_every_byte(sdk: openai.OpenAI, caller: ToolCaller) -> None:
     caller.requests.clear()
     stream = sdk.chat.completions.create(model=upstream.MODEL, messages=HELLO, tools=TOOLS, stream=True)

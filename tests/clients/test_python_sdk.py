@@ -10,6 +10,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from tests.clients.appliance import Appliance
 
@@ -27,6 +28,7 @@ def test_models_and_aliases_are_listed(client: openai.OpenAI) -> None:
     assert {client.models.retrieve(name).id for name in ids} == set(ids)
 
 
+@pytest.mark.proves("/v1/chat/completions", "messages", "max_tokens", backend="llamacpp")
 def test_chat(client: openai.OpenAI) -> None:
     raw = client.chat.completions.with_raw_response.create(model="default", messages=HELLO, max_tokens=16)
     answer = raw.parse()
@@ -48,6 +50,7 @@ def test_every_name_of_the_model_answers(client: openai.OpenAI) -> None:
         assert answer.usage is not None, model
 
 
+@pytest.mark.proves("/v1/chat/completions", "temperature", "seed", backend="llamacpp")
 def test_parameters_reach_the_model(client: openai.OpenAI) -> None:
     def ask(seed: int) -> str | None:
         answer = client.chat.completions.create(
@@ -59,6 +62,7 @@ def test_parameters_reach_the_model(client: openai.OpenAI) -> None:
     assert len({ask(seed) for seed in range(2, 6)}) > 1
 
 
+@pytest.mark.proves("/v1/chat/completions", "stream", backend="llamacpp")
 def test_stream(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(model="default", messages=HELLO, max_tokens=24, stream=True)
     chunks = list(stream)
@@ -68,6 +72,7 @@ def test_stream(client: openai.OpenAI) -> None:
     assert all(chunk.usage is None for chunk in chunks), "usage that nobody asked for"
 
 
+@pytest.mark.proves("/v1/chat/completions", "stream_options.include_usage", backend="llamacpp")
 def test_stream_tells_its_usage_when_asked(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="default", messages=HELLO, max_tokens=8, stream=True, stream_options={"include_usage": True}
@@ -88,6 +93,7 @@ def test_stream_ends_with_the_terminator(client: openai.OpenAI) -> None:
     assert lines.count("data: [DONE]") == 1
 
 
+@pytest.mark.proves("/v1/completions", "prompt", "max_tokens", "stream", backend="llamacpp")
 def test_completions(client: openai.OpenAI) -> None:
     answer = client.completions.create(model="default", prompt="Once upon a time", max_tokens=12)
     assert answer.choices[0].text.strip()
@@ -97,11 +103,87 @@ def test_completions(client: openai.OpenAI) -> None:
     assert "".join(chunk.choices[0].text for chunk in stream if chunk.choices).strip()
 
 
+@pytest.mark.proves("/v1/chat/completions", "stop", backend="llamacpp")
+def test_stop(client: openai.OpenAI) -> None:
+    whole = client.chat.completions.create(model="default", messages=HELLO, max_tokens=24, temperature=0)
+    text = whole.choices[0].message.content or ""
+    stop = text.split()[2]
+    cut = client.chat.completions.create(model="default", messages=HELLO, max_tokens=24, temperature=0, stop=[stop])
+    assert cut.choices[0].message.content == text[: text.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.proves("/v1/chat/completions", "logprobs", "top_logprobs", "n", backend="llamacpp")
+def test_several_choices_with_logprobs(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="default", messages=HELLO, max_tokens=4, n=2, logprobs=True, top_logprobs=3
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    for choice in answer.choices:
+        assert choice.logprobs is not None and choice.logprobs.content
+        assert {len(token.top_logprobs) for token in choice.logprobs.content} == {3}
+
+
+class City(BaseModel):
+    name: str
+    inhabitants: int
+
+
+@pytest.mark.proves("/v1/chat/completions", "response_format", backend="llamacpp")
+def test_structured_output(client: openai.OpenAI) -> None:
+    asked: list[Any] = [{"role": "user", "content": "Name a city and how many people live there."}]
+    answer = client.chat.completions.parse(model="default", messages=asked, response_format=City, max_tokens=200)
+    assert isinstance(answer.choices[0].message.parsed, City)
+
+
+@pytest.mark.proves("/v1/responses", "input", "max_output_tokens", "stream", backend="llamacpp")
+def test_a_response(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model="default", input="Say hello.", max_output_tokens=16)
+    assert answer.output_text.strip()
+    assert answer.usage is not None and 0 < answer.usage.output_tokens <= 16
+    with client.responses.stream(model="default", input="Say hello.", max_output_tokens=16) as stream:
+        types = [event.type for event in stream]
+    assert types[0] == "response.created"
+    assert types.count("response.output_text.delta") > 1
+    assert types[-1] in ("response.completed", "response.incomplete")
+
+
+@pytest.mark.proves("/v1/responses", "previous_response_id", "instructions", backend="llamacpp")
+def test_a_response_continues_another(client: openai.OpenAI) -> None:
+    first = client.responses.create(model="default", input="My name is Ada.", max_output_tokens=8)
+    second = client.responses.create(
+        model="default",
+        input="What is my name?",
+        instructions="Be brief.",
+        previous_response_id=first.id,
+        max_output_tokens=8,
+    )
+    assert first.usage is not None and second.usage is not None
+    assert second.usage.input_tokens > first.usage.input_tokens + 8, "the first turn was not in the prompt"
+    items = client.responses.input_items.list(second.id)
+    assert "What is my name?" in items.to_json()
+
+
+@pytest.mark.proves("/v1/rerank", "query", "documents", "top_n", "model", backend="openai")
+def test_rerank(client: openai.OpenAI) -> None:
+    body = {"model": EMBEDDER, "query": RELATED[1], "documents": [UNRELATED, RELATED[0]], "top_n": 1}
+    answer: Any = client.post("/rerank", body=body, cast_to=object)
+    assert [item["index"] for item in answer["data"]] == [1]
+
+
+@pytest.mark.proves("/v1/images/generations", "prompt", "response_format", backend="mock")
+def test_an_image_without_a_gpu(client: openai.OpenAI) -> None:
+    answer = client.images.generate(model="default", prompt="A lighthouse", response_format="b64_json")
+    assert answer.data is not None
+    assert base64.b64decode(answer.data[0].b64_json or "").startswith(b"<svg")
+
+
 def cosine(one: list[float], other: list[float]) -> float:
     product = sum(a * b for a, b in zip(one, other, strict=True))
     return product / (math.hypot(*one) * math.hypot(*other))
 
 
+@pytest.mark.proves("/v1/embeddings", "input", backend="openai")
 def test_related_sentences_score_higher(client: openai.OpenAI) -> None:
     answer = client.embeddings.create(model=EMBEDDER, input=[*RELATED, UNRELATED])
     assert [item.index for item in answer.data] == [0, 1, 2]
@@ -111,6 +193,7 @@ def test_related_sentences_score_higher(client: openai.OpenAI) -> None:
     assert cosine(cat, kitten) > 0.5 > cosine(cat, bank)
 
 
+@pytest.mark.proves("/v1/embeddings", "encoding_format", backend="openai")
 def test_embeddings_as_floats_and_as_base64(client: openai.OpenAI) -> None:
     floats = client.embeddings.create(model=EMBEDDER, input=RELATED[0], encoding_format="float").data[0].embedding
     packed: Any = client.embeddings.create(model=EMBEDDER, input=RELATED[0], encoding_format="base64").data[0].embedding
@@ -159,7 +242,14 @@ def test_what_a_backend_cannot_do_is_a_400(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="does not support chat"):
         client.chat.completions.create(model=EMBEDDER, messages=HELLO)
     with pytest.raises(openai.BadRequestError, match="does not support embeddings"):
-        client.embeddings.create(model="default", input="x")
+        client.embeddings.create(model="fast", input="x")
+
+
+@pytest.mark.proves("/v1/embeddings", "model", backend="openai")
+def test_default_is_the_embedder_where_texts_are_embedded(client: openai.OpenAI) -> None:
+    named = client.embeddings.create(model=EMBEDDER, input=RELATED[0]).data[0].embedding
+    default = client.embeddings.create(model="default", input=RELATED[0]).data[0].embedding
+    assert default == pytest.approx(named, abs=1e-6)
 
 
 def test_a_body_that_is_too_large_is_a_413(client: openai.OpenAI) -> None:
