@@ -43,6 +43,11 @@ class InvokeAI(ImageServer):
                 return Reply({"image_name": name, "image_category": "user", "is_intermediate": True}, 201)
             case "POST", ["v1", "queue", "default", "enqueue_batch"]:
                 return self._enqueue(seen.json["batch"])
+            case "GET", ["v1", "queue", "default", "status"]:
+                items = [item for batch in self.batches.values() for item in batch]
+                return Reply({"queue": {"queue_id": "default", **_counts(items), "total": len(items)}})
+            case "GET", ["v1", "images", "intermediates"]:
+                return Reply(len(self.images))
             case "GET", ["v1", "queue", "default", "b", batch_id, "status"]:
                 return self._status(batch_id)
             case "GET", ["v1", "queue", "default", "i", item_id]:
@@ -88,7 +93,7 @@ class InvokeAI(ImageServer):
 
     def _status(self, batch_id: str) -> Reply:
         items = self.batches.get(batch_id, [])
-        counts = {state: sum(item["status"] == state for item in items) for state in STATES}
+        counts = _counts(items)
         for item in items:
             if item["status"] in ("pending", "in_progress"):
                 self._work(item)
@@ -108,7 +113,11 @@ class InvokeAI(ImageServer):
             name = self._store(png(noise["width"], noise["height"], (seed, prompt)))
             node = str(uuid4())
             output = {"type": "image_output", "image": {"image_name": name}, **_size(noise)}
-            item["session"] = {"source_prepared_mapping": {"image": [node]}, "results": {node: output}}
+            results = {node: output}
+            if "scaled" in item["graph"]:  # it is an image of its own
+                scaled = {**output, "image": {"image_name": self._store(png(noise["width"], noise["height"]))}}
+                results[str(uuid4())] = scaled
+            item["session"] = {"source_prepared_mapping": {"image": [node]}, "results": results}
             item["status"] = "completed"
 
     def _item(self, item_id: int) -> Reply:
@@ -128,6 +137,10 @@ class InvokeAI(ImageServer):
                     count += 1
             self.cancelled.append(batch_id)
         return Reply({"canceled": count})
+
+
+def _counts(items: list[dict[str, Any]]) -> dict[str, int]:
+    return {state: sum(item["status"] == state for item in items) for state in STATES}
 
 
 def _size(noise: dict[str, Any]) -> dict[str, int]:

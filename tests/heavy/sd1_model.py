@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torchvision_operators  # noqa: F401 - before diffusers imports torchvision
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer

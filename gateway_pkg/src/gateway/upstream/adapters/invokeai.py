@@ -85,14 +85,14 @@ def _run(
         reply = yield Ask("POST", f"{QUEUE}/enqueue_batch", orjson.dumps({"batch": batch, "prepend": False}))
         items = _item_ids(_accepted(reply), len(seeds))
         yield from _finished(batch_id, items)
-        by_seed = yield from _image_names(items)
+        by_seed, made = yield from _image_names(items)
         images = []
         for seed in seeds:
             if seed not in by_seed:
                 raise AnswerError(f"no image for seed {seed}")
             images += [(yield from _fetched(by_seed[seed]))]
-        if source is not None:
-            yield Ask("DELETE", _image_path(source))
+        for name in made if source is None else (*made, source):
+            yield Ask("DELETE", _image_path(name))
     except (Abandoned, AnswerError, Refused):
         yield Ask("PUT", f"{QUEUE}/cancel_by_batch_ids", orjson.dumps({"batch_ids": [batch_id]}))
         raise
@@ -240,9 +240,12 @@ def _item(item: int) -> Steps[dict[str, Any]]:
     return reply.json()
 
 
-def _image_names(items: list[int]) -> Steps[dict[int, str]]:
-    """Image names by seed: the items' ids do not tell their order, newer servers give them reversed."""
-    names = {}
+def _image_names(items: list[int]) -> Steps[tuple[dict[int, str], list[str]]]:
+    """The images' names by seed, and those of all that was made on the way.
+
+    The items' ids do not tell their order: newer servers give them reversed.
+    """
+    names, made = {}, []
     for item in items:
         entry = yield from _item(item)
         try:
@@ -251,16 +254,16 @@ def _image_names(items: list[int]) -> Steps[dict[int, str]]:
             (node,) = session["source_prepared_mapping"]["image"]
             name = session["results"][node]["image"]["image_name"]
             names[int(seeds[0])] = str(name)
+            results = session["results"].values()
+            made += [str(result["image"]["image_name"]) for result in results if result["type"] == "image_output"]
         except (KeyError, TypeError, ValueError, IndexError):
             raise AnswerError("a finished item without an image") from None
-    return names
+    return names, made
 
 
 def _fetched(name: str) -> Steps[bytes]:
-    """The image, which is then deleted on the server."""
     reply = yield Ask("GET", f"{_image_path(name)}/full")
     check_image(reply.content())
-    yield Ask("DELETE", _image_path(name))
     return reply.body
 
 

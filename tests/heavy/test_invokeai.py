@@ -1,0 +1,171 @@
+"""The real InvokeAI on the processor: the tests of its double once more, and the double beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from gateway.http.errors import ApiError
+from gateway.images.request import Painting, Upload, read_request
+from gateway.upstream.adapters import invokeai
+from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.converse import Abandoned, Ask, Refused, Reply, Steps
+
+from tests.doubles.images import fits, loads, png, shape
+from tests.doubles.invokeai import InvokeAI
+from tests.environments import environment
+from tests.gateway import test_images_invokeai as doubled
+from tests.gateway.conftest import free_ports
+from tests.gateway.upstream import running
+
+HERE = Path(__file__).parent
+START_SEC = 300
+CONFIG = "schema_version: 4.0.3\nhost: 127.0.0.1\nport: {port}\ndevice: cpu\nprecision: float32\n"
+
+painter = doubled.painter
+test_images_have_the_size = doubled.test_images_have_the_size_that_was_asked_for_and_none_is_left_there
+test_batch = doubled.test_images_of_a_batch_are_those_of_its_seeds_in_order
+test_model_by_name = doubled.test_model_by_name
+test_options_of_the_sampler = doubled.test_options_of_the_sampler
+test_edit = doubled.test_edit
+test_client_that_leaves_stops_the_work = doubled.test_client_that_leaves_stops_the_work
+test_image_by_url = doubled.test_image_by_url
+
+
+@pytest.fixture(scope="module")
+def invoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server with one model of random weights."""
+    python = environment(HERE / "invokeai.txt", "torch==2.13.0") / "python"
+    root = tmp_path_factory.mktemp("invokeai")
+    model = root / doubled.MODEL
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    subprocess.run([python, HERE / "sd1_model.py", model], check=True, env=env, capture_output=True)
+    (port,) = free_ports(1)
+    (root / "invokeai.yaml").write_text(CONFIG.format(port=port))
+    with (root / "server.log").open("wb") as log:
+        process = subprocess.Popen([python, HERE / "invokeai_web.py", "--root", root], env=env, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+                _wait_until_up(client, process, root / "server.log")
+                _install(client, model)
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_up(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    began = time.monotonic()
+    while time.monotonic() < began + START_SEC:
+        assert process.poll() is None, log.read_text()[-2000:]
+        try:
+            version = client.get("/api/v1/app/version").json()["version"]
+        except httpx.TransportError:
+            time.sleep(0.2)
+            continue
+        print(f"InvokeAI {version} was up after {time.monotonic() - began:.0f} s")
+        return
+    raise AssertionError(log.read_text()[-2000:])
+
+
+def _install(client: httpx.Client, model: Path) -> None:
+    source = {"source": str(model), "inplace": "true"}
+    client.post("/api/v2/models/install", params=source, json={"name": doubled.MODEL}).raise_for_status()
+    deadline = time.monotonic() + 60
+    while not client.get("/api/v2/models/", params={"model_type": "main"}).json()["models"]:
+        assert time.monotonic() < deadline, client.get("/api/v2/models/install").text
+        time.sleep(0.1)
+
+
+Heard = list[tuple[str, str, int, str, Any]]
+SOURCE = Upload("a.png", "image/png", png(64, 64))
+
+
+def paint(images: tuple[Upload, ...] = (), **fields: Any) -> Steps[Painting]:
+    return invokeai.paint(read_request({"prompt": "a cat", "size": "64x64", "steps": 1, **fields}, "", 10**6, images))
+
+
+TALKS: dict[str, Callable[[], Steps[Painting]]] = {
+    "generation": lambda: paint(n=2, seed=5),
+    "edit": lambda: paint((SOURCE,), seed=5),
+    "unknown scheduler": lambda: paint(scheduler="magic"),
+}
+
+
+def listen(url: str, steps: Steps[Painting], until: str = "") -> Heard:
+    """What is asked and answered, polls once each; the talk is abandoned when it asks for the path `until`."""
+    heard: dict[tuple[str, str], tuple[str, str, int, str, Any]] = {}
+    with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+        try:
+            step = next(steps)
+            while True:
+                if not isinstance(step, Ask):
+                    time.sleep(step.seconds)
+                    step = steps.send(Reply(0, "", b""))
+                    continue
+                headers = {"Content-Type": step.content_type} if step.body else {}
+                answer = client.request(step.method, step.path, content=step.body or None, headers=headers)
+                kind = answer.headers["content-type"].partition(";")[0]
+                content = shape(loads(answer.content)) if kind == "application/json" else kind
+                path = _pattern(step.path)
+                heard[step.method, path] = (step.method, path, answer.status_code, kind, content)
+                if until and step.path.endswith(until):
+                    step = steps.throw(Abandoned())
+                    until = ""
+                else:
+                    step = steps.send(Reply(answer.status_code, kind, answer.content))
+        except (StopIteration, Abandoned, AnswerError, ApiError, Refused):
+            return list(heard.values())
+
+
+def _pattern(path: str) -> str:
+    """A path without the ids that are different each time."""
+    return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}(\.png)?|(?<=/i/)\d+$", "ID", urlsplit(path).path)
+
+
+def _anonymous(content: Any) -> Any:
+    """Ids of nodes are keys in what a session tells."""
+    if isinstance(content, dict):
+        return {_pattern(key): _anonymous(value) for key, value in content.items()}
+    return [_anonymous(value) for value in content] if isinstance(content, list) else content
+
+
+def compare(real: Heard, double: Heard) -> None:
+    assert [entry[:4] for entry in double] == [entry[:4] for entry in real]
+    for (_, path, *_, told), (*_, known) in zip(double, real, strict=True):
+        assert fits(_anonymous(told), _anonymous(known)), (path, told, known)
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_the_double_is_true(invoke: str, talk: str) -> None:
+    with running(InvokeAI()) as double:
+        compare(listen(invoke, TALKS[talk]()), listen(f"http://127.0.0.1:{double.port}", TALKS[talk]()))
+
+
+def test_the_double_is_true_when_a_batch_is_cancelled(invoke: str) -> None:
+    with running(InvokeAI()) as double:
+        urls = invoke, f"http://127.0.0.1:{double.port}"
+        real, other = (listen(url, paint(n=2), until="/enqueue_batch") for url in urls)
+    assert real[-1][:2] == ("PUT", "/api/v1/queue/default/cancel_by_batch_ids")
+    compare(real, other)
+
+
+def test_figures(painter: httpx.Client) -> None:
+    """Prints how long images take; nothing is asserted of it."""
+    for size, steps, n in (("64x64", 2, 1), ("512x512", 4, 1), ("64x64", 2, 4)):
+        began = time.monotonic()
+        assert doubled.generate(painter, size=size, steps=steps, n=n).status_code == 200
+        print(f"{n} of {size} in {steps} steps: {time.monotonic() - began:.1f} s")
