@@ -140,12 +140,14 @@ class HotHandler:
 
     async def _relay(self, exchange: Exchange, route: Route, backend: Backend, response: Response) -> None:
         body = await response.read(self._max_response_bytes)
-        if len(body) <= PARSED_MAX_BYTES or response.ends_unframed or not _is_sound(body):
+        content = _parsed(body) if len(body) <= PARSED_MAX_BYTES else None
+        if content is None and (response.ends_unframed or not _is_sound(body)):
             content = json_object(body)
+        if content is None:
+            exchange.usage = usage_in(body)
+        else:
             told_in_200(content, backend)
             exchange.usage = usage_of(content.get("usage"))
-        else:
-            exchange.usage = usage_in(body)
         await exchange.relay(body, route)
 
     async def _relay_as_stream(self, exchange: Exchange, route: Route, backend: Backend, response: Response) -> None:
@@ -218,6 +220,15 @@ async def _pass_stream(
     if not cutter.is_done:
         await exchange.stream(b"data: [DONE]\n\n")
     await exchange.end_stream()
+
+
+def _parsed(body: bytes) -> dict[str, Any] | None:
+    """None for what is no JSON object: a few wrong bytes in a text go on as they came."""
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _is_sound(body: bytes) -> bool:
