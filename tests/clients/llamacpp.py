@@ -31,4 +31,4 @@ if __name__ == "__main__":
     settings = parameters(arguments)
     settings.chat_template = Path(__file__).with_name("tools.jinja").read_text()
     server = Server(settings)
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    signal.pause()  # SIGTERM ends it
