@@ -1,4 +1,4 @@
-"""The bench still runs, and what it sees of leaving clients holds; no time is asserted."""
+"""The bench still runs, and what it sees of leaving clients and of events holds; no time is asserted."""
 
 import json
 import subprocess
@@ -7,11 +7,14 @@ from pathlib import Path
 
 from tests.bench.results import NEVER
 
+Figures = dict[str, dict[str, list[float]]]
 
-def test_the_upstream_sees_every_leaving(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.bench", "--quick", "--no-peer", "--only", "leaving"]
+
+def figures(part: str, place: Path) -> Figures:
+    """What a quick run of one part found, by row and column."""
+    command = [sys.executable, "-m", "tests.bench", "--quick", "--no-peer", "--only", part]
     done = subprocess.run(
-        [*command, "--json", tmp_path / "bench.json"],
+        [*command, "--json", place / "bench.json"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -20,7 +23,18 @@ def test_the_upstream_sees_every_leaving(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "load average" in done.stdout
-    figures = json.loads((tmp_path / "bench.json").read_text())["figures"]
-    assert len(figures) == 4
-    for phase, columns in figures.items():
+    found: Figures = json.loads((place / "bench.json").read_text())["figures"]
+    return found
+
+
+def test_the_upstream_sees_every_leaving(tmp_path: Path) -> None:
+    found = figures("leaving", tmp_path)
+    assert len(found) == 4
+    for phase, columns in found.items():
         assert NEVER not in columns["gateway"], phase
+
+
+def test_no_event_of_256_streams_is_lost(tmp_path: Path) -> None:
+    found = figures("events", tmp_path)
+    assert found["events lost"]["gateway"] == [0]
+    assert NEVER not in found["prompt delay"]["gateway"]
