@@ -1,20 +1,86 @@
-"""Events are passed on whole and byte for byte, however the stream was cut on its way."""
+"""Events are passed on whole and byte for byte, however the stream was cut on its way; nothing in them raises."""
 
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
 import pytest
 from gateway.upstream import sse
-from gateway.upstream.sse import EventCutter, EventTooLong
-from hypothesis import given
+from gateway.upstream.sse import EventCutter, EventTooLong, EventWatch, is_sound, parse_event, split_events
+from gateway.upstream.usage import COUNT_MAX, Usage, usage_in, usage_of
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-line_ends = st.sampled_from([b"\n", b"\r\n"])
+Json = dict[str, Any]
+line_ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=20).map(str.encode)
+fields = st.sampled_from([b"data: ", b"data:", b": ", b"event: ", b"id: ", b"retry: ", b""])
+
+
+def json_values() -> st.SearchStrategy[Any]:
+    """With the words that the gateway looks for, as keys and as values."""
+    words = st.sampled_from(["usage", "error", "prompt_tokens", "completion_tokens", "choices", '"usage":{', "a\\"])
+    plain = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text() | words
+    keys = words | st.text(max_size=5)
+    return st.recursive(plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4))
+
+
+usages = st.fixed_dictionaries(
+    {"prompt_tokens": st.integers(0, 10**6)},
+    optional={
+        "completion_tokens": st.integers(0, 10**6),
+        "total_tokens": st.integers(0, 10**9),
+        "prompt_tokens_details": st.dictionaries(st.text(max_size=3), st.integers(0, 9), max_size=2),
+        "x": json_values(),
+    },
+)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> Json:
+    """What a server may answer, its usage in any place."""
+    members: list[tuple[str, Any]] = list(draw(st.dictionaries(st.text(max_size=5), json_values(), max_size=5)).items())
+    members.append(("choices", draw(json_values())))
+    if draw(st.booleans()):
+        members.append(("usage", draw(usages | json_values())))
+    return dict(draw(st.permutations(members)))
+
+
+events = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.text(max_size=5),
+        "choices": st.lists(
+            st.fixed_dictionaries(
+                {"delta": st.dictionaries(st.sampled_from(["role", "content", "usage", "error"]), st.text(max_size=5))},
+                optional={"finish_reason": st.none() | st.just("stop"), "text": st.text(max_size=2)},
+            ),
+            max_size=2,
+        )
+        | json_values(),
+        "usage": usages | json_values(),
+        "error": st.none() | st.text(max_size=3),
+    },
+)
 
 
 @st.composite
 def streams(draw: st.DrawFn) -> bytes:
     end = draw(line_ends)
-    events = draw(st.lists(st.lists(texts, min_size=1, max_size=3), max_size=5))
-    return b"".join(b"".join(b"data: " + line + end for line in event) + end for event in events)
+    found = []
+    for _ in range(draw(st.integers(0, 6))):
+        lines = draw(
+            st.lists(st.builds(bytes.__add__, fields, texts), min_size=1, max_size=3)
+            | events.map(lambda content: [b"data: " + orjson.dumps(content)])
+            | events.map(
+                lambda content: [b"data: " + line.encode() for line in json.dumps(content, indent=1).split("\n")]
+            )
+            | st.just([b"data: [DONE]"])
+        )
+        found.append(b"".join(line + end for line in lines) + end)
+    return b"".join(found) + draw(st.just(b"") | st.just(b'data: {"half') | st.binary(max_size=9))
 
 
 @st.composite
@@ -23,19 +89,96 @@ def cut(draw: st.DrawFn, data: bytes) -> list[bytes]:
     return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True) if b > a]
 
 
+def parsed(pieces: list[bytes]) -> list[Json]:
+    """What the events say, one by one."""
+    return [content for piece in pieces for event in split_events(piece) if (content := parse_event(event)) is not None]
+
+
+def passed(pieces: list[bytes], *, takes_out: bool) -> tuple[bytes, Any, Any, bool]:
+    """What comes out of a stream up to an error, and what was found on the way."""
+    cutter, watch = EventCutter(), EventWatch(takes_out=takes_out)
+    out = b""
+    for piece in pieces:
+        out += watch.look(cutter.feed(piece))
+        if watch.failure is not None:
+            return out, watch.usage, watch.failure, cutter.is_done
+    return out + watch.look(cutter.rest()), watch.usage, watch.failure, cutter.is_done
+
+
 @given(st.data())
 def test_any_cut_gives_the_same_bytes_in_whole_events(data: st.DataObject) -> None:
     stream = data.draw(streams())
     cutter = EventCutter()
     out = [cutter.feed(piece) for piece in data.draw(cut(stream))]
-    assert b"".join(out) + cutter.rest() == stream
-    assert all(not piece or piece.endswith((b"\n\n", b"\r\n\r\n")) for piece in out)
+    assert all(not piece or piece.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")) for piece in out)
+    rest = cutter.rest()
+    assert b"".join(out) + rest == stream
+    whole = EventCutter()
+    once = [whole.feed(stream), whole.rest()]
+    assert once[1] == rest
+    assert parsed([*out, rest]) == parsed(once)
+    assert cutter.is_done == whole.is_done
 
 
-@given(st.lists(st.binary(min_size=1, max_size=30), max_size=10))
+@given(st.data(), st.booleans())
+def test_any_cut_finds_the_same_usage_and_error(data: st.DataObject, takes_out: bool) -> None:
+    stream = data.draw(streams())
+    pieces = data.draw(cut(stream))
+    out, usage, failure, is_done = passed(pieces, takes_out=takes_out)
+    once = passed([stream], takes_out=takes_out)
+    assert (usage, failure) == once[1:3]
+    assert out == once[0]
+    assert is_done == once[3] or failure is not None  # what came with the error in one piece
+
+
+@given(streams(), st.booleans())
+def test_only_the_usage_event_vanishes(stream: bytes, takes_out: bool) -> None:
+    out, usage, failure, _ = passed([stream], takes_out=takes_out)
+    before, after = parsed([stream]), parsed([out])
+    if failure is not None:
+        before = before[: next(place for place, content in enumerate(before) if content.get("error"))]
+    left_out = [content for content in before if content not in after]
+    assert after == [content for content in before if content not in left_out]
+    for content in left_out:
+        assert takes_out
+        assert isinstance(content["usage"], dict)
+        assert not content.get("choices") or not any(
+            choice.get("finish_reason") or choice["delta"].get("content") for choice in content["choices"]
+        )
+    if not left_out and failure is None:
+        assert out == stream
+    if usage is not None:
+        assert usage in [content.get("usage") for content in parsed([stream])]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=30) | st.sampled_from([b"\n", b"\r", b"data: "]), max_size=10))
 def test_any_bytes_pass_unchanged(pieces: list[bytes]) -> None:
     cutter = EventCutter()
     assert b"".join([cutter.feed(piece) for piece in pieces]) + cutter.rest() == b"".join(pieces)
+
+
+noise = st.lists(
+    st.binary(max_size=20)
+    | st.sampled_from(
+        [b'data: {"usage":{', b'"error":', b"[DONE]", b"\n\n", b"\r\n\r\n", b"}", b"\xff", b'"choices":5']
+    )
+    | streams(),
+    max_size=8,
+).map(b"".join)
+
+
+@given(noise, noise)
+@example(b'data: {"usage":{},"choices":5}\n\n', b"")
+@example(b'data: {"usage":{},"choices":[5]}\n\n', b'data: {"usage":{},"choices":[{"delta":5}]}\n\n')
+@example(b'data: {"usage":{"prompt_tokens":' + b"[" * 10_000 + b"\n\n", b'"usage":' + b"{" * 10_000)
+def test_nothing_raises(first: bytes, second: bytes) -> None:
+    """Malformed, truncated, interleaved, no UTF-8."""
+    passed([first, second], takes_out=True)
+    for event in split_events(first + second):
+        content = parse_event(event)
+        assert content is None or is_sound(event)
+        usage_of((content or {}).get("usage"))
+    usage_in(first + second)
 
 
 @pytest.mark.parametrize(
@@ -45,17 +188,46 @@ def test_any_bytes_pass_unchanged(pieces: list[bytes]) -> None:
         (b"data: [DONE]\n\n", True),
         (b"data:[DONE]\n\n", True),
         (b"data: 1\r\n\r\ndata: [DONE]\r\n\r\n", True),
+        (b"data: 1\r\rdata: [DONE]\r\r", True),
         (b"data: [DONE]", True),
+        (b"data: [DONE]\n\n: and a comment after it\n\n", True),
         (b'data: "data: [DONE]\n\n', False),
+        (b"data: [DONE] not yet\n\n", False),
         (b"data: 1\n\n", False),
         (b"", False),
     ],
 )
 def test_terminator_is_a_line_of_its_own(stream: bytes, is_done: bool) -> None:
-    cutter = EventCutter()
-    cutter.feed(stream)
-    cutter.rest()
-    assert cutter.is_done is is_done
+    for size in (1, 3, len(stream) or 1):
+        cutter = EventCutter()
+        for start in range(0, len(stream), size):
+            cutter.feed(stream[start : start + size])
+        cutter.rest()
+        assert cutter.is_done is is_done
+
+
+@pytest.mark.parametrize(
+    ("event", "sound"),
+    [
+        (b"data: {}\n\n", True),
+        (b"data: [DONE]\n\n", True),
+        (b": alive\n\n", True),
+        (b"event: ping\nid: 1\n\n", True),
+        (b"\r\n", True),
+        (b'data: {"half', False),
+        (b"data: null\n\n", False),
+        (b"<html>\n\n", False),
+    ],
+)
+def test_sound_events(event: bytes, sound: bool) -> None:
+    assert is_sound(event) is sound
+
+
+def test_usage_of_the_first_event_does_not_take_it_out() -> None:
+    """Servers that tell the usage all along begin with a choice that says no more than who speaks."""
+    first = b'data: {"choices":[{"delta":{"role":"assistant"}}],"usage":{"prompt_tokens":1}}\n\n'
+    last = b'data: {"choices":[{"delta":{}}],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n'
+    assert passed([first, last], takes_out=True)[:2] == (first, {"prompt_tokens": 1, "completion_tokens": 2})
 
 
 def test_endless_event_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,3 +236,59 @@ def test_endless_event_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EventTooLong):
         for _ in range(11):
             cutter.feed(b"0123456789")
+
+
+def test_long_event_in_small_pieces_is_looked_at_once() -> None:
+    """What is held is not gone through again with each piece: that would be 4 TB here."""
+    cutter = EventCutter()
+    for _ in range(1_000_000):
+        cutter.feed(b"01234567")
+    assert len(cutter.feed(b"\n\n")) == 8_000_002
+
+
+# --- the usage of whole answers
+
+
+def told(content: Any) -> Usage | None:
+    """By a parse."""
+    usage = content.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    given = usage.get("prompt_tokens", usage.get("input_tokens"))
+    made = usage.get("completion_tokens", usage.get("output_tokens")) or 0
+    if all(type(number) is int and 0 <= number < COUNT_MAX for number in (given, made)):
+        return Usage(int(given or 0), int(made))
+    return None
+
+
+@given(answers(), st.sampled_from([None, 1]), st.booleans())
+@example({"usage": {"prompt_tokens": 5}, "choices": ["usage"]}, None, True)
+@example({"choices": [{"usage": {"prompt_tokens": 5}}]}, None, True)
+@example({"usage": {"prompt_tokens": 5}, "x": {"usage": {"prompt_tokens": 6}}}, None, True)
+@example({"usage": {"completion_tokens": 5}, "timings": {"prompt_tokens": 6}}, None, True)
+@example({"a": "\\", "usage": {"prompt_tokens": 5, "x": "}"}}, None, True)
+@example({"usage": {"prompt_tokens": True}}, None, True)
+@example({"usage": {"prompt_tokens": 5, "prompt_tokens_details": {"}": 0}, "completion_tokens": 6}}, None, True)
+def test_usage_in_an_answer_is_that_of_a_parse(content: Json, indent: int | None, ascii_only: bool) -> None:
+    body = json.dumps(content, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    try:
+        read = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return  # half a surrogate pair
+    assert usage_in(body) == told(read)
+
+
+@pytest.mark.parametrize("order", [("object", "usage", "data"), ("object", "data", "usage")])
+def test_usage_of_many_embeddings_is_found_without_a_parse(monkeypatch: pytest.MonkeyPatch, order: Any) -> None:
+    """As llama.cpp and as OpenAI order them."""
+    content = {"object": "list", "usage": {"prompt_tokens": 7, "total_tokens": 7}, "data": [[0.1, 0.2]] * 1000}
+    body = orjson.dumps({name: content[name] for name in order})
+    sizes = []
+
+    def loads(data: bytes) -> Any:
+        sizes.append(len(data))
+        return json.loads(data)
+
+    monkeypatch.setattr("gateway.upstream.usage.orjson.loads", loads)
+    assert usage_in(body) == Usage(7, 0)
+    assert sizes == [len(b'{"prompt_tokens":7,"total_tokens":7}')]

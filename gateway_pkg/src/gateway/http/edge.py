@@ -5,6 +5,7 @@ Deny by default: whatever is not in `OPEN_PATHS` asks for a token, also paths th
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -91,6 +92,10 @@ class Edge:
             await exchange.fail(error)
         except ClientGone:
             exchange.client_left()
+        except asyncio.CancelledError:
+            # A stop waits no longer for this answer; half of it is not to look like all.
+            exchange.abort_reason = "shutdown"
+            await exchange.break_off()
         except Exception:
             # The last net: the client gets a well-formed 500, the log says why. Each one is a bug.
             log.exception("unexpected error")

@@ -182,12 +182,16 @@ class Exchange:
             return
         self.abort_reason = error.code or "error"
         if not self._has_events:
-            self.scope["extensions"][EXTENSION].transport.abort()
-            while (await self.receive())["type"] != "http.disconnect":
-                pass
+            await self.break_off()
             return
         await self.stream(self.errors.event(error))
         await self.end_stream()
+
+    async def break_off(self) -> None:
+        """Cuts the client's connection."""
+        self.scope["extensions"][EXTENSION].transport.abort()
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
 
     def client_left(self) -> None:
         self.abort_reason = "client_disconnected"

@@ -14,6 +14,7 @@ _TOLD = re.compile(rb'"usage"\s*:\s*\{|"error"\s*:')
 # An empty line after any of the three line ends; those of one stream are all alike, so not after a mixture of them.
 _EVENT_END = re.compile(rb"\n\r?\n|\r\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_FIELDS = (b":", b"data:", b"event:", b"id:", b"retry:")
 _OVERLAP = 2  # bytes of an event's end that may have come before the last of it
 
 
@@ -25,13 +26,14 @@ class EventCutter:
     """Passes whole events on, byte for byte, and holds back what is not yet a whole one.
 
     So that a stream whose backend dies inside an event can still end with a well-formed error event.
-    `is_done` tells whether the terminator `data: [DONE]` has come by.
+    `is_done` tells whether the terminator `data: [DONE]` has come by; `last` are the events that came last.
     """
 
-    __slots__ = ("_held", "is_done")
+    __slots__ = ("_held", "is_done", "last")
 
     def __init__(self) -> None:
         self.is_done = False
+        self.last = b""
         self._held = bytearray()
 
     def feed(self, data: bytes) -> bytes:
@@ -60,10 +62,12 @@ class EventCutter:
         """What is left at the clean end of the stream: an event without its blank line, as some servers end."""
         rest = bytes(self._held)
         self._held.clear()
-        self._look_for_done(rest)
+        if rest:
+            self._look_for_done(rest)
         return rest
 
     def _look_for_done(self, data: bytes) -> None:
+        self.last = data
         # Only as a whole line: the words may stand in a model's answer too, but never after a bare line break.
         if data.find(b"[DONE]") >= 0 and _DONE.search(data) is not None:
             self.is_done = True
@@ -88,7 +92,7 @@ class EventWatch:
         """Whole events, as they are to go on: the same bytes but for that event, and up to an error."""
         # Within a string both words' quotes would be escaped.
         if (events.find(b'"usage"') < 0 and events.find(b'"error"') < 0) or _TOLD.search(events) is None:
-            self._began = True
+            self._began |= bool(events)
             return events
         passed = []
         for event in split_events(events):
@@ -141,8 +145,11 @@ def parse_event(event: bytes) -> dict[str, Any] | None:
 
 
 def is_sound(event: bytes) -> bool:
-    """Whether the event is one of OpenAI's: a JSON object, the terminator, or a comment without any data."""
-    return parse_event(event) is not None or _data(event).strip() in (b"", b"[DONE]")
+    """Whether the event is one of OpenAI's: a JSON object, the terminator, or one without data such as a comment."""
+    if parse_event(event) is not None:
+        return True
+    lines = [line for line in _LINE_END.split(event) if line]
+    return all(line.startswith(_FIELDS) for line in lines) and _data(event).strip() in (b"", b"[DONE]")
 
 
 def _data(event: bytes) -> bytes:

@@ -36,13 +36,17 @@ def usage_in(body: bytes) -> Usage | None:
     if at < 0:
         return None
     found = _LAST.match(body, at) or _FIRST.match(body)
+    usage = _object(found[1]) if found is not None else None
+    # What is no object was cut at a brace within a text.
+    return usage_of(usage if usage is not None else (_object(body) or {}).get("usage"))
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
     try:
-        if found is not None:
-            return usage_of(orjson.loads(found[1]))
-        content = orjson.loads(body)
+        content = orjson.loads(data)
     except orjson.JSONDecodeError:
         return None
-    return usage_of(content.get("usage")) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def usage_of(content: Any) -> Usage | None:
