@@ -254,6 +254,9 @@ def test_job_is_stopped_when_the_talk_fails(studio: Studio, late: str) -> None:
         assert server.asked("/queue")
 
 
+@pytest.mark.proves(
+    GENERATIONS, "quality", "style", "seed", "steps", "user", "background", "moderation", backend="openai"
+)
 def test_fields_that_an_openai_server_gets(studio: Studio) -> None:
     fields = {"quality": "high", "style": "vivid", "seed": 7, "steps": 4, "user": "me", "something": {"new": [1]}}
     assert studio.generate("openai", **fields, background="opaque", moderation="low").status_code == 200
@@ -269,9 +272,9 @@ def test_fields_that_an_openai_server_gets(studio: Studio) -> None:
     }
 
 
-test_fields_that_an_openai_server_gets = pytest.mark.proves(
-    GENERATIONS, "quality", "style", "seed", "steps", "user", "background", "moderation", backend="openai"
-)(test_fields_that_an_openai_server_gets)
+def test_numbers_of_any_size_are_forwarded(studio: Studio) -> None:
+    assert studio.generate("openai", something=10**30).status_code == 200
+    assert studio.servers["openai"].asked(GENERATIONS)[0].json["something"] == 10**30
 
 
 @pytest.mark.proves(GENERATIONS, "guidance_scale", "guidance", "cfg_scale", backend="openai")
@@ -761,6 +764,7 @@ def test_mock_needs_no_backend_and_always_draws_the_same(tmp_path: Path, backend
         files = {"image": ("a.png", PICTURE, "image/png")}
         edited = client.post(EDITS, data={"prompt": "x"}, files=files)
         assert edited.status_code == 200, edited.text
+        assert client.post(GENERATIONS, json={**body, "something": 10**30}).status_code == 200
         # No backend at all is no obstacle to being ready: nothing that the mock needs is missing.
         assert client.get("/readyz").status_code == 200
 

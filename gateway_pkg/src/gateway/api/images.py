@@ -22,6 +22,7 @@ from gateway.images.choice import ImageModels, choose_model
 from gateway.images.formats import MEDIA_TYPES, encoded, kind_of
 from gateway.images.request import GUIDANCE, ImageRequest, Painting, Upload, read_request
 from gateway.media import MediaStore
+from gateway.routing.body import dump
 from gateway.routing.policy import Decision, decide_in_class
 from gateway.routing.registry import Backend
 from gateway.settings import Settings
@@ -272,7 +273,7 @@ class Images:
             item = item or {"url": await self._url(data, allow_base64)}
             items.append(item if text is None else {**item, "revised_prompt": text})
         kept = {name: painting.upstream[name] for name in _OPENAI_FIELDS if name in painting.upstream}
-        return orjson.dumps({"created": int(time.time()), "data": items, **kept, "_gateway": about})
+        return dump({"created": int(time.time()), "data": items, **kept, "_gateway": about})
 
     async def _url(self, data: bytes, allow_base64: bool) -> str:
         """Where the image is; the image itself as a `data:` URL when it cannot be stored."""

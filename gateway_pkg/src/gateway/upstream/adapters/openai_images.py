@@ -9,6 +9,7 @@ import orjson
 
 from gateway.images.formats import decoded, kind_of
 from gateway.images.request import GUIDANCE, ImageRequest, Painting, Upload
+from gateway.routing.body import dump
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.converse import Ask, Pause, Steps
 
@@ -33,7 +34,7 @@ def paint(request: ImageRequest, root: str) -> Steps[Painting]:
         body, content_type = multipart(_parts(sent, request))
         ask = Ask("POST", f"{root}/images/edits", body, content_type)
     else:
-        ask = Ask("POST", f"{root}/images/generations", orjson.dumps(sent))
+        ask = Ask("POST", f"{root}/images/generations", dump(sent))
     return _asked(ask, request, sent)
 
 
