@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     images_backend_class: str = Field("gpu_heavy", description="Class of the backends that make images.")
     images_http_base_url: str = Field(
         "",
-        description="An image server; makes a backend of that class when there is none. Not on loopback, it moves those of it.",
+        description="An image server, for a class without a record; not on loopback, for one with records, too.",
     )
     images_http_timeout_sec: float = Field(120, gt=0, description="Longest time for one request's images.")
     images_a1111_steps: int = Field(20, ge=1, le=500, description="Sampling steps where a request names none.")
