@@ -236,8 +236,8 @@ class Dispatcher:
         model = request.get("model") or ""
         route = self.route(exchange, capability, model, request, exchange.scope["path"])
         request = {**request, "model": route.decision.model}
-        if route.decision.alias is not None and route.decision.alias.limits:
-            request |= within_limits(route.decision.alias, {**request, "model": model})
+        if route.limits is not None:
+            request |= within_limits(route.limits, {**request, "model": model})
         if request.get("stream"):
             request["stream_options"] = {**(request.get("stream_options") or {}), "include_usage": True}
         exchange.has_tools = bool(request.get("tools"))

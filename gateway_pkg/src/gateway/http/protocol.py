@@ -76,7 +76,6 @@ class Protocol(HttpToolsProtocol):
 
     # Called once, when the client leaves; None while nobody works for it. One request at a time is under way here.
     on_left: Callable[[], object] | None = None
-    _is_in_head = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -106,16 +105,11 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: cast(Any, self)}
-        self._is_in_head = True
         self._head_bytes = 0
-
-    def on_headers_complete(self) -> None:
-        self._is_in_head = False
-        super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if not self._is_in_head:
+        if self.scope is None or "method" in self.scope:  # set at the head's end
             return
         # What came ends in a head without its end yet. (One that ends within a single read is bounded by that.)
         self._head_bytes += len(data)

@@ -160,7 +160,8 @@ class Route(NamedTuple):
 
     `head` begins an answer of 200 with JSON: status line and whole header lines, those of `headers` among them.
     `rename` is None where the body already names the upstream model. `log_fields` are the request log's fields that
-    all requests of the route share: the inside of a JSON object. `queue` is None where the class asks for none.
+    all requests of the route share: the inside of a JSON object. `queue` is None where the class asks for none,
+    `limits` the alias where it has limits.
     """
 
     decision: Decision
@@ -171,6 +172,7 @@ class Route(NamedTuple):
     rename: Rename | None
     log_fields: bytes
     queue: FairQueue | None
+    limits: Alias | None
 
 
 MakeBackend = Callable[[str, BackendRecord], Backend]
@@ -310,7 +312,8 @@ class Registry:
             rename = None if decision.model == model else Rename(model, decision.model)
             slots = self._slots(decision.backend_class, capability)
             fields = _log_fields(decision, path or f"/v1{PATHS[capability].decode()}")
-            route = Route(decision, capability, slots, headers, head, rename, fields, slots[0].queue)
+            limits = decision.alias if decision.alias is not None and decision.alias.limits else None
+            route = Route(decision, capability, slots, headers, head, rename, fields, slots[0].queue, limits)
             if len(self._decided) >= ROUTES_MAX:
                 self._decided.clear()
             self._decided[key] = route

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 import orjson
 
 COUNT_MAX = 2**53  # beyond it a number of tokens is none
-# A member of the answer itself beside its usage: a plain value, or an object of plain values.
-_TEXT = rb'"[^"\\]*+"'
-_PLAIN = rb"(?:" + _TEXT + rb"|[\w.+-]++)"
-_FLAT = rb"\{[^{}\[\]]*+\}"
-_OBJECT = rb"\{[^{}\[\]]*+(?:" + _FLAT + rb"[^{}\[\]]*+)*+\}"
-_OTHER = _TEXT + rb"\s*+:\s*+(?:" + _PLAIN + rb"|" + _FLAT + rb")\s*+"
-_USAGE = rb'"usage"\s*+:\s*+(' + _OBJECT + rb")\s*+"
-_LAST = re.compile(_USAGE + rb"(?:,\s*+" + _OTHER + rb")*+\}\s*+\Z")
-_FIRST = re.compile(rb"\s*+\{\s*+(?:" + _OTHER + rb",\s*+)*?" + _USAGE + rb",")
+TAIL_MAX_BYTES = 4096  # what may stand behind the usage for it to be parsed alone
 
 
 class Usage(NamedTuple):
@@ -30,20 +21,23 @@ class Usage(NamedTuple):
 def usage_in(body: bytes) -> Usage | None:
     """The usage told by a whole answer, None where it tells none.
 
-    It is found without parsing the answer where nothing but plain values stands before or after it, as in most.
+    Servers tell it at the end. From there on the body is an object of its own that can be parsed without the rest:
+    were the word found a key deeper inside, or a value, there would be a brace too many or a colon too few.
     """
     at = body.rfind(b'"usage"')
     if at < 0:
         return None
-    found = _LAST.match(body, at) or _FIRST.match(body)
-    usage = _object(found[1]) if found is not None else None
-    # What is no object was cut at a brace within a text.
-    return usage_of(usage if usage is not None else (_object(body) or {}).get("usage"))
+    content = None
+    if len(body) - at <= TAIL_MAX_BYTES:
+        content = _object(b"{" + body[at:])
+    if content is None:
+        content = _object(body)
+    return usage_of(content.get("usage")) if content is not None else None
 
 
-def _object(data: bytes) -> dict[str, Any] | None:
+def _object(text: bytes) -> dict[str, Any] | None:
     try:
-        content = orjson.loads(data)
+        content = orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
     return content if isinstance(content, dict) else None
