@@ -255,10 +255,15 @@ def test_job_is_stopped_when_the_talk_fails(studio: Studio, late: str) -> None:
 
 
 @pytest.mark.proves(
-    GENERATIONS, "quality", "style", "seed", "steps", "user", "background", "moderation", backend="openai"
+    GENERATIONS,
+    *("quality", "style", "seed", "steps", "num_inference_steps", "user", "background", "moderation", "sampler"),
+    *("scheduler", "negative_prompt", "output_format", "output_compression"),
+    backend="openai",
 )
 def test_fields_that_an_openai_server_gets(studio: Studio) -> None:
-    fields = {"quality": "high", "style": "vivid", "seed": 7, "steps": 4, "user": "me", "something": {"new": [1]}}
+    fields: dict[str, Any] = {"quality": "high", "style": "vivid", "seed": 7, "steps": 4, "num_inference_steps": 4}
+    fields |= {"sampler": "a", "scheduler": "b", "negative_prompt": "dogs", "output_format": "png", "user": "me"}
+    fields |= {"output_compression": 9, "something": {"new": [1]}}
     assert studio.generate("openai", **fields, background="opaque", moderation="low").status_code == 200
     sent = studio.servers["openai"].asked(GENERATIONS)[0].json
     assert sent == {
@@ -315,7 +320,7 @@ REFUSED = [
     ("nexa", ("seed", 1)),
     ("nexa", ("steps", 1)),
     ("nexa", ("negative_prompt", "x")),
-    ("nexa", ("guidance_scale", 1.0)),
+    *(("nexa", (name, 1)) for name in ("num_inference_steps", "guidance_scale", "guidance", "cfg_scale")),
     ("nexa", ("sampler", "x")),
     ("nexa", ("scheduler", "x")),
     *((kind, ("quality", "hd")) for kind in ("nexa", "a1111", "comfyui", "invokeai")),
@@ -323,7 +328,6 @@ REFUSED = [
     *((kind, ("background", "transparent")) for kind in ("nexa", "a1111", "comfyui", "invokeai")),
     *((kind, ("output_format", "webp")) for kind in ("nexa", "a1111", "invokeai")),
     *((kind, ("output_compression", 5)) for kind in ("nexa", "a1111", "comfyui", "invokeai")),
-    *((kind, ("invented", 1)) for kind in ("nexa", "a1111", "comfyui", "invokeai")),
     ("invokeai", ("sampler", "euler")),
     *((kind, ("stream", True)) for kind in KINDS),
     *((kind, ("partial_images", 2)) for kind in KINDS),
@@ -348,10 +352,41 @@ def test_field_without_counterpart_is_refused_by_name(studio: Studio, kind: str,
     assert not studio.servers[kind].seen
 
 
-@pytest.mark.parametrize("kind", ["a1111", "comfyui", "invokeai", "nexa"])
+NATIVE = ("nexa", "a1111", "comfyui", "invokeai")
+SAMPLED = ("a1111", "comfyui", "invokeai")
+DONE_ANYWAY = {"quality": "auto", "background": "auto", "moderation": "auto", "output_format": "png", "user": "me"}
+NAMES_OF = {"steps": 3, "num_inference_steps": 3, "guidance_scale": 2.5, "guidance": 2.5, "cfg_scale": 2.5}
+
+
+@pytest.mark.parametrize("kind", NATIVE)
+def test_field_that_nobody_knows_is_refused_by_name(studio: Studio, kind: str) -> None:
+    assert refusal(studio.generate(kind, invented=1))["param"] == "invented"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, marks=pytest.mark.proves(GENERATIONS, name, backend=kind))
+        for kind in SAMPLED
+        for name in NAMES_OF
+    ],
+)
+def test_each_name_of_steps_and_guidance(studio: Studio, kind: str, name: str) -> None:
+    answer = studio.generate(kind, **{name: NAMES_OF[name]})
+    sent = answer.json()["_gateway"]["request"]
+    if "steps" in name:
+        assert sent["steps"] == 3
+    else:
+        assert sent.get("cfg_scale", sent.get("cfg")) == 2.5
+        assert answer.json()["_gateway"]["guidance_scale"] == 2.5
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.proves(GENERATIONS, "user", "moderation", backend=kind)) for kind in NATIVE],
+)
 def test_fields_that_ask_for_what_is_done_anyway(studio: Studio, kind: str) -> None:
-    fields = {"quality": "auto", "background": "auto", "moderation": "auto", "output_format": "png", "user": "me"}
-    assert studio.generate(kind, **fields, stream=False, partial_images=0).status_code == 200
+    assert studio.generate(kind, **DONE_ANYWAY, stream=False, partial_images=0).status_code == 200
 
 
 @pytest.mark.proves(
@@ -522,32 +557,22 @@ def test_backend_that_makes_no_images_is_refused(studio: Studio) -> None:
     assert refusal(answer)["code"] == "capability_not_supported"
 
 
-@pytest.mark.proves(EDITS, "image", "mask", "prompt", "n", "size", "quality", "input_fidelity", backend="openai")
+@pytest.mark.proves(
+    EDITS,
+    *("image", "mask", "prompt", "n", "size", "quality", "input_fidelity", "background", "output_format", "user"),
+    *("output_compression", "moderation", "seed", "steps", "strength"),
+    backend="openai",
+)
 def test_edit_by_an_openai_server(studio: Studio) -> None:
-    answer = studio.edit(
-        "openai",
-        ("image", PICTURE),
-        ("mask", MASK),
-        n="2",
-        size="64x64",
-        quality="high",
-        input_fidelity="high",
-        other="x",
-    )
+    fields = {"n": "2", "size": "64x64", "quality": "high", "input_fidelity": "high", "other": "x", "user": "me"}
+    fields |= {"background": "opaque", "output_format": "png", "output_compression": "9", "moderation": "low"}
+    fields |= {"seed": "7", "steps": "3", "strength": "0.5"}
+    answer = studio.edit("openai", ("image", PICTURE), ("mask", MASK), **fields)
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["data"]) == 2
     parts = form(studio.servers["openai"].asked(EDITS)[0])
-    assert parts == {
-        "prompt": [b"a dog"],
-        "n": [b"2"],
-        "size": [b"64x64"],
-        "quality": [b"high"],
-        "input_fidelity": [b"high"],
-        "other": [b"x"],
-        "response_format": [b"b64_json"],
-        "image": [PICTURE],
-        "mask": [MASK],
-    }
+    sent = {name: [value.encode()] for name, value in {**fields, "prompt": "a dog"}.items()}
+    assert parts == {**sent, "response_format": [b"b64_json"], "image": [PICTURE], "mask": [MASK]}
 
 
 @pytest.mark.proves(EDITS, "image", backend="openai")
@@ -587,6 +612,56 @@ def test_edit_by_invokeai(studio: Studio) -> None:
     nodes = server.asked("/api/v1/queue/default/enqueue_batch")[0].json["batch"]["graph"]["nodes"]
     assert nodes["denoise"]["denoising_start"] == 0.75
     assert not server.images
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        pytest.param(kind, name, value, marks=pytest.mark.proves(EDITS, name, backend=kind, refused=True))
+        for kind in SAMPLED
+        for name, value in (
+            ("background", "transparent"),
+            ("quality", "high"),
+            ("input_fidelity", "high"),
+            ("stream", "true"),
+            ("partial_images", "1"),
+        )
+    ],
+)
+def test_field_of_an_edit_without_counterpart_is_refused(studio: Studio, kind: str, name: str, value: str) -> None:
+    assert refusal(studio.edit(kind, **{name: value}))["param"] == name
+    assert not studio.servers[kind].seen
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            kind,
+            marks=pytest.mark.proves(
+                EDITS,
+                *("n", "size", "response_format", "seed", "steps", "guidance_scale", "negative_prompt", "scheduler"),
+                *("user", "moderation", "model"),
+                backend=kind,
+            ),
+        )
+        for kind in SAMPLED
+    ],
+)
+def test_fields_of_an_edit(studio: Studio, kind: str) -> None:
+    scheduler = {"a1111": "Karras", "comfyui": "karras", "invokeai": "ddim"}[kind]
+    model = {"a1111": "some.ckpt", "comfyui": "second.safetensors", "invokeai": "random-sd1"}[kind]
+    fields = {"n": "2", "size": "128x64", "seed": "7", "steps": "3", "guidance_scale": "2.5", "model": model}
+    fields |= {"negative_prompt": "dogs", "scheduler": scheduler, "user": "me", "moderation": "low"}
+    answer = studio.edit(kind, **fields, response_format="b64_json").json()
+    assert len([item["b64_json"] for item in answer["data"]]) == 2
+    about = answer["_gateway"]
+    assert about["model"] == model
+    sent = about["request"]
+    wanted = {"negative_prompt": "dogs", "scheduler": scheduler, "steps": 3, "width": 128, "height": 64}
+    assert wanted.items() <= sent.items()
+    assert sent.get("cfg_scale", sent.get("cfg")) == 2.5
+    assert sent.get("seed", about["upstream"].get("seeds", [0])[0]) == 7
 
 
 @pytest.mark.parametrize(
