@@ -93,14 +93,14 @@ class SpeechServer(Upstream):
     async def _transcribe(
         self, model: str, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        wanted = "json" if model == "always-json" else field(seen, "response_format") or "json"
+        wanted = "json" if model == "always-json" else field(seen, "response_format").lower() or "json"
         if await _fail(model, reader, writer):
             return
         if field(seen, "stream") == "true" and model != "always-json":
             await _stream(writer, b"text/event-stream", *EVENTS)
         elif wanted == "json":
             await _answer(writer, 200, {"text": TRANSCRIPT, "usage": {"type": "duration", "seconds": 2}})
-        elif wanted == "verbose_json":
+        elif wanted in ("verbose_json", "diarized_json"):
             await _answer(writer, 200, VERBOSE)
         else:
             text = {"text": TRANSCRIPT + "\n", "srt": SRT, "vtt": VTT}[wanted].encode()

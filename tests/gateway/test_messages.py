@@ -402,11 +402,11 @@ def test_a_count_that_is_none_is_a_502(sdk: anthropic.Anthropic, told: ChatScrip
 def test_the_page_describes_it(served: Gateway) -> None:
     page = served.client.get("/openapi.json").json()
     operation = page["paths"]["/v1/messages"]["post"]
-    assert operation["requestBody"]["content"]["application/json"]["schema"]["required"] == [
-        "model",
-        "messages",
-        "max_tokens",
-    ]
+    schemas = page["components"]["schemas"]
+    request = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert request == {"$ref": "#/components/schemas/MessagesRequest"}
+    assert schemas["MessagesRequest"]["required"] == ["model", "messages", "max_tokens"]
     error = operation["responses"]["404"]["content"]["application/json"]["schema"]
-    assert error["properties"]["type"] == {"const": "error"}
+    assert error == {"$ref": "#/components/schemas/AnthropicError"}
+    assert schemas["AnthropicError"]["properties"]["type"] == {"const": "error"}
     assert "text/event-stream" in operation["responses"]["200"]["content"]

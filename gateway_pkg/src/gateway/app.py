@@ -9,8 +9,9 @@ import httpx
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.types import ASGIApp
 
 from gateway import __version__
@@ -183,12 +184,22 @@ def _name(route: APIRoute) -> str:
     return route.name
 
 
-async def _answer_error(_: Request, error: Exception) -> Response:
+def _methods(request: Request) -> str:
+    """What a path takes, for `Allow`; Starlette tells those of the first route alone."""
+    methods: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        if compile_path(route.path or "")[0].match(request.scope["path"]):
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods))
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         error = ApiError(
             error.status_code,
             str(error.detail),
             code={404: "not_found", 405: "method_not_allowed"}.get(error.status_code),
+            headers=((b"allow", _methods(request).encode()),) if error.status_code == 405 else (),
         )
     if isinstance(error, RequestValidationError):
         problem = error.errors()[0]

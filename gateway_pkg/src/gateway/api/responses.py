@@ -47,6 +47,7 @@ OF_STORED: dict[str, Any] = {
     "continue": {"operationId": "responses", "requestBody": {"previous_response_id": "$response.body#/id"}},
 }
 LINKS: dict[str, Any] = {"show": {"operationId": "get_response", "parameters": _ID}, **OF_STORED}
+INCLUDE: dict[str, Any] = {"items": {"type": "string", "enum": list(INCLUDABLE)}}
 # A conversation is sent whole with each response: what goes on beyond this would only make it slow.
 CONVERSATION_MAX_BYTES = 4_000_000
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -98,9 +99,9 @@ def make_router(store: ResponseStore) -> APIRouter:
     async def get_response(
         response_id: str,
         request: Request,
-        include: Annotated[list[str] | None, Query()] = None,
-        include_: Annotated[list[str] | None, Query(alias="include[]")] = None,
-        stream: bool = False,
+        include: Annotated[list[str] | None, Query(json_schema_extra=INCLUDE)] = None,
+        include_: Annotated[list[str] | None, Query(alias="include[]", json_schema_extra=INCLUDE)] = None,
+        stream: Annotated[bool, Query(json_schema_extra={"enum": [False]})] = False,
     ) -> Response:
         _check_include(include, include_)
         if stream:
@@ -126,8 +127,8 @@ def make_router(store: ResponseStore) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
-        include: Annotated[list[str] | None, Query()] = None,
-        include_: Annotated[list[str] | None, Query(alias="include[]")] = None,
+        include: Annotated[list[str] | None, Query(json_schema_extra=INCLUDE)] = None,
+        include_: Annotated[list[str] | None, Query(alias="include[]", json_schema_extra=INCLUDE)] = None,
     ) -> InputItems:
         _check_include(include, include_)
         with _store_errors():

@@ -109,5 +109,6 @@ EMBEDDING_ANSWER = _answer("list", data=_LIST)
 
 
 def events(words: str) -> dict[str, dict[str, Any]]:
-    """A stream of server-sent events as one of a status' answers; `words` say which events."""
-    return {"text/event-stream": {"type": "string", "description": words}}
+    """A stream of server-sent events as one of a status' answers: the schema is that of one, `words` say which."""
+    fields = {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON, but for `[DONE]`"}}
+    return {"text/event-stream": {"type": "object", "description": words, "required": ["data"], "properties": fields}}
