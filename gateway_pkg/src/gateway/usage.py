@@ -32,6 +32,7 @@ class TokenUsage:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._day = 0
+        self._fresh: dict[str, int] = {}  # spent since the counts were last asked for or stored
         self._used: dict[str, int] = {}
         self._unsaved: dict[tuple[int, str], int] = {}
         self._database: Database | None = None
@@ -41,10 +42,7 @@ class TokenUsage:
         self._turn_day()
 
     def spend(self, name: str, tokens: int) -> None:
-        # The day is turned by who asks for a count and by the saver: near midnight a second may be yesterday's.
-        self._used[name] = self._used.get(name, 0) + tokens
-        key = (self._day, name)
-        self._unsaved[key] = self._unsaved.get(key, 0) + tokens
+        self._fresh[name] = self._fresh.get(name, 0) + tokens
 
     def today(self, name: str) -> int:
         """Tokens used since midnight UTC."""
@@ -77,10 +75,10 @@ class TokenUsage:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SAVE_EVERY_SEC):
                     await self._stopping.wait()
-            self._turn_day()
             await self._save()
 
     async def _save(self) -> None:
+        self._turn_day()
         if self._database is None or not self._unsaved:
             return
         unsaved, self._unsaved = self._unsaved, {}
@@ -96,6 +94,12 @@ class TokenUsage:
                 self._unsaved[key] = self._unsaved.get(key, 0) + tokens
 
     def _turn_day(self) -> None:
+        """Counts what is fresh, for the day that ends if one does: near midnight a second may be yesterday's."""
+        for name, tokens in self._fresh.items():
+            self._used[name] = self._used.get(name, 0) + tokens
+            key = (self._day, name)
+            self._unsaved[key] = self._unsaved.get(key, 0) + tokens
+        self._fresh.clear()
         day = int(self._clock() // DAY_SEC)
         # A clock that is set back gives nobody a second day.
         if day > self._day:

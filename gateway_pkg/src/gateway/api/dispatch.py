@@ -56,10 +56,16 @@ class Admitted:
         if error is None:
             if slots.backend.strikes:
                 slots.backend.succeed()
-        elif isinstance(error, UpstreamError):
-            raise failure(error, slots.backend) from error
-        elif isinstance(error, AnswerError):
-            raise wrong_answer(error, slots.backend) from error
+        else:
+            explain(error, slots)
+
+
+def explain(error: BaseException, slots: Slots) -> None:
+    """Raises what the client is told of a backend's failure; returns for any other error."""
+    if isinstance(error, UpstreamError):
+        raise failure(error, slots.backend) from error
+    if isinstance(error, AnswerError):
+        raise wrong_answer(error, slots.backend) from error
 
 
 class Work(Admitted):

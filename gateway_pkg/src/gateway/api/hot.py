@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
@@ -13,9 +14,9 @@ from gateway.api.dispatch import (
     EVENTS_TYPE,
     JSON_TYPE,
     Dispatcher,
-    Work,
     as_chunk,
     check_end,
+    explain,
     json_object,
 )
 from gateway.api.endpoint import Endpoint, Endpoints, parse
@@ -28,10 +29,10 @@ from gateway.api.schemas import (
     EmbeddingRequest,
     events,
 )
-from gateway.http.exchange import JSON, Exchange
+from gateway.http.exchange import JSON, ClientGone, Exchange
 from gateway.routing.body import ask_for_usage, set_fields, within_limits
 from gateway.routing.registry import Backend, Route, Slots
-from gateway.upstream.adapters.base import Adapter
+from gateway.upstream.adapters.base import Adapter, AnswerError
 from gateway.upstream.errors import ProtocolViolation, UpstreamError
 from gateway.upstream.failures import refused, told_in_200
 from gateway.upstream.http1 import Response
@@ -95,11 +96,25 @@ class HotHandler:
         if changes:
             request = request | changes
             body = set_fields(body, changes)
-        with Work(exchange):
+        # As `with Work(exchange)`, but for its frames.
+        exchange.cancel_when_left()
+        try:
             slots = exchange.slots = self._take(route)
             if slots is None:
                 slots = await self._dispatcher.admit(exchange, route)
             await self._pass_on(exchange, route, slots, request, body)
+        except (UpstreamError, AnswerError) as error:
+            if exchange.slots is not None:
+                explain(error, exchange.slots)
+            raise
+        except asyncio.CancelledError:
+            if exchange.was_left():
+                raise ClientGone from None
+            raise
+        finally:
+            exchange.finished()
+            if exchange.slots is not None:
+                exchange.slots.release()
 
     async def _pass_on(
         self, exchange: Exchange, route: Route, slots: Slots, request: Mapping[str, Any], body: bytes
@@ -130,6 +145,8 @@ class HotHandler:
                 quoted = content_type[:100].decode("latin-1")
                 wanted = "events or JSON" if is_streamed else "JSON"
                 raise ProtocolViolation(f"content type '{quoted}' instead of {wanted}", sent_first_byte=True)
+            if slots.backend.strikes:
+                slots.backend.succeed()
         finally:
             response.close()
             exchange.upstream_ms = (perf_counter() - sent_at) * 1000

@@ -68,12 +68,12 @@ class Exchange:
         self.status = self.chunks_out = self.bytes_in = self.bytes_out = self.limit = 0
         self.first_byte_at = self.upstream_ms = self.queued_ms = 0.0
         self.streamed = self.has_tools = self.retried = self._has_events = self._is_left = False
-        self._connection: Protocol
+        self._connection: Protocol = scope["extensions"][EXTENSION]
         self._send = send
 
     def cancel_when_left(self) -> None:
         """From now on the client's leaving cancels the current task; `finished` must follow."""
-        self._connection = connection = self.scope["extensions"][EXTENSION]
+        connection = self._connection
         # With the loop given, Python 3.11 need not ask the kernel for its process id.
         self._task = asyncio.current_task(connection.loop)
         connection.on_left = self._left
@@ -100,6 +100,12 @@ class Exchange:
 
     async def body(self) -> bytes:
         """The whole body; raises ApiError 413 when it is longer than `limit`, ClientGone."""
+        whole = self._connection.take_body()
+        if whole is not None:
+            self.bytes_in = len(whole)
+            if self.bytes_in > self.limit:
+                raise too_large(self.limit, self.limit_name)
+            return whole
         message = await self.receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
