@@ -1,9 +1,15 @@
 """What the gateway's own protocol adds to uvicorn's keeps HTTP's rules: order, closing, half-closed clients."""
 
+import asyncio
 import json
 import socket
+import threading
+from collections.abc import Iterator
 
 import pytest
+import uvicorn
+from gateway.http.protocol import Protocol
+from starlette.types import Receive, Scope, Send
 
 from tests.gateway.conftest import TOKEN, Gateway
 from tests.gateway.upstream import DONE, Upstream
@@ -101,3 +107,46 @@ def test_head_without_end_is_cut(connection: socket.socket, served: Gateway, end
 
 def test_large_head_within_the_limit_is_taken(served: Gateway) -> None:
     assert served.client.get("/health", headers={"X-Large": "x" * 30_000}).status_code == 200
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a server in this process whose clients have 0.3 s for a head; each answer takes 1 s."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(1)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    monkeypatch.setattr("gateway.http.protocol.REQUEST_HEAD_MAX_SEC", 0.3)
+    config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=[listener]),))
+        thread.start()
+        yield listener.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (b"", b""),
+        (b"GET / HTTP/1.1\r\nHost", b"HTTP/1.1 408 Request Timeout\r\n"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 204 No Content\r\n"),
+        (b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nHost", b"HTTP/1.1 204 No Content\r\n"),
+    ],
+    ids=["nothing", "half a head", "a whole one", "one and a half"],
+)
+def test_a_head_has_its_time(impatient: int, sent: bytes, answer: bytes) -> None:
+    """Who never ends it only holds a connection, and is let go; an answer under way is not disturbed."""
+    with socket.create_connection(("127.0.0.1", impatient), timeout=10) as connection:
+        connection.sendall(sent)
+        received = connection.recv(65536)
+        assert received.startswith(answer)
+        if sent.endswith(b"Host") and answer.startswith(b"HTTP/1.1 204"):
+            received += connection.recv(65536)
+            assert b"408 Request Timeout" in received
+        if not sent.endswith(b"\r\n\r\n"):
+            assert connection.recv(65536) == b""

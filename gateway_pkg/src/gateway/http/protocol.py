@@ -17,6 +17,9 @@ EXTENSION = "gateway.connection"
 HEAD = b"HTTP/1.1 "
 # A head is held in memory before anything can be known of its sender. Twice what other servers take at the most.
 REQUEST_HEAD_MAX_BYTES = 64 * 1024
+# From the connection, or its last answer's end, to the end of a head; who takes longer only holds the connection.
+REQUEST_HEAD_MAX_SEC = 30.0
+TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -77,9 +80,11 @@ class Protocol(HttpToolsProtocol):
     # Called once, when the client leaves; None while nobody works for it. One request at a time is under way here.
     on_left: Callable[[], object] | None = None
     _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None  # runs while a head is waited for
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(cast(asyncio.Transport, _JoiningTransport(transport, self.loop)))
+        self._wait_for_head()
 
     def write_answer(self, head: tuple[bytes, ...], body: bytes) -> bool:
         """Sends a whole answer; False, and nothing sent, where that has to go through ASGI's `send`.
@@ -129,6 +134,21 @@ class Protocol(HttpToolsProtocol):
         if self._head_bytes > REQUEST_HEAD_MAX_BYTES and not self.transport.is_closing():
             self.transport.write(TOO_LARGE)
             self.transport.close()
+        elif self._head_timer is None:
+            self._wait_for_head()
+
+    def _wait_for_head(self) -> None:
+        self._head_timer = self.loop.call_later(REQUEST_HEAD_MAX_SEC, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_for_head()  # the answer before it has all the time that it needs
+            return
+        if self._head_bytes:
+            self.transport.write(TOO_LATE)
+        self.transport.close()
 
     def shutdown(self) -> None:
         """uvicorn's, at a stop; but an idle TLS client is not waited for to agree to the end."""
@@ -141,6 +161,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._head_timer is not None:
+            self._head_timer.cancel()
         if self.on_left is not None:
             self.on_left()
             self.on_left = None
