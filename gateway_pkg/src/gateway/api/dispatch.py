@@ -153,19 +153,6 @@ class Dispatcher:
         finally:
             exchange.queued_ms += (perf_counter() - began) * 1000
 
-    async def send(
-        self, exchange: Exchange, route: Route, slots: Slots, request: Mapping[str, Any], body: bytes
-    ) -> tuple[Slots, Response]:
-        """Sends a chat-like request: `body` to a backend that speaks OpenAI's protocol, `request` translated to others.
-
-        Raises UpstreamError, ApiError, as `ask`.
-        """
-        try:
-            return slots, await self._post(exchange, slots, request, body)
-        except (ConnectFailed, UpstreamClosed) as error:
-            slots = await self._other(exchange, route, slots, error)
-        return slots, await self._post(exchange, slots, request, body)
-
     async def ask(
         self, exchange: Exchange, route: Route, slots: Slots, post: Callable[[Slots], Awaitable[Response]]
     ) -> tuple[Slots, Response]:
@@ -177,10 +164,10 @@ class Dispatcher:
         try:
             return slots, await post(slots)
         except (ConnectFailed, UpstreamClosed) as error:
-            slots = await self._other(exchange, route, slots, error)
+            slots = await self.other(exchange, route, slots, error)
         return slots, await post(slots)
 
-    async def _other(
+    async def other(
         self, exchange: Exchange, route: Route, slots: Slots, error: ConnectFailed | UpstreamClosed
     ) -> Slots:
         """A slot of another host instead of that which failed; raises the error itself, ApiError where none is free."""
@@ -197,12 +184,18 @@ class Dispatcher:
         exchange.retried = True
         return other
 
-    def _post(self, exchange: Exchange, slots: Slots, request: Mapping[str, Any], body: bytes) -> Awaitable[Response]:
+    def send(self, exchange: Exchange, slots: Slots, request: Mapping[str, Any], body: bytes) -> Awaitable[Response]:
+        """A chat-like request: `body` to a backend that speaks OpenAI's protocol, `request` translated to any other.
+
+        Raises UpstreamError; ApiError for what the other protocol cannot say.
+        """
         backend = slots.backend
         if slots.adapter is not None:
             path, body = slots.adapter.request(slots.capability, request, _model(exchange))
             return self.post(exchange, slots, backend.origin.prefix + path, backend.request_headers, body)
-        return self.post(exchange, slots, slots.target, backend.request_headers, body)
+        if self.tracer is not None:
+            return self.post(exchange, slots, slots.target, backend.request_headers, body)
+        return backend.pool.request(b"POST", slots.target, backend.request_headers, body)
 
     def post(self, exchange: Exchange, slots: Slots, target: bytes, headers: bytes, body: bytes) -> Awaitable[Response]:
         """One request to the slots' backend, traced; raises UpstreamError."""
@@ -252,7 +245,10 @@ class Dispatcher:
             began = perf_counter()
             if request.get("stream") and not slots.backend.record.stream_usage:
                 del request["stream_options"]
-            slots, response = await self.send(exchange, route, slots, request, dump(request))
+            body = dump(request)
+            slots, response = await self.ask(
+                exchange, route, slots, lambda slots: self.send(exchange, slots, request, body)
+            )
             try:
                 if response.status != 200:
                     raise refused(response.status, await response.read(self.max_response_bytes), slots.backend)

@@ -33,7 +33,7 @@ from gateway.http.exchange import JSON, ClientGone, Exchange
 from gateway.routing.body import ask_for_usage, set_fields, within_limits
 from gateway.routing.registry import Backend, Route, Slots
 from gateway.upstream.adapters.base import Adapter, AnswerError
-from gateway.upstream.errors import ProtocolViolation, UpstreamError
+from gateway.upstream.errors import ConnectFailed, ProtocolViolation, UpstreamClosed, UpstreamError
 from gateway.upstream.failures import refused, told_in_200
 from gateway.upstream.http1 import Response
 from gateway.upstream.sse import EventCutter, EventTooLong, EventWatch
@@ -127,7 +127,11 @@ class HotHandler:
             else:
                 request = {**request, "stream_options": {"include_usage": True}}
         sent_at = perf_counter()
-        slots, response = await self._dispatcher.send(exchange, route, slots, request, body)
+        try:
+            response = await self._dispatcher.send(exchange, slots, request, body)
+        except (ConnectFailed, UpstreamClosed) as error:
+            slots = await self._dispatcher.other(exchange, route, slots, error)
+            response = await self._dispatcher.send(exchange, slots, request, body)
         try:
             if response.status != 200:
                 raise refused(response.status, await response.read(self._max_response_bytes), slots.backend)
