@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import orjson
 
 COUNT_MAX = 2**53  # beyond it a number of tokens is none
-TAIL_MAX_BYTES = 4096  # what may stand behind the usage for it to be parsed alone
+END_MAX_BYTES = 4096  # how far from an end of the answer its usage may stand to be parsed with that end alone
 
 
 class Usage(NamedTuple):
@@ -22,15 +22,18 @@ def usage_in(body: bytes) -> Usage | None:
     """The usage told by a whole answer, None where it tells none.
 
     Servers tell it at the end. From there on the body is an object of its own that can be parsed without the rest:
-    were the word found a key deeper inside, or a value, there would be a brace too many or a colon too few.
+    were the word found a key deeper inside, or a value, there would be a brace too many or a colon too few. Likewise
+    up to there where it comes first, as with llama.cpp's embeddings.
     """
     at = body.rfind(b'"usage"')
     if at < 0:
         return None
     content = None
-    if len(body) - at <= TAIL_MAX_BYTES:
+    if len(body) - at <= END_MAX_BYTES:
         content = _object(b"{" + body[at:])
-    if content is None:
+    elif (first := body.find(b'"usage"', 0, END_MAX_BYTES)) >= 0:
+        content = _object(body[: body.find(b"},", first, first + END_MAX_BYTES) + 1] + b"}")
+    if content is None or "usage" not in content:
         content = _object(body)
     return usage_of(content.get("usage")) if content is not None else None
 
