@@ -35,7 +35,9 @@ TRANSCRIPT_FORMATS = (*speech.JSON_FORMATS, *speech.TEXT_TYPES)
 class SpeechRequest(TypedDict):
     """OpenAI's `POST /v1/audio/speech`; `text` and `format` are the earlier gateway's names of two fields."""
 
-    input: NotRequired[Annotated[str | None, Field(description="What to say; `text` is another name of it.")]]
+    input: NotRequired[
+        Annotated[str | None, Field(description="What to say; `text` is another name of it.", examples=["Hello."])]
+    ]
     text: NotRequired[Annotated[str | None, Field(description="Another name of `input`.")]]
     model: NotRequired[Model | None]
     voice: NotRequired[str | dict[str, Any] | None]

@@ -46,7 +46,7 @@ FILE_NAME = Annotated[str, Path(pattern=f"^{heartmula.FILE.pattern}$")]
 class MusicRequest(TypedDict):
     """HeartMula's request; one of `prompt`, `lyrics`, `style` and `input` must be there."""
 
-    prompt: NotRequired[str | None]
+    prompt: NotRequired[Annotated[str | None, Field(examples=["a waltz"])]]
     input: NotRequired[Annotated[str | None, Field(description="Another name of `prompt`.")]]
     lyrics: NotRequired[str | None]
     style: NotRequired[str | None]

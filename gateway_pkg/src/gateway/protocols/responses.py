@@ -103,7 +103,8 @@ class ResponsesRequest(TypedDict):
             str | list[dict[str, Any]] | None,
             Field(
                 description="A text, or items: messages, `function_call`, `function_call_output`, `reasoning`, "
-                "`item_reference`. Required without `previous_response_id`."
+                "`item_reference`. Required without `previous_response_id`.",
+                examples=["Say hello."],
             ),
         ]
     ]
