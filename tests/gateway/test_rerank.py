@@ -19,7 +19,7 @@ from tests.gateway.chat_script import ChatScript, chat_script
 from tests.gateway.conftest import Gateway, gateway, write_files
 
 ROUTE = "/v1/rerank"
-DOCUMENTS = ["far", {"text": "near", "id": 7}, "middle"]
+DOCUMENTS = ["far", {"text": "near", "id": 2**70}, "middle"]
 VECTORS = {"query": [1, 0], "far": [-1, 0.0], "near": [2, 0], "middle": [1, 1]}
 USAGE = {"prompt_tokens": 4, "total_tokens": 4}
 
@@ -86,7 +86,7 @@ def test_by_embeddings(embedding: httpx.Client, told: ChatScript) -> None:
             {"index": 0, "relevance_score": -1.0, "document": {"text": "far"}},
         ],
         "data": [
-            {"index": 1, "relevance_score": 1.0, "document": {"text": "near", "id": 7}},
+            {"index": 1, "relevance_score": 1.0, "document": {"text": "near", "id": 2**70}},
             {"index": 2, "relevance_score": half, "document": "middle"},
             {"index": 0, "relevance_score": -1.0, "document": "far"},
         ],

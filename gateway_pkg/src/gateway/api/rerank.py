@@ -100,7 +100,7 @@ class _Handler:
         told = {"object": "list", "model": answer.get("model") or used, **ranked}
         if isinstance(usage := answer.get("usage"), dict):
             told["usage"] = usage
-        await exchange.answer(200, orjson.dumps(told), [JSON])
+        await exchange.answer(200, dump(told), [JSON])
 
     def _reranker(self, exchange: Exchange, model: str) -> Route | None:
         """The route to a backend that reranks; None where the model's own does not, but may embed."""
