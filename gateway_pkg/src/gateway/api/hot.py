@@ -224,7 +224,7 @@ async def _pass_stream(
         exchange.usage = usage_of(watch.usage)
     rest = cutter.rest()
     check_end(response, cutter)
-    if rest and (events := watch.look(rest + b"\n\n")):
+    if rest and (events := watch.look(rest + (b"\n" if rest.endswith(b"\n") else b"\n\n"))):
         await exchange.stream(events)
     if watch.failure is not None:
         told_in_200(watch.failure, backend)
