@@ -293,28 +293,28 @@ async def _read_form(exchange: Exchange) -> tuple[dict[str, Any], tuple[Upload, 
     Raises:
         ApiError: 400 that names a field, 413.
     """
-    form = await exchange.form()
     fields: dict[str, str] = {}
     images: list[Upload] = []
     mask: Upload | None = None
-    for key, value in form.multi_items():
-        name = key.removesuffix("[]")
-        if name in ("image", "mask"):
-            if not isinstance(value, UploadFile):
-                raise _invalid(name, "must be a file")
-            upload = Upload(value.filename or name, value.content_type or "image/png", await value.read())
-            if name == "image":
-                images.append(upload)
-            elif mask is not None:
+    async with exchange.form() as form:
+        for key, value in form.multi_items():
+            name = key.removesuffix("[]")
+            if name in ("image", "mask"):
+                if not isinstance(value, UploadFile):
+                    raise _invalid(name, "must be a file")
+                upload = Upload(value.filename or name, value.content_type or "image/png", await value.read())
+                if name == "image":
+                    images.append(upload)
+                elif mask is not None:
+                    raise _invalid(name, "is there twice: send one")
+                else:
+                    mask = upload
+            elif isinstance(value, UploadFile):
+                raise _invalid(name, "is a file where a text belongs")
+            elif name in fields:
                 raise _invalid(name, "is there twice: send one")
             else:
-                mask = upload
-        elif isinstance(value, UploadFile):
-            raise _invalid(name, "is a file where a text belongs")
-        elif name in fields:
-            raise _invalid(name, "is there twice: send one")
-        else:
-            fields[name] = value
+                fields[name] = value
     if not 1 <= len(images) <= IMAGES_IN_MAX:
         raise _invalid("image", f"send 1 to {IMAGES_IN_MAX} of them, as files")
     return parse(orjson.dumps(fields), EDIT), tuple(images), mask

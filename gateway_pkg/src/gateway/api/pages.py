@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from gateway.http.errors import ApiError
+from gateway.http.tokens import Caller
 from gateway.observe import health
 from gateway.observe.metrics import CONTENT_TYPE, Metrics
-from gateway.routing.policy import AUTO, unknown_model
+from gateway.routing.aliases import Alias
+from gateway.routing.policy import AUTO, Decision, unknown_model
 from gateway.routing.registry import Registry
 
 READINESS = {
@@ -86,8 +88,8 @@ def make_router(registry: Registry, metrics: Metrics | None) -> APIRouter:
         response_model_exclude_none=True,
         responses={200: {"links": {"show": FIRST_MODEL}}},
     )
-    async def list_models() -> ModelList:
-        return ModelList(data=list(known_models(registry).values()))
+    async def list_models(request: Request) -> ModelList:
+        return ModelList(data=list(known_models(registry, _caller(request)).values()))
 
     @router.get(
         "/v1/models/{model_id:path}",
@@ -96,8 +98,8 @@ def make_router(registry: Registry, metrics: Metrics | None) -> APIRouter:
         responses={404: {"description": "Unknown model; the message has the nearest names"}},
         response_model_exclude_none=True,
     )
-    async def get_model(model_id: str) -> Model:
-        models = known_models(registry)
+    async def get_model(model_id: str, request: Request) -> Model:
+        models = known_models(registry, _caller(request))
         found = models.get(model_id) or models.get(model_id.casefold())
         if found is None:
             found = next((model for model in models.values() if model.upstream_model == model_id), None)
@@ -108,26 +110,43 @@ def make_router(registry: Registry, metrics: Metrics | None) -> APIRouter:
     return router
 
 
-def known_models(registry: Registry) -> dict[str, Model]:
-    """Everything that may stand in `model`: served models, `auto`, classes and aliases, in this order."""
-    models = [
-        Model(id=f"{backend_class}:{name}", owned_by="local", backend=backend_class, upstream_model=name)
-        for backend_class, names in registry.names.served.items()
-        for name in names
+def known_models(registry: Registry, caller: Caller) -> dict[str, Model]:
+    """What the caller may name as `model`: served models, `auto`, classes and aliases, in this order."""
+    names = registry.names
+    found = []
+    for backend_class, models in names.served.items():
+        for name in models:
+            if caller.may_use(name, Decision(backend_class, name, "pinned:model"), names):
+                model_id = f"{backend_class}:{name}"
+                found.append(Model(id=model_id, owned_by="local", backend=backend_class, upstream_model=name))
+    allowed = {model.backend for model in found}
+    found.append(Model(id=AUTO, owned_by="gateway"))
+    found += [
+        Model(id=backend_class, owned_by="gateway", backend=backend_class)
+        for backend_class, models in names.served.items()
+        if backend_class in allowed or not models
     ]
-    models.append(Model(id=AUTO, owned_by="gateway"))
-    models += [Model(id=name, owned_by="gateway", backend=name) for name in registry.names.served]
-    models += [
-        Model(
-            id=name,
-            owned_by="gateway",
-            backend=alias.backend,
-            upstream_model=alias.model,
-            context_window=alias.context,
-            tools=alias.tools,
-            max_tokens_cap=alias.max_tokens_cap,
-            temperature_cap=alias.temperature_cap,
-        )
-        for name, alias in registry.names.aliases.items()
+    found += [
+        _alias(name, alias)
+        for name, alias in names.aliases.items()
+        if caller.may_use(name, Decision(alias.backend, alias.model, "alias:model", alias), names)
     ]
-    return {model.id: model for model in models}
+    return {model.id: model for model in found}
+
+
+def _alias(name: str, alias: Alias) -> Model:
+    return Model(
+        id=name,
+        owned_by="gateway",
+        backend=alias.backend,
+        upstream_model=alias.model,
+        context_window=alias.context,
+        tools=alias.tools,
+        max_tokens_cap=alias.max_tokens_cap,
+        temperature_cap=alias.temperature_cap,
+    )
+
+
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.scope["gateway.exchange"].caller
+    return caller

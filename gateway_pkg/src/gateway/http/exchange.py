@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
 
@@ -42,7 +44,7 @@ class Exchange:
 
     # Slots, because the interpreter reads them several times as fast as other attributes.
     __slots__ = (
-        "_connection", "_form", "_has_events", "_is_left", "_send", "_task", "abort_reason", "bytes_in", "bytes_out",
+        "_connection", "_has_events", "_is_left", "_send", "_task", "abort_reason", "bytes_in", "bytes_out",
         "caller", "caller_headers", "chunks_out", "errors", "first_byte_at", "has_tools", "headers", "limit",
         "limit_name", "queued_ms", "receive", "request_id", "retried", "route", "scope", "slots", "started", "status",
         "streamed", "upstream_ms", "usage",
@@ -59,9 +61,8 @@ class Exchange:
         self.abort_reason: str | None
         self.route: Route | None
         self.slots: Slots | None
-        self._form: FormData | None
         self._task: asyncio.Task[Any] | None
-        self.caller = self.usage = self.abort_reason = self.route = self.slots = self._form = self._task = None
+        self.caller = self.usage = self.abort_reason = self.route = self.slots = self._task = None
         self.caller_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.errors: ErrorShape = OPENAI_ERRORS
         self.limit_name = ""
@@ -121,8 +122,9 @@ class Exchange:
             parts.append(message.get("body", b""))
         return b"".join(parts)
 
-    async def form(self) -> FormData:
-        """The fields and files of a multipart body; files are on disk when they are large.
+    @asynccontextmanager
+    async def form(self) -> AsyncIterator[FormData]:
+        """The fields and files of a multipart body, until the end of the block; files are on disk when they are large.
 
         Raises:
             ApiError: 413 when it is longer than `limit`, 400 when it is no multipart body.
@@ -132,20 +134,16 @@ class Exchange:
         if not self.headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data"):
             raise ApiError(400, "Send the fields as multipart/form-data", code="invalid_form")
         try:
-            self._form = await request.form(
-                max_files=FORM_PARTS_MAX, max_fields=FORM_PARTS_MAX, max_part_size=self.limit
-            )
+            form = await request.form(max_files=FORM_PARTS_MAX, max_fields=FORM_PARTS_MAX, max_part_size=self.limit)
         except (MultiPartException, HTTPException, UnicodeError) as error:
             words = getattr(error, "message", getattr(error, "detail", "not UTF-8"))
             raise ApiError(400, f"The multipart body cannot be read: {words}", code="invalid_form") from None
         except ClientDisconnect:
             raise ClientGone from None
-        return self._form
-
-    async def close(self) -> None:
-        """Gives back what the request holds beside memory."""
-        if self._form is not None:
-            await self._form.close()
+        try:
+            yield form
+        finally:
+            await form.close()
 
     async def _receive_within_limit(self) -> Message:
         message = await self.receive()
