@@ -115,7 +115,8 @@ def test_any_cut_gives_the_same_bytes_in_whole_events(data: st.DataObject) -> No
     assert b"".join(out) + rest == stream
     whole = EventCutter()
     once = [whole.feed(stream), whole.rest()]
-    assert once[1] == rest
+    # A line break too many after an event's end is no event, with it or behind it.
+    assert once[1].strip(b"\r\n") == rest.strip(b"\r\n")
     assert parsed([*out, rest]) == parsed(once)
     assert cutter.is_done == whole.is_done
 
@@ -143,7 +144,7 @@ def test_only_the_usage_event_vanishes(stream: bytes, takes_out: bool) -> None:
         assert takes_out
         assert isinstance(content["usage"], dict)
         assert not content.get("choices") or not any(
-            choice.get("finish_reason") or choice["delta"].get("content") for choice in content["choices"]
+            choice.get("finish_reason") or (choice.get("delta") or {}).get("content") for choice in content["choices"]
         )
     if not left_out and failure is None:
         assert out == stream

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
-import sys
+import os
+import queue
 from contextvars import ContextVar
+from logging.handlers import QueueHandler, QueueListener
 
 import orjson
 
+STDERR = 2
+PENDING_MAX_LINES = 10_000
+LAST_LINES_SEC = 2.0  # what the end of the process waits for them
 # Set once a request; each has a task, and so a context, of its own.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -29,9 +36,38 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(entry, default=str).decode()
 
 
+class _Handler(QueueHandler):
+    """Formats a line where it is logged, and leaves it to be written elsewhere; where too many wait, it is lost."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full):
+            self.queue.put_nowait(record)
+
+
+class _Writer(QueueListener):
+    """Writes to stderr in a thread of its own: a pipe that nobody reads must not stop the event loop."""
+
+    def handle(self, record: logging.LogRecord) -> None:
+        # Past Python's own streams, whose locks a write that hangs would keep beyond the end of the process.
+        line = f"{record.getMessage()}\n".encode(errors="backslashreplace")
+        with contextlib.suppress(OSError):
+            while line:
+                line = line[os.write(STDERR, line) :]
+
+    def stop(self) -> None:
+        with contextlib.suppress(queue.Full):
+            self.enqueue_sentinel()
+        if self._thread is not None:
+            self._thread.join(LAST_LINES_SEC)
+
+
 def configure(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    lines: queue.Queue[logging.LogRecord] = queue.Queue(PENDING_MAX_LINES)
+    handler = _Handler(lines)
     handler.setFormatter(JsonFormatter())
+    writer = _Writer(lines)
+    writer.start()
+    atexit.register(writer.stop)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # One line a probe says nothing that the gateway's own line on a change does not.
     logging.getLogger("httpx").setLevel(logging.WARNING)
