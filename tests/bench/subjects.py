@@ -115,6 +115,8 @@ def gateway(
         "GATEWAY_BACKENDS_PATH": str(place / "backends.yaml"),
         "MODEL_ALIASES_PATH": str(place / "model_aliases.json"),
         "REQUEST_LOG_PATH": str(place / "requests.jsonl"),
+        "GATEWAY_DB_PATH": str(place / "gateway.sqlite"),
+        "UI_IMAGE_DIR": str(place / "images"),
     }
     argv: list[str | Path] = [Path(sys.executable).with_name("gateway"), "serve", "--env-file", place / ".env"]
     return started("gateway", argv, port, place / "gateway.log", environment, TOKEN)
