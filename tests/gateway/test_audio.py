@@ -112,9 +112,11 @@ def events(answer: httpx.Response) -> list[dict[str, Any]]:
 
 
 @pytest.mark.proves(SPEECH, "stream_format", backend="speech")
+@pytest.mark.proves(TTS, "stream_format", backend="speech")
+@pytest.mark.parametrize("path", [SPEECH, TTS])
 @pytest.mark.parametrize("model", ["any", "json-audio"])
-def test_audio_as_events_of_a_backend_that_knows_none(speaking: Gateway, model: str) -> None:
-    *deltas, done = events(say(speaking, model, stream_format="sse"))
+def test_audio_as_events_of_a_backend_that_knows_none(speaking: Gateway, model: str, path: str) -> None:
+    *deltas, done = events(say(speaking, model, path, stream_format="sse"))
     assert {delta["type"] for delta in deltas} == {"speech.audio.delta"}
     assert b"".join(base64.b64decode(delta["audio"]) for delta in deltas) == AUDIO
     assert done == {"type": "speech.audio.done"}

@@ -665,6 +665,35 @@ def test_fields_of_an_edit(studio: Studio, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        pytest.param(kind, name, marks=pytest.mark.proves(EDITS, name, backend=kind))
+        for kind in SAMPLED
+        for name in NAMES_OF
+    ],
+)
+def test_each_name_of_steps_and_guidance_of_an_edit(studio: Studio, kind: str, name: str) -> None:
+    sent = studio.edit(kind, **{name: str(NAMES_OF[name])}).json()["_gateway"]["request"]
+    assert (sent["steps"] if "steps" in name else sent.get("cfg_scale", sent.get("cfg"))) == NAMES_OF[name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler"),
+    [
+        pytest.param("a1111", "Euler a", marks=pytest.mark.proves(EDITS, "sampler", backend="a1111")),
+        pytest.param("comfyui", "dpmpp_2m", marks=pytest.mark.proves(EDITS, "sampler", backend="comfyui")),
+    ],
+)
+def test_sampler_of_an_edit(studio: Studio, kind: str, sampler: str) -> None:
+    assert studio.edit(kind, sampler=sampler).json()["_gateway"]["request"]["sampler_name"] == sampler
+
+
+@pytest.mark.proves(EDITS, "sampler", backend="invokeai", refused=True)
+def test_invokeai_has_schedulers_alone(studio: Studio) -> None:
+    assert refusal(studio.edit("invokeai", sampler="euler"))["param"] == "sampler"
+
+
+@pytest.mark.parametrize(
     ("kind", "files", "param"),
     [
         pytest.param(

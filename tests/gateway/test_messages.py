@@ -27,6 +27,7 @@ FUNCTIONS = [
     }
     for name in ("weather", "time")
 ]
+FORMAT = {"type": "json_schema", "schema": SCHEMA}
 ARGUMENTS = ('{"city": "Zürich", "note": "a \\"quoted\\" word"}', '{ "city":"Genève" }')
 CALLS = [
     {"id": f"call_{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
@@ -384,6 +385,55 @@ def test_tokens_are_counted_by_the_backend(sdk: anthropic.Anthropic, told: ChatS
         "messages": [{"role": "system", "content": "Be brief"}, *HELLO],
         "tools": FUNCTIONS,
     }
+
+
+@pytest.mark.proves(
+    "/v1/messages/count_tokens",
+    *("tool_choice", "thinking", "output_config.effort", "output_config.format", "output_format"),
+    *("cache_control", "context_management", "speed"),
+    backend="openai",
+)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"output_config": {"effort": "medium", "format": FORMAT}, "thinking": {"type": "adaptive"}},
+        {"output_format": FORMAT, "thinking": {"type": "enabled", "budget_tokens": 5_000}},
+    ],
+)
+def test_the_prompt_that_is_counted_is_the_chats(served: Gateway, told: ChatScript, fields: dict[str, Any]) -> None:
+    told.paths["/v1/chat/completions/input_tokens"] = lambda _: {"input_tokens": 12}
+    body = {
+        "model": "fast",
+        "messages": HELLO,
+        "tools": TOOLS,
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "cache_control": {"type": "ephemeral"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "speed": "standard",
+        **fields,
+    }
+    assert served.client.post(f"{ROUTE}/count_tokens", json=body).json() == {"input_tokens": 12}
+    assert sent(told) == {
+        "model": "echo",
+        "messages": HELLO,
+        "tools": FUNCTIONS,
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "reasoning_effort": "medium",
+        "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}},
+    }
+
+
+@pytest.mark.proves("/v1/messages/count_tokens", "tool_choice", "thinking", "speed", backend="openai", refused=True)
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("tool_choice", {"type": "some"}), ("thinking", {"type": "enabled"}), ("speed", "fast")],
+)
+def test_a_count_of_what_cannot_be_asked_is_refused(served: Gateway, told: ChatScript, field: str, value: Any) -> None:
+    answer = served.client.post(f"{ROUTE}/count_tokens", json={"model": "fast", "messages": HELLO, field: value})
+    assert answer.status_code == 400
+    assert field in answer.json()["error"]["message"]
+    assert told.seen == []
 
 
 @pytest.mark.proves("/v1/messages/count_tokens", "model", backend="openai", refused=True)
