@@ -107,19 +107,11 @@ class Exchange:
             if self.bytes_in > self.limit:
                 raise too_large(self.limit, self.limit_name)
             return whole
-        message = await self.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        first: bytes = message.get("body", b"")
-        self.bytes_in = len(first)
-        if self.bytes_in > self.limit:
-            raise too_large(self.limit, self.limit_name)
-        if not message.get("more_body", False):
-            return first
-        parts = [first]
-        while message.get("more_body", False):
+        parts, has_more = [], True
+        while has_more:
             message = await self._receive_within_limit()
             parts.append(message.get("body", b""))
+            has_more = message.get("more_body", False)
         return b"".join(parts)
 
     @asynccontextmanager
@@ -193,7 +185,7 @@ class Exchange:
 
     async def break_off(self) -> None:
         """Cuts the client's connection."""
-        self.scope["extensions"][EXTENSION].transport.abort()
+        self._connection.transport.abort()
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
