@@ -13,7 +13,7 @@ import httpx
 import pytest
 from openai.types.responses import Response as ResponseType
 
-from tests.gateway.chats import DIE, HANG, USAGE, Chats, chat_server, completion, delta, usage_chunk, words
+from tests.gateway.chat_script import DIE, HANG, USAGE, ChatScript, chat_script, completion, delta, usage_chunk, words
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
 
 PATH = "/v1/responses"
@@ -23,13 +23,13 @@ ARGUMENTS = ('{"city": "Zürich \\"x\\""}', '{"zone":"\\u00e9"}')
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Chats]:
-    with chat_server() as chats:
+def server() -> Iterator[ChatScript]:
+    with chat_script() as chats:
         yield chats
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, server: Chats) -> Iterator[Gateway]:
+def served(tmp_path_factory: pytest.TempPathFactory, server: ChatScript) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("gateway")
     write_files(home, server.url)
     with gateway(home, GATEWAY_BEARER_TOKENS=f"{TOKEN},{OTHER}") as running:
@@ -37,10 +37,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, server: Chats) -> Iterator[
 
 
 @pytest.fixture
-def chats(server: Chats) -> Chats:
+def chats(server: ChatScript) -> ChatScript:
     server.answers.clear()
-    server.requests.clear()
-    server.left.clear()
+    server.seen.clear()
     return server
 
 
@@ -85,7 +84,7 @@ def timeless(response: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.proves(PATH, "model", "input", "store", backend="openai")
-def test_a_response_is_whole_and_headers_tell_the_route(served: Gateway, chats: Chats) -> None:
+def test_a_response_is_whole_and_headers_tell_the_route(served: Gateway, chats: ChatScript) -> None:
     answered = ask(served)
     response = answered.json()
     assert answered.headers["x-model-used"] == "echo"
@@ -104,7 +103,7 @@ def test_a_response_is_whole_and_headers_tell_the_route(served: Gateway, chats: 
     assert response["status"] == "completed"
     assert response["store"] is True
     assert response["model"] == "fast"
-    assert response["usage"] == {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
+    assert response["usage"] == {"input_tokens": 31, "output_tokens": 17, "total_tokens": 48}
     (message,) = response["output"]
     assert (message["type"], message["role"], message["status"]) == ("message", "assistant", "completed")
     assert message["content"] == [{"type": "output_text", "text": "Hello", "annotations": [], "logprobs": []}]
@@ -115,7 +114,7 @@ def test_a_response_is_whole_and_headers_tell_the_route(served: Gateway, chats: 
     "safety_identifier", "prompt_cache_key", "service_tier", "metadata", "top_logprobs", "tools", "tool_choice",
     "parallel_tool_calls", "max_tool_calls", "truncation", "include", backend="openai",
 )  # fmt: skip
-def test_fields_reach_the_chat_and_are_told_again(served: Gateway, chats: Chats) -> None:
+def test_fields_reach_the_chat_and_are_told_again(served: Gateway, chats: ChatScript) -> None:
     fields = {
         "temperature": 0.5,
         "top_p": 0.9,
@@ -180,7 +179,7 @@ def test_fields_reach_the_chat_and_are_told_again(served: Gateway, chats: Chats)
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(
-    served: Gateway, chats: Chats, fields: dict[str, Any], param: str
+    served: Gateway, chats: ChatScript, fields: dict[str, Any], param: str
 ) -> None:
     refused = ask(served, **fields) if "input" not in fields else ask(served, fields["input"])
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param), refused.text
@@ -188,7 +187,7 @@ def test_what_cannot_be_done_is_refused_by_name(
 
 
 @pytest.mark.proves(PATH, "messages", "max_tokens", backend="openai")
-def test_messages_instead_of_input(served: Gateway, chats: Chats) -> None:
+def test_messages_instead_of_input(served: Gateway, chats: ChatScript) -> None:
     said = [
         {"role": "system", "content": "S"},
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x"}}]},
@@ -204,7 +203,7 @@ def test_messages_instead_of_input(served: Gateway, chats: Chats) -> None:
 
 
 @pytest.mark.proves(PATH, "stream", "stream_options.include_usage", backend="openai")
-def test_events_of_a_text_in_their_order(served: Gateway, chats: Chats) -> None:
+def test_events_of_a_text_in_their_order(served: Gateway, chats: ChatScript) -> None:
     events = stream(served, stream_options={"include_usage": True})
     assert types(events) == [
         "created", "in_progress", "output_item.added", "content_part.added", "output_text.delta", "output_text.delta",
@@ -217,13 +216,13 @@ def test_events_of_a_text_in_their_order(served: Gateway, chats: Chats) -> None:
     places = {(event["item_id"], event["output_index"], event["content_index"]) for event in events[3:8]}
     assert places == {(events[2]["item"]["id"], 0, 0)}
     last = events[-1]["response"]
-    assert last["usage"] == {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
+    assert last["usage"] == {"input_tokens": 31, "output_tokens": 17, "total_tokens": 48}
     assert served.client.get(f"{PATH}/{last['id']}").json() == last
     assert timeless(last) == timeless(answer(served))
 
 
 @pytest.mark.proves(PATH, "stream", "tools", backend="openai")
-def test_parallel_calls_keep_their_place_and_their_bytes(served: Gateway, chats: Chats) -> None:
+def test_parallel_calls_keep_their_place_and_their_bytes(served: Gateway, chats: ChatScript) -> None:
     calls = [
         {"index": n, "id": f"call_{n}", "type": "function", "function": {"name": name, "arguments": ""}}
         for n, name in enumerate(("f", "g"))
@@ -254,7 +253,7 @@ def test_parallel_calls_keep_their_place_and_their_bytes(served: Gateway, chats:
 @pytest.mark.proves(PATH, "reasoning.summary", "reasoning.generate_summary", "stream", backend="openai")
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
 @pytest.mark.parametrize("wanted", [None, "summary", "generate_summary"])
-def test_reasoning_is_an_item_of_its_own(served: Gateway, chats: Chats, field: str, wanted: str | None) -> None:
+def test_reasoning_is_an_item_of_its_own(served: Gateway, chats: ChatScript, field: str, wanted: str | None) -> None:
     chats.answers.append([delta({field: "I "}), delta({field: "think."}), *words("So.")])
     events = stream(served, reasoning={wanted: "auto"} if wanted else None)
     reasoning, message = events[-1]["response"]["output"]
@@ -279,7 +278,7 @@ def test_reasoning_is_an_item_of_its_own(served: Gateway, chats: Chats, field: s
 @pytest.mark.parametrize(
     ("finish_reason", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
 )
-def test_an_answer_cut_short_is_incomplete(served: Gateway, chats: Chats, finish_reason: str, reason: str) -> None:
+def test_an_answer_cut_short_is_incomplete(served: Gateway, chats: ChatScript, finish_reason: str, reason: str) -> None:
     chats.answers.append(list(words("Hal", finish_reason=finish_reason)))
     events = stream(served)
     assert events[-1]["type"] == "response.incomplete"
@@ -291,7 +290,7 @@ def test_an_answer_cut_short_is_incomplete(served: Gateway, chats: Chats, finish
 
 
 @pytest.mark.proves(PATH, "text.format", backend="openai")
-def test_structured_output_is_asked_for_as_in_a_chat(served: Gateway, chats: Chats) -> None:
+def test_structured_output_is_asked_for_as_in_a_chat(served: Gateway, chats: ChatScript) -> None:
     wanted = {"name": "n", "schema": {"type": "object"}, "strict": True}
     response = answer(served, text={"format": {"type": "json_schema", **wanted}})
     assert chats.requests[-1]["response_format"] == {"type": "json_schema", "json_schema": wanted}
@@ -301,7 +300,7 @@ def test_structured_output_is_asked_for_as_in_a_chat(served: Gateway, chats: Cha
 
 
 @pytest.mark.proves(PATH, "top_logprobs", "include", backend="openai")
-def test_logprobs(served: Gateway, chats: Chats) -> None:
+def test_logprobs(served: Gateway, chats: ChatScript) -> None:
     entry = {"token": "Hi", "bytes": [72, 105], "logprob": -0.5}
     content = {"content": [{**entry, "top_logprobs": [entry]}]}
     chats.answers.append([delta({"content": "Hi"}, logprobs=content), delta({}, "stop")])
@@ -314,7 +313,7 @@ def test_logprobs(served: Gateway, chats: Chats) -> None:
 
 
 @pytest.mark.proves(PATH, "stream_options.include_obfuscation", backend="openai")
-def test_obfuscation_pads_deltas_when_asked(served: Gateway, chats: Chats) -> None:
+def test_obfuscation_pads_deltas_when_asked(served: Gateway, chats: ChatScript) -> None:
     chats.answers += [list(words("a", "bcd")), list(words("a", "bcd"))]
     deltas = [event for event in stream(served) if "delta" in event]
     assert not any("obfuscation" in event for event in deltas)
@@ -323,7 +322,7 @@ def test_obfuscation_pads_deltas_when_asked(served: Gateway, chats: Chats) -> No
 
 
 @pytest.mark.proves(PATH, "previous_response_id", "instructions", "store", backend="openai")
-def test_a_conversation_goes_on(served: Gateway, chats: Chats) -> None:
+def test_a_conversation_goes_on(served: Gateway, chats: ChatScript) -> None:
     chats.answers += [completion({"content": "One."}), completion({"content": "Two."})]
     first = answer(served, "1", instructions="Not carried over.")
     second = answer(served, "2", previous_response_id=first["id"])
@@ -352,7 +351,7 @@ def test_a_conversation_goes_on(served: Gateway, chats: Chats) -> None:
 
 
 @pytest.mark.proves(PATH, "previous_response_id", "store", backend="openai", refused=True)
-def test_what_is_not_kept_cannot_be_gone_on_with(served: Gateway, chats: Chats) -> None:
+def test_what_is_not_kept_cannot_be_gone_on_with(served: Gateway, chats: ChatScript) -> None:
     gone = answer(served, store=False)
     assert gone["store"] is False
     for response_id in (gone["id"], "resp_nope"):
@@ -367,7 +366,7 @@ def test_what_is_not_kept_cannot_be_gone_on_with(served: Gateway, chats: Chats) 
 
 
 @pytest.mark.proves(PATH, "input", "tools", backend="openai")
-def test_a_round_of_tools_by_items_and_by_reference(served: Gateway, chats: Chats) -> None:
+def test_a_round_of_tools_by_items_and_by_reference(served: Gateway, chats: ChatScript) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     chats.answers.append(completion({"content": None, "tool_calls": [call]}, "tool_calls"))
     first = answer(served, "Weather?", tools=[TOOL])
@@ -388,13 +387,13 @@ def test_a_round_of_tools_by_items_and_by_reference(served: Gateway, chats: Chat
 
 
 @pytest.mark.proves(PATH, "input", backend="openai", refused=True)
-def test_a_reference_to_nothing_is_a_404(served: Gateway, chats: Chats) -> None:
+def test_a_reference_to_nothing_is_a_404(served: Gateway, chats: ChatScript) -> None:
     item_id = answer(served, store=False)["output"][0]["id"]
     refused = ask(served, [{"type": "item_reference", "id": item_id}])
     assert (refused.status_code, refused.json()["error"]["param"]) == (404, "input")
 
 
-def test_another_token_sees_nothing_of_it(served: Gateway, chats: Chats) -> None:
+def test_another_token_sees_nothing_of_it(served: Gateway, chats: ChatScript) -> None:
     mine = answer(served)
     with httpx.Client(
         base_url=served.client.base_url, headers={"Authorization": f"Bearer {OTHER}"}, trust_env=False
@@ -409,7 +408,7 @@ def test_another_token_sees_nothing_of_it(served: Gateway, chats: Chats) -> None
     assert served.client.get(f"{PATH}/{mine['id']}").json() == mine
 
 
-def test_a_conversation_that_grows_too_long_is_refused(served: Gateway, chats: Chats) -> None:
+def test_a_conversation_that_grows_too_long_is_refused(served: Gateway, chats: ChatScript) -> None:
     text = "x" * 900_000
     previous: dict[str, str] = {}
     for _ in range(4):
@@ -421,7 +420,7 @@ def test_a_conversation_that_grows_too_long_is_refused(served: Gateway, chats: C
 
 
 @pytest.mark.parametrize("query", ["stream=true", "include=web_search_call.results", "include[]=x"])
-def test_a_stored_response_is_given_whole(served: Gateway, chats: Chats, query: str) -> None:
+def test_a_stored_response_is_given_whole(served: Gateway, chats: ChatScript, query: str) -> None:
     path = f"{PATH}/{answer(served)['id']}"
     refused = served.client.get(f"{path}?{query}")
     assert refused.status_code == 400
@@ -429,7 +428,7 @@ def test_a_stored_response_is_given_whole(served: Gateway, chats: Chats, query: 
     assert served.client.get(f"{path}?include[]=message.output_text.logprobs&stream=false").status_code == 200
 
 
-def test_a_backend_that_refuses_before_the_stream_is_no_stream(served: Gateway, chats: Chats) -> None:
+def test_a_backend_that_refuses_before_the_stream_is_no_stream(served: Gateway, chats: ChatScript) -> None:
     chats.answers.append(404)
     refused = ask(served, stream=True)
     assert (refused.status_code, refused.json()["error"]["message"]) == (404, "no such thing")
@@ -445,7 +444,7 @@ def test_a_backend_that_refuses_before_the_stream_is_no_stream(served: Gateway, 
     ],
     ids=["dies", "tells of an error", "content is no text", "calls are no list"],
 )
-def test_a_backend_that_fails_in_the_stream(served: Gateway, chats: Chats, broken: list[Any]) -> None:
+def test_a_backend_that_fails_in_the_stream(served: Gateway, chats: ChatScript, broken: list[Any]) -> None:
     chats.answers.append([delta({"content": "Half"}), *broken])
     events = stream(served)
     assert types(events[-2:]) == ["error", "failed"]
@@ -458,32 +457,32 @@ def test_a_backend_that_fails_in_the_stream(served: Gateway, chats: Chats, broke
     assert served.client.get(f"{PATH}/{response['id']}").status_code == 404
 
 
-def test_a_whole_answer_that_is_none_is_a_502(served: Gateway, chats: Chats) -> None:
+def test_a_whole_answer_that_is_none_is_a_502(served: Gateway, chats: ChatScript) -> None:
     chats.answers.append({"object": "chat.completion", "choices": []})
     assert ask(served).status_code == 502
 
 
-def test_a_backend_that_does_not_stream_is_streamed_from(served: Gateway, chats: Chats) -> None:
+def test_a_backend_that_does_not_stream_is_streamed_from(served: Gateway, chats: ChatScript) -> None:
     chats.answers.append(completion({"content": "Hello"}))
     events = stream(served)
     assert [event["delta"] for event in events if "delta" in event] == ["Hello"]
     assert events[-1]["response"]["usage"]["total_tokens"] == USAGE["total_tokens"]
 
 
-def test_a_client_that_leaves_ends_the_work_and_leaves_nothing(served: Gateway, chats: Chats) -> None:
+def test_a_client_that_leaves_ends_the_work_and_leaves_nothing(served: Gateway, chats: ChatScript) -> None:
     chats.answers.append([delta({"content": "Half"}), HANG])
     with served.client.stream("POST", PATH, json={"model": "fast", "input": "Hi", "stream": True}) as answered:
         lines = answered.iter_lines()
         assert next(lines) == "event: response.created"
         data = next(lines)
-    assert chats.left.wait(5)
+    chats.wait_for(1, left=True)
     response_id = json.loads(data.removeprefix("data: "))["response"]["id"]
     entry = served.log_entry(lambda entry: entry.get("abort_reason") == "client_disconnected")
     assert entry["path"] == PATH
     assert served.client.get(f"{PATH}/{response_id}").status_code == 404
 
 
-def test_numbers_of_any_size_survive_the_store(served: Gateway, chats: Chats) -> None:
+def test_numbers_of_any_size_survive_the_store(served: Gateway, chats: ChatScript) -> None:
     big = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 10**30}}}
     response = answer(served, tools=[{**TOOL, "parameters": big}])
     assert response["tools"][0]["parameters"] == big
@@ -493,7 +492,7 @@ def test_numbers_of_any_size_survive_the_store(served: Gateway, chats: Chats) ->
     assert answer(served, previous_response_id=response["id"])["status"] == "completed"
 
 
-def test_kept_across_a_restart_until_it_expires(tmp_path: Path, chats: Chats) -> None:
+def test_kept_across_a_restart_until_it_expires(tmp_path: Path, chats: ChatScript) -> None:
     write_files(tmp_path, chats.url)
     with gateway(tmp_path) as running:
         kept = answer(running)
@@ -519,7 +518,7 @@ def ids(home: Path) -> set[str]:
         connection.close()
 
 
-def test_beyond_its_size_the_oldest_go(tmp_path: Path, chats: Chats) -> None:
+def test_beyond_its_size_the_oldest_go(tmp_path: Path, chats: ChatScript) -> None:
     write_files(tmp_path, chats.url)
     with gateway(tmp_path, RESPONSES_MAX_BYTES="25000") as running:
         kept = [answer(running, "y" * 6_000)["id"] for _ in range(5)]
@@ -529,7 +528,7 @@ def test_beyond_its_size_the_oldest_go(tmp_path: Path, chats: Chats) -> None:
         assert running.client.get(f"{PATH}/{kept[-1]}").status_code == 200
 
 
-def test_a_store_that_cannot_write_loses_no_answer(tmp_path: Path, chats: Chats) -> None:
+def test_a_store_that_cannot_write_loses_no_answer(tmp_path: Path, chats: ChatScript) -> None:
     write_files(tmp_path, chats.url)
     with gateway(tmp_path) as running:
         kept = answer(running)

@@ -18,7 +18,7 @@ from gateway.upstream.adapters.base import AnswerError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.gateway.chats import Chunk, completion, delta, usage_chunk
+from tests.gateway.chat_script import Chunk, completion, delta, usage_chunk
 
 RESPONSE_ID = "resp_" + "0" * 32
 JSON: st.SearchStrategy[Any] = st.recursive(
