@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import math
 import struct
 import wave
@@ -96,7 +97,17 @@ class SpeechServer(Upstream):
         wanted = "json" if model == "always-json" else field(seen, "response_format").lower() or "json"
         if await _fail(model, reader, writer):
             return
-        if field(seen, "stream") == "true" and model != "always-json":
+        if model.startswith("unframed"):
+            await _until_closed(writer, field(seen, "stream") == "true", wanted, is_cut=model == "unframed-cut")
+        elif model == "half-event":
+            await _stream(writer, b"text/event-stream", *EVENTS[:2], EVENTS[2][:-9])
+        elif model == "no-last-event":
+            await _stream(writer, b"text/event-stream", *EVENTS[:2])
+        elif model == "no-blank-line":
+            await _stream(writer, b"text/event-stream", *EVENTS[:2], EVENTS[2].rstrip())
+        elif model == "no-events":
+            await _stream(writer, b"text/event-stream")
+        elif field(seen, "stream") == "true" and model != "always-json":
             await _stream(writer, b"text/event-stream", *EVENTS)
         elif wanted == "json":
             await _answer(writer, 200, {"text": TRANSCRIPT, "usage": {"type": "duration", "seconds": 2}})
@@ -138,6 +149,18 @@ async def _stream(writer: asyncio.StreamWriter, content_type: bytes, *pieces: by
             await _chunk(writer, piece[at : at + PIECE])
             await asyncio.sleep(0)
     await _write(writer, b"0\r\n\r\n")
+
+
+async def _until_closed(writer: asyncio.StreamWriter, as_events: bool, wanted: str, *, is_cut: bool) -> None:
+    """An answer without a length: only the connection's end tells its end, also where it was cut."""
+    if as_events:
+        media, body = "text/event-stream", b"".join(EVENTS[:2] if is_cut else EVENTS)
+    elif wanted == "json":
+        media, body = "application/json", json.dumps({"text": TRANSCRIPT}).encode()[: -2 if is_cut else None]
+    else:
+        media, body = "text/plain", TRANSCRIPT.encode()
+    await _write(writer, f"HTTP/1.1 200 OK\r\nContent-Type: {media}\r\nConnection: close\r\n\r\n".encode() + body)
+    raise ConnectionResetError
 
 
 def field(seen: Seen, name: str) -> str:

@@ -368,6 +368,32 @@ def test_a_stream_passes_byte_for_byte(speaking: Gateway, server: SpeechServer) 
     assert field(server.seen[0], "stream") == "true"
 
 
+@pytest.mark.parametrize("model", ["half-event", "unframed-cut", "no-events"])
+def test_a_stream_that_ends_too_early_is_not_taken_for_whole(speaking: Gateway, model: str) -> None:
+    *deltas, error = events(write_down(speaking, model, stream="true"))
+    assert [delta["delta"] for delta in deltas] == ([] if model == "no-events" else ["The quick", " brown fox."])
+    assert error["error"]["code"] == "upstream_closed"
+    wait_until_idle(speaking)
+
+
+@pytest.mark.parametrize(
+    ("model", "passed"), [("unframed", EVENTS), ("no-blank-line", EVENTS), ("no-last-event", EVENTS[:2])]
+)
+def test_whole_streams_that_end_in_other_ways(speaking: Gateway, model: str, passed: tuple[bytes, ...]) -> None:
+    assert write_down(speaking, model, stream="true").content == b"".join(passed)
+
+
+def test_a_transcript_whose_end_nothing_tells(speaking: Gateway) -> None:
+    """JSON tells its own end, a text does not."""
+    assert write_down(speaking, "unframed").json() == {"text": TRANSCRIPT}
+    for model, wanted, code in (
+        ("unframed-cut", "json", "upstream_error"),
+        ("unframed", "text", "upstream_closed"),
+    ):
+        answer = write_down(speaking, model, response_format=wanted)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, code)
+
+
 @pytest.mark.proves(TRANSCRIPTIONS, "stream", "response_format", backend="speech")
 def test_a_backend_that_knows_only_json(speaking: Gateway) -> None:
     delta, done = events(write_down(speaking, "always-json", stream="true"))

@@ -23,8 +23,8 @@ from gateway.upstream.adapters import speech
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.adapters.paths import below
 from gateway.upstream.failures import refused
-from gateway.upstream.http1 import Response, UpstreamTimeout
-from gateway.upstream.sse import EventCutter, EventTooLong
+from gateway.upstream.http1 import Response, UpstreamClosed, UpstreamTimeout
+from gateway.upstream.sse import EventCutter, EventTooLong, is_sound, parse_event, split_events
 from gateway.upstream.usage import usage_in
 
 T = TypeVar("T")
@@ -242,8 +242,11 @@ class AudioHandler:
             await _pass_events(exchange, response, headers)
             return
         body = await response.read(self._limit)
-        exchange.usage = usage_in(body) if declared.startswith("application/json") else None
-        if as_events and declared.startswith("application/json"):
+        is_json = declared.startswith("application/json")
+        if response.ends_unframed and not is_json:
+            raise UpstreamClosed("nothing tells whether the transcript is whole", sent_first_byte=True)
+        exchange.usage = usage_in(body) if is_json else None
+        if as_events and is_json:
             events = speech.transcript_events(body)
             await exchange.start_stream(EVENTS_TYPE, headers)
             await exchange.stream(events)
@@ -282,9 +285,24 @@ async def _pass_events(exchange: Exchange, response: Response, headers: Headers)
                 await exchange.stream(events)
     except EventTooLong:
         raise AnswerError("an event without end") from None
-    if rest := cutter.rest():
-        await exchange.stream(rest + b"\n\n")
+    rest = cutter.rest()
+    _check_end(response, cutter, rest)
+    if rest:
+        exchange.usage = usage_in(rest) or exchange.usage
+        await exchange.stream(rest + (b"\n" if rest.endswith(b"\n") else b"\n\n"))
     await exchange.end_stream()
+
+
+def _check_end(response: Response, cutter: EventCutter, rest: bytes) -> None:
+    """At the clean end of a stream of audio or words; raises UpstreamClosed where it may not be all of it.
+
+    The last event of OpenAI's is `….done`; other servers' may be anything, also plain words, but whole.
+    """
+    events = [parse_event(event) or {} for event in split_events(cutter.last)]
+    if cutter.is_done or any(str(event.get("type")).endswith(".done") for event in events):
+        return
+    if not cutter.last or response.ends_unframed or (rest and not is_sound(rest)):
+        raise UpstreamClosed("the stream ended before its last event", sent_first_byte=True)
 
 
 async def _audio_as_events(exchange: Exchange, response: Response, head: bytes, headers: Headers) -> None:
