@@ -95,7 +95,7 @@ def fleet(
     """One gateway in front of real model servers of several kinds and the scripted one."""
     records = {
         "tools@here": record("tools", caller.url),
-        "llamacpp@here": record("llamacpp", llamacpp, "chat", "completions"),
+        "llamacpp@here": record("llamacpp", llamacpp, "chat", "completions", protocol="llamacpp"),
         "mlx@here": record("mlx", mlx.url, "chat", "completions"),
         "litellm@here": record("litellm", litellm.url, "chat", "completions", api_key=servers.LITELLM_KEY),
     }

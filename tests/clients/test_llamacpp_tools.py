@@ -44,6 +44,34 @@ def test_a_whole_round_as_streams(fleet_client: openai.OpenAI) -> None:
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
+@pytest.mark.proves("/v1/chat/completions", "tool_choice", "tools", backend="llamacpp")
+@pytest.mark.parametrize("name", ["get_weather", "get_time"])
+def test_a_call_of_the_function_that_is_named(fleet_client: openai.OpenAI, name: str) -> None:
+    """llama.cpp itself takes the object for `auto`; the conversation's calls are all of get_weather."""
+    other = {"type": "function", "function": {**TOOLS[0]["function"], "name": "get_time"}}
+    request = {**REQUEST, "tools": [*TOOLS, other]}
+    choice: Any = {"type": "function", "function": {"name": name}}
+    answer = fleet_client.chat.completions.create(messages=[*EARLIER, QUESTION], tool_choice=choice, **request)
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == name
+
+
+@pytest.mark.proves("/v1/chat/completions", "tool_choice", backend="llamacpp", refused=True)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"type": "function", "function": {"name": "other"}},
+        {"type": "function"},
+        {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": TOOLS}},
+    ],
+)
+def test_a_choice_that_names_no_function_is_refused(fleet_client: openai.OpenAI, choice: Any) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        fleet_client.chat.completions.create(messages=[QUESTION], tool_choice=choice, **REQUEST)
+    assert raised.value.param == "tool_choice"
+
+
 def test_no_call_where_none_is_wanted(fleet_client: openai.OpenAI) -> None:
     answer = fleet_client.chat.completions.create(messages=[*EARLIER, QUESTION], tool_choice="none", **REQUEST)
     assert not answer.choices[0].message.tool_calls

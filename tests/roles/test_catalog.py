@@ -57,6 +57,7 @@ def test_one_backend_per_host_of_the_group_local_by_loopback_remote_by_address()
     }
     assert made["llamacpp@studio"] == {
         "class": "llamacpp",
+        "protocol": "llamacpp",
         "base_url": "http://10.10.22.20:8088/v1",
         "description": CATALOG["llamacpp"]["description"],
         "supported_capabilities": ["chat", "completions"],

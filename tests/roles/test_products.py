@@ -165,6 +165,7 @@ def test_the_gateway_from_a_bare_host_to_a_converged_one(project: Project) -> No
 
 LLAMACPP = {
     "class": "llamacpp",
+    "protocol": "llamacpp",
     "description": "llama.cpp with a small model inside, the default on every machine",
     "supported_capabilities": ["chat", "completions"],
     "concurrency_limits": {"chat": 4, "completions": 4},

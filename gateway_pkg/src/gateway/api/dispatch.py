@@ -13,9 +13,9 @@ import orjson
 
 from gateway.http.errors import ApiError
 from gateway.http.exchange import ClientGone, Exchange
-from gateway.routing.body import dump, within_limits
+from gateway.routing.body import dump, with_one_tool, within_limits
 from gateway.routing.policy import Facts
-from gateway.routing.registry import Registry, Route, Slots, overloaded
+from gateway.routing.registry import Backend, Registry, Route, Slots, overloaded
 from gateway.settings import Settings
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.errors import PoolExhausted, UpstreamError
@@ -193,6 +193,7 @@ class Dispatcher:
         if slots.adapter is not None:
             path, body = slots.adapter.request(slots.capability, request, _model(exchange))
             return self.post(exchange, slots, backend.origin.prefix + path, backend.request_headers, body)
+        body = as_understood(backend, request, body)
         if self.tracer is not None:
             return self.post(exchange, slots, slots.target, backend.request_headers, body)
         return backend.pool.request(b"POST", slots.target, backend.request_headers, body)
@@ -325,6 +326,13 @@ class Call:
         check_end(self._response, cutter)
         if rest:
             yield rest
+
+
+def as_understood(backend: Backend, request: Mapping[str, Any], body: bytes) -> bytes:
+    """The chat for a backend without an adapter. llama.cpp would take an object `tool_choice` for `auto`."""
+    if isinstance(request.get("tool_choice"), dict) and backend.record.protocol == "llamacpp":
+        return with_one_tool(body)
+    return body
 
 
 def check_end(response: Response, cutter: EventCutter) -> None:

@@ -9,7 +9,7 @@ from uuid import uuid4
 import orjson
 from pydantic import TypeAdapter
 
-from gateway.api.dispatch import EVENTS_TYPE, Call, Dispatcher
+from gateway.api.dispatch import EVENTS_TYPE, Call, Dispatcher, as_understood
 from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, Handler, parse
 from gateway.api.schemas import events
 from gateway.http.errors import ApiError, ErrorShape
@@ -168,7 +168,10 @@ class _Handlers:
                 raise _cannot_count(route)
             asked = dump({**chat, "model": route.decision.model})
             slots, response = await self._dispatcher.ask(
-                exchange, route, slots, lambda slots: self._ask_for_count(exchange, slots, asked)
+                exchange,
+                route,
+                slots,
+                lambda slots: self._ask_for_count(exchange, slots, as_understood(slots.backend, chat, asked)),
             )
             try:
                 body = await response.read(self._dispatcher.max_response_bytes)

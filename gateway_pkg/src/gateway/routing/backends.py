@@ -22,10 +22,11 @@ from gateway.upstream.origin import is_address
 HINT = "set GATEWAY_BACKENDS_PATH or pass --backends FILE"
 NO_BACKENDS = "or OLLAMA_BASE_URL, MLX_BASE_URL to a server's address"
 Capability = Literal["chat", "completions", "embeddings", "rerank", "images", "tts", "transcription", "music"]
-Protocol = Literal["openai", "ollama", "a1111", "comfyui", "invokeai", "nexa", "heartmula"]
-# What each protocol has an adapter for; openai's own routes go through as they come.
+Protocol = Literal["openai", "llamacpp", "ollama", "a1111", "comfyui", "invokeai", "nexa", "heartmula"]
+# What each protocol has an adapter for; openai's own routes go through as they come, also to llama.cpp.
 SPOKEN: Mapping[str, frozenset[str]] = {
     "openai": frozenset({"chat", "completions", "embeddings", "rerank", "images", "tts", "transcription"}),
+    "llamacpp": frozenset({"chat", "completions", "embeddings", "rerank"}),
     "ollama": frozenset({"chat", "completions", "embeddings"}),
     "a1111": frozenset({"images"}),
     "comfyui": frozenset({"images"}),
@@ -74,6 +75,8 @@ class PayloadPolicy(BaseModel):
 
 class BackendRecord(BaseModel):
     """One backend: a server that speaks `protocol`; OpenAI's API is below `base_url`, the others' below its host.
+
+    `llamacpp` is OpenAI's, but for the words in which one function is asked for.
 
     `stream_usage`: whether it understands `stream_options`, and so can tell a stream's usage.
     """

@@ -51,6 +51,22 @@ def dump(content: Mapping[str, Any]) -> bytes:
         return json.dumps(content, separators=(",", ":")).encode()
 
 
+def with_one_tool(body: bytes) -> bytes:
+    """A chat whose `tool_choice` is an object, in other words: `required`, and no tool but the one that it names.
+
+    Raises:
+        ApiError: 400, it names no function of `tools`.
+    """
+    content = json.loads(body)
+    choice = content["tool_choice"]
+    for tool in content.get("tools") or ():
+        function = tool.get("function")
+        if isinstance(function, dict) and choice == {"type": "function", "function": {"name": function.get("name")}}:
+            return dump({**content, "tools": [tool], "tool_choice": "required"})
+    problem = "'tool_choice': an object must name one function of 'tools' on this backend"
+    raise ApiError(400, problem, param="tool_choice", code="invalid_value")
+
+
 def ask_for_usage(body: bytes, request: Mapping[str, Any]) -> bytes:
     """A stream's request that makes the backend tell the usage at the end, whatever the client asked for."""
     options = request.get("stream_options")
