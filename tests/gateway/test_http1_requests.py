@@ -42,6 +42,8 @@ def test_request_goes_out_as_given_with_host_and_length(run: Run) -> None:
         (b"GET", b"/#x", b""),
         (b"GET", b"/\xc3\xa4", b""),
         (b"GET", b"/", b"x: y"),
+        (b"GET", b"/", b"x:"),
+        (b"GET", b"/", b"a: b\r\nx:"),
         (b"GET", b"/", b"x: y\n"),
         (b"GET", b"/", b"x: y\r\n\r\n"),
         (b"GET", b"/", b"x: y\rz: a\r\n"),

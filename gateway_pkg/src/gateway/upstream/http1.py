@@ -40,8 +40,9 @@ __all__ = [
 
 _METHOD = re.compile(rb"[A-Z][A-Z-]*")
 _TARGET = re.compile(rb"/[!\"$-~]*")  # visible ASCII without the '#' of a fragment
+# No possessive quantifiers: Python before 3.11.5 matches with them what does not match (CPython's gh-106052).
 _HEADER_LINES = re.compile(
-    rb"(?:(?!(?i:host|content-length|transfer-encoding):)[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t -~\x80-\xff]*+\r\n)*+"
+    rb"(?:(?!(?i:host|content-length|transfer-encoding):)[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*\r\n)*"
 )
 
 
