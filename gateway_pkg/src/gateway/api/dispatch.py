@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 JSON_TYPE = b"application/json"
 EVENTS_TYPE = b"text/event-stream"
-NDJSON_TYPE = b"application/x-ndjson"
 
 
 class Admitted:

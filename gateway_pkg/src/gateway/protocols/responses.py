@@ -221,11 +221,6 @@ def to_chat(request: Mapping[str, Any], items: Iterable[Item]) -> dict[str, Any]
     return chat
 
 
-def as_input(output: Iterable[Item]) -> list[Item]:
-    """A response's output as the input of the next."""
-    return [{name: value for name, value in item.items() if name != "encrypted_content"} for item in output]
-
-
 def _item(item: Item, param: str, new_id: NewId) -> Item:
     kind = item.get("type") or ("message" if "role" in item else "item_reference")
     reader = _READERS.get(kind) if isinstance(kind, str) else None

@@ -211,7 +211,6 @@ def implied_records(settings: Settings) -> dict[str, BackendRecord]:
             "protocol": "ollama",
             "supported_capabilities": chat,
             "concurrency_limits": {"chat": 4, "embeddings": 4},
-            "health": {"liveness": "/api/version", "readiness": "/api/version"},
         },
         "mlx_base_url": {
             "class": "mlx",

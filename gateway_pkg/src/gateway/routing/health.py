@@ -114,8 +114,8 @@ class Prober:
 
     async def _list_models(self, backend: Backend) -> None:
         if backend.record.protocol == "ollama":
-            models = ollama.models(await self._get(backend, "/api/tags"))[:MODELS_MAX]
-            backend.loaded = ollama.loaded(await self._get(backend, "/api/ps"))
+            models = ollama.models(await self._get(backend, ollama.MODELS_PATH))[:MODELS_MAX]
+            backend.loaded = ollama.loaded(await self._get(backend, ollama.LOADED_PATH))
         elif MODEL_CAPABILITIES & backend.slots.keys():
             models = _openai_models(await self._get(backend, backend.origin.prefix.decode() + "/models"))
         else:

@@ -19,9 +19,8 @@ from gateway.upstream.ndjson import LineCutter, LineTooLong
 
 Json = dict[str, Any]
 
-LIVENESS_PATH = b"/api/version"
-MODELS_PATH = b"/api/tags"
-LOADED_PATH = b"/api/ps"
+MODELS_PATH = "/api/tags"
+LOADED_PATH = "/api/ps"
 DONE = b"data: [DONE]\n\n"
 QUOTED_CHARS = 500
 COUNT_MAX = 2**53  # beyond it a number of tokens is none
