@@ -6,19 +6,15 @@ The JavaScript one's tests are in js-ollama/, in its own language.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import ollama
 import pytest
 
+from tests.clients.javascript import node_test
 from tests.doubles.ollama import Ollama
 from tests.doubles.ollama import ollama as ollama_double
 
-JS = Path(__file__).parent / "js-ollama"
 USER = [{"role": "user", "content": "Say hello."}]
 LIBRARY = "registry.ollama.ai/library"
 SHORT = {"num_predict": 8, "temperature": 0}
@@ -150,24 +146,4 @@ def test_an_error_within_a_stream(client: ollama.Client) -> None:
 
 
 def test_the_javascript_client(double: Ollama) -> None:
-    if shutil.which("npm") is None:
-        pytest.skip("node and npm are missing; type: sudo apt-get install nodejs npm")
-    there, lock = JS / "node_modules" / ".package-lock.json", JS / "package-lock.json"
-    if not there.exists() or there.stat().st_mtime < lock.stat().st_mtime:
-        run("npm", "ci", "--no-fund", "--no-audit")
-        there.touch()
-    run("node", "--test", "ollama.test.mjs", OLLAMA_URL=double.url)
-
-
-def run(*argv: str, **environment: str) -> None:
-    done = subprocess.run(
-        argv,
-        cwd=JS,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+    node_test("js-ollama", "ollama.test.mjs", OLLAMA_URL=double.url)

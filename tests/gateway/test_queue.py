@@ -144,6 +144,20 @@ def test_who_leaves_in_the_moment_of_its_turn_passes_the_slot_on(run: Run) -> No
     in_line(run, test)
 
 
+def test_a_slot_that_comes_free_while_one_leaves_goes_to_the_next(run: Run) -> None:
+    async def test(line: Line) -> None:
+        await line.join("leaves", "a")
+        line.tasks["leaves"].cancel()  # cancelled, and not run since
+        line.slots.release()
+        await line.join("comes", "b")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert line.served == ["comes"]
+        assert line.slots.inflight == 1
+
+    in_line(run, test)
+
+
 def test_a_free_slot_is_not_taken_past_those_who_wait(run: Run) -> None:
     async def test(line: Line) -> None:
         await line.join("first", "a")

@@ -9,15 +9,13 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from gateway.http.errors import ApiError
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.routing.body import dump, with_one_tool, within_limits
 from gateway.routing.policy import Facts
 from gateway.routing.registry import Backend, Registry, Route, Slots, overloaded
 from gateway.settings import Settings
-from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.adapters.base import AnswerError, json_object
 from gateway.upstream.errors import PoolExhausted, UpstreamError
 from gateway.upstream.failures import failure, refused, told_in_200, wrong_answer
 from gateway.upstream.http1 import ConnectFailed, Response, UpstreamClosed
@@ -365,17 +363,6 @@ def _text(content: Any) -> str:
     parts = content if isinstance(content, list) else ()
     texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
     return "\n".join(text for text in texts if isinstance(text, str))
-
-
-def json_object(body: bytes) -> dict[str, Any]:
-    """A whole answer; raises AnswerError."""
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise AnswerError("it sent no JSON") from None
-    if not isinstance(content, dict):
-        raise AnswerError("it sent JSON that is no object")
-    return content
 
 
 def as_chunk(completion: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from gateway.api.dispatch import (
     as_chunk,
     check_end,
     explain,
-    json_object,
 )
 from gateway.api.endpoint import Endpoint, Endpoints, parse
 from gateway.api.schemas import (
@@ -32,7 +31,7 @@ from gateway.api.schemas import (
 from gateway.http.exchange import JSON, ClientGone, Exchange
 from gateway.routing.body import ask_for_usage, set_fields, within_limits
 from gateway.routing.registry import Backend, Route, Slots
-from gateway.upstream.adapters.base import Adapter, AnswerError
+from gateway.upstream.adapters.base import Adapter, AnswerError, json_object
 from gateway.upstream.errors import ConnectFailed, ProtocolViolation, UpstreamClosed, UpstreamError
 from gateway.upstream.failures import refused, told_in_200
 from gateway.upstream.http1 import Response

@@ -59,6 +59,8 @@ class FairQueue:
         if len(self._waiting) >= self.max_waiting:
             raise _overloaded(slots, f"its queue of {self.max_waiting} is full")
         waiter = self._enter(slots, token, priority, model)
+        for one in slots:  # free already, where those in line have just left
+            self.wake(one)
         try:
             async with asyncio.timeout(self.timeout):
                 return await waiter.granted
@@ -74,7 +76,8 @@ class FairQueue:
         while self._waiting and slots.is_free:
             best = None
             for waiter in self._waiting:
-                if slots in waiter.slots:
+                # One that is cancelled stays in line until its task has run.
+                if slots in waiter.slots and not waiter.granted.done():
                     rank = (-waiter.priority, self._rank(waiter, slots), waiter.arrival)
                     if best is None or rank < best[0]:
                         best = rank, waiter

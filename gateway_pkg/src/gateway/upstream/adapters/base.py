@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import orjson
+
 
 class AnswerError(Exception):
     """A backend's answer that is no answer: not of its protocol, cut short, or an error told with status 200."""
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """A whole answer that is a JSON object; raises AnswerError."""
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise AnswerError("it sent no JSON") from None
+    if not isinstance(content, dict):
+        raise AnswerError("it sent JSON that is no object")
+    return content
 
 
 class Outgoing(NamedTuple):

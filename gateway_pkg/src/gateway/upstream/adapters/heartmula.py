@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-import orjson
-
 from gateway.http.errors import ApiError
-from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.adapters.base import AnswerError, json_object
 
 USUAL_DURATION_SEC = 30.0  # the server's, where a request names none
 ANSWER_MAX_BYTES = 1024 * 1024
@@ -50,12 +48,7 @@ def time_limit(request: Mapping[str, Any], least: float) -> float:
 
 def piece(body: bytes) -> dict[str, Any]:
     """The server's answer of status 200, whose `audio_url` ends in a file's name; raises AnswerError."""
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise AnswerError("it sent no JSON") from None
-    if not isinstance(content, dict):
-        raise AnswerError("it sent JSON that is no object")
+    content = json_object(body)
     if content.get("error") or content.get("status") in FAILED:
         raise AnswerError(f"no music: {str(content.get('error') or content.get('message') or content['status'])[:300]}")
     audio_file(content)
