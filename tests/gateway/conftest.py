@@ -127,6 +127,7 @@ def gateway(home: Path, tls: ssl.SSLContext | None = None, **settings: str) -> I
                 _, errors = process.communicate(timeout=20)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.communicate()
                 raise
     assert process.returncode == 0, errors
     assert "Traceback" not in errors, errors

@@ -3,7 +3,6 @@
 import base64
 import json
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,11 @@ from tests.doubles.speech import (
     content,
     field,
 )
-from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.conftest import Gateway, gateway, write_files
+from tests.gateway.sockets import read_until, send
 from tests.gateway.test_leaving import wait_until_idle
 from tests.gateway.upstream import running, upstream
+from tests.gateway.wire import settle
 
 SPEECH = "/v1/audio/speech"
 TTS = "/v1/tts/generations"
@@ -195,20 +196,11 @@ def test_events_that_break_off_end_with_an_error(speaking: Gateway) -> None:
     assert error["error"]["code"] == "upstream_closed"
 
 
-def send(port: int, path: str, model: str) -> socket.socket:
+def begin(port: int, path: str, model: str) -> socket.socket:
     """A request on a connection of its own, not waited for."""
     if path == TRANSCRIPTIONS:
-        request = httpx.Request("POST", "http://x", data={"model": model}, files=FILE)
-        body, kind = request.read(), request.headers["content-type"]
-    else:
-        body, kind = json.dumps({"model": model, "input": "Hi"}).encode(), "application/json"
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
-        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
-    connection.sendall(head.encode() + body)
-    return connection
+        return send(port, path, data={"model": model}, files=FILE)
+    return send(port, path, {"model": model, "input": "Hi"})
 
 
 @pytest.mark.parametrize(
@@ -217,24 +209,18 @@ def send(port: int, path: str, model: str) -> socket.socket:
     ids=["before the first byte", "mid-stream", "transcription"],
 )
 def test_backend_sees_its_client_leave(speaking: Gateway, server: SpeechServer, path: str, model: str) -> None:
-    connection = send(speaking.port, path, model)
-    server.wait_for(1)
-    if model == "hang-mid":
-        assert b"RIFF" in connection.recv(65536)
-    connection.close()
+    with begin(speaking.port, path, model) as connection:
+        server.wait_for(1)
+        if model == "hang-mid":
+            read_until(connection, b"RIFF")
     server.wait_for(1, left=True)
     wait_until_idle(speaking)
 
 
 def test_nothing_is_taken_from_a_backend_that_its_client_does_not_take(speaking: Gateway, server: SpeechServer) -> None:
-    connection = send(speaking.port, SPEECH, "endless")
-    assert connection.recv(10)
-    before = -1
-    while server.sent != before:
-        before = server.sent
-        assert before < 64_000_000, "more than the buffers of sockets hold"
-        time.sleep(0.2)
-    connection.close()
+    with begin(speaking.port, SPEECH, "endless") as connection:
+        assert connection.recv(10)
+        assert settle(lambda: server.sent) < 64_000_000, "more than the buffers of sockets hold"
     server.wait_for(1, left=True)
     wait_until_idle(speaking)
 
@@ -251,12 +237,11 @@ def test_what_does_not_begin_in_time_is_a_504(tmp_path: Path, server: SpeechServ
 def test_a_slot_is_held_until_the_last_byte(tmp_path: Path, server: SpeechServer) -> None:
     write_files(tmp_path, server.url, supported_capabilities=CAPABILITIES, concurrency_limits={"tts": 1})
     with gateway(tmp_path, **CLASSES) as served:
-        connection = send(served.port, SPEECH, "hang-mid")
-        assert connection.recv(65536)
-        refused = say(served, "any")
-        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "backend_overloaded")
-        assert write_down(served, "any").status_code == 200, "another capability has slots of its own"
-        connection.close()
+        with begin(served.port, SPEECH, "hang-mid") as connection:
+            read_until(connection, b"RIFF")
+            refused = say(served, "any")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "backend_overloaded")
+            assert write_down(served, "any").status_code == 200, "another capability has slots of its own"
         wait_until_idle(served)
         assert say(served, "any").status_code == 200
 

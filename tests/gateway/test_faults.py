@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.gateway.conftest import TOKEN, Gateway, free_ports, gateway, write_files
-from tests.gateway.test_connections import read_until
+from tests.gateway.sockets import read_until, send
 from tests.gateway.wire import (
     EVENTS,
     JSON,
@@ -447,18 +447,9 @@ FLOOD = event({"id": "c-1", "choices": [{"index": 0, "delta": {"content": "x" * 
 FLOOD_MAX = 32_000_000  # what sockets hold on a loopback with large buffers, and the gateway's own 256 KiB
 
 
-def connect(served: Gateway, way: Way, *, buffer: int = 4096) -> socket.socket:
+def connect(served: Gateway, way: Way) -> socket.socket:
     """A connection on which a request was sent and nothing was read."""
-    body = json.dumps(way.body()).encode()
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    connection.settimeout(20)
-    connection.connect(("127.0.0.1", served.port))
-    lines = (
-        f"POST {way.path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    connection.sendall(lines.encode() + body)
-    return connection
+    return send(served.port, way.path, way.body(), buffer=4096)
 
 
 def flood(way: Way) -> Script:
@@ -563,4 +554,4 @@ def test_heads_that_come_one_byte_at_a_time(served: Gateway, server: Wire) -> No
             if number % 10 == 0:
                 assert verdict(way, ask(served, way)) == WHOLE
         for connection in slow:
-            assert connection.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+            assert read_until(connection, b"\r\n").startswith(b"HTTP/1.1 200 OK\r\n")

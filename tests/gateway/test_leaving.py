@@ -1,6 +1,5 @@
 """When a client leaves, its backend sees it at once; when a gateway is stopped, answers under way end well."""
 
-import json
 import signal
 import socket
 import time
@@ -8,20 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.conftest import Gateway, gateway, write_files
+from tests.gateway.sockets import read_to_end, read_until, send
 from tests.gateway.upstream import DONE, EVENT, Upstream, upstream
 
 
-def send(port: int, model: str, stream: bool) -> socket.socket:
+def chat(port: int, model: str, stream: bool = False) -> socket.socket:
     """A request on a connection of its own, not waited for."""
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hi"}], "stream": stream}).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
-        f"Authorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
-    connection.sendall(head.encode() + body)
-    return connection
+    body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "stream": stream}
+    return send(port, "/v1/chat/completions", body)
 
 
 def inflight(running: Gateway) -> float:
@@ -42,11 +36,10 @@ def wait_until_idle(running: Gateway) -> None:
     ids=["non-streaming", "before the first token", "mid-stream"],
 )
 def test_backend_sees_its_client_leave(served: Gateway, seen: Upstream, model: str, stream: bool) -> None:
-    connection = send(served.port, model, stream)
-    seen.wait_for(1)
-    if model == "hang-mid":
-        assert b"data: " in connection.recv(65536)
-    connection.close()
+    with chat(served.port, model, stream) as connection:
+        seen.wait_for(1)
+        if model == "hang-mid":
+            read_until(connection, b"data: ")
     seen.wait_for(1, left=True)
     wait_until_idle(served)
     entry = served.log_entry(lambda entry: entry.get("upstream_model") == model)
@@ -58,14 +51,13 @@ def test_client_that_leaves_the_queue_for_a_connection(tmp_path: Path) -> None:
     with upstream() as backend:
         write_files(tmp_path, backend.url, max_connections=1)
         with gateway(tmp_path) as running:
-            first = send(running.port, "hang", False)
-            backend.wait_for(1)
-            send(running.port, "hang", False).close()
-            deadline = time.monotonic() + 5
-            while inflight(running) != 1:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            first.close()
+            with chat(running.port, "hang"):
+                backend.wait_for(1)
+                chat(running.port, "hang").close()
+                deadline = time.monotonic() + 5
+                while inflight(running) != 1:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
             backend.wait_for(1, left=True)
             assert len(backend.seen) == 1
             assert running.chat("echo").status_code == 200
@@ -75,13 +67,12 @@ def test_slots_are_held_until_the_last_byte_and_then_free(tmp_path: Path) -> Non
     with upstream() as backend:
         write_files(tmp_path, backend.url, concurrency_limits={"chat": 1})
         with gateway(tmp_path) as running:
-            connection = send(running.port, "hang-mid", True)
-            assert connection.recv(65536)
-            refused = running.chat("echo")
-            assert refused.status_code == 429
-            assert refused.json()["error"]["code"] == "backend_overloaded"
-            assert refused.headers["retry-after"] == "5"
-            connection.close()
+            with chat(running.port, "hang-mid", stream=True) as connection:
+                read_until(connection, b"data: ")
+                refused = running.chat("echo")
+                assert refused.status_code == 429
+                assert refused.json()["error"]["code"] == "backend_overloaded"
+                assert refused.headers["retry-after"] == "5"
             wait_until_idle(running)
             assert running.chat("echo").status_code == 200
 
@@ -115,11 +106,10 @@ def test_backend_that_is_gone_is_a_503_until_it_is_back(tmp_path: Path) -> None:
 def test_stop_lets_a_stream_end(tmp_path: Path, backend: Upstream) -> None:
     write_files(tmp_path, backend.url)
     with gateway(tmp_path) as running:
-        with send(running.port, "echo", True) as connection:
-            received = connection.recv(65536)
+        with chat(running.port, "echo", stream=True) as connection:
+            received = read_until(connection, b"data: ")
             running.process.send_signal(signal.SIGTERM)
-            while data := connection.recv(65536):
-                received += data
+            received += read_to_end(connection)
         assert EVENT % 2 in received
         assert DONE in received
         assert running.process.wait(10) == 0

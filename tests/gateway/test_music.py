@@ -18,6 +18,7 @@ from gateway.api.music import wanted_wait
 
 from tests.doubles.heartmula import HeartMula
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.sockets import read_to_end, send
 from tests.gateway.test_leaving import inflight, wait_until_idle
 from tests.gateway.upstream import running
 
@@ -237,19 +238,9 @@ def test_jobs_are_bounded(playing: Gateway, server: HeartMula) -> None:
     wait_until_idle(playing)
 
 
-def send(port: int, prompt: str) -> socket.socket:
-    """A request on a connection of its own, not waited for."""
-    body = json.dumps({"prompt": prompt}).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
-    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
-    connection.sendall(head.encode() + body)
-    return connection
-
-
 def test_backend_sees_its_client_leave(playing: Gateway, server: HeartMula) -> None:
-    connection = send(playing.port, "hang")
-    server.wait_for(1)
-    connection.close()
+    with send(playing.port, PATH, {"prompt": "hang"}):
+        server.wait_for(1)
     server.wait_for(1, left=True)
     wait_until_idle(playing)
     assert play(playing, prompt="rain").status_code == 200
@@ -372,7 +363,7 @@ def test_what_is_no_file_of_the_caller_s_is_not_asked_for(playing: Gateway, serv
     with socket.create_connection(("127.0.0.1", playing.port), timeout=10) as connection:
         head = f"GET {AUDIO}{file} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
         connection.sendall(head.encode())
-        answer = connection.recv(65536)
+        answer = read_to_end(connection)
     assert answer.split()[1] in (b"307", b"400", b"404")  # 307: to the same without its last slash
     assert server.seen == server.fetched == []
 
