@@ -117,6 +117,21 @@ def test_unknown_model_names_the_nearest(served: Gateway) -> None:
     assert "default" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/chat/completions", "There is no /chat/completions; did you mean /v1/chat/completions?"),
+        ("/v1/v1/messages", "There is no /v1/v1/messages; did you mean /v1/messages?"),
+        ("/v1/model", "There is no /v1/model; did you mean /v1/models?"),
+        ("/zzzzzzzz", "There is no /zzzzzzzz; /docs shows what there is"),
+    ],
+)
+def test_unknown_path_names_the_nearest(served: Gateway, path: str, says: str) -> None:
+    answer = served.client.post(path, json={})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert answer.json()["error"]["message"] == says
+
+
 def test_model_name_cannot_forge_a_header(served: Gateway, seen: Upstream) -> None:
     answer = served.chat("test:\u00e9\r\nX-Evil: 1")
     assert "x-evil" not in answer.headers

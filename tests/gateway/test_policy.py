@@ -58,7 +58,13 @@ def test_first_matching_rule_decides(model: str, header: str, expected: Decision
     ("model", "header", "status", "code", "says"),
     [
         ("smoll", "", 404, "model_not_found", "did you mean smol"),
-        ("zzz", "", 404, "model_not_found", "default, fast"),
+        (
+            "zzz",
+            "",
+            404,
+            "model_not_found",
+            "/v1/models lists what does, such as default, fast (not known yet: the models of",
+        ),
         ("nowhere:smol", "", 404, "model_not_found", ""),
         ("default", "gpu", 400, "backend_not_found", "known: embed, empty, llamacpp, mlx"),
         ("mlx", "", 400, "model_required", "big:4b, tagged:latest, tiny"),
@@ -69,6 +75,15 @@ def test_refusals_name_what_there_is(model: str, header: str, status: int, code:
         decide(model, header, "chat", NAMES)
     assert (caught.value.status, caught.value.code) == (status, code)
     assert says in caught.value.message
+
+
+def test_a_class_that_told_of_no_models_is_named_beside_an_unknown_one() -> None:
+    silent = Names({}, {"ollama": (), "gpu_heavy": ()}, {"ollama": CHAT, "gpu_heavy": frozenset({"images"})})
+    with pytest.raises(ApiError) as caught:
+        decide("qwen2.5:7b", "", "chat", silent)
+    assert "(not known yet: the models of ollama; /readyz says why)" in caught.value.message
+    with pytest.raises(ApiError, match="none is known yet, /readyz says why"):
+        decide("ollama", "", "chat", silent)
 
 
 ON = Rules(policy=True, request_type=True, long_context_chars=100)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from difflib import get_close_matches
 
 import httpx
 from fastapi import FastAPI, Request
@@ -140,6 +141,8 @@ class House:
         for error in (ApiError, HTTPException, RequestValidationError):
             app.add_exception_handler(error, _answer_error)
         describe(app, [endpoint for endpoint, _ in endpoints])
+        pages_paths = (route.path or "" for route in iter_route_contexts(app.routes))
+        app.state.paths = [*(endpoint.path for endpoint, _ in endpoints), *pages_paths]
         return app
 
     async def start(self) -> None:
@@ -184,6 +187,12 @@ def _name(route: APIRoute) -> str:
     return route.name
 
 
+def _no_such_path(request: Request) -> str:
+    path = request.scope["path"][:200]
+    near = get_close_matches(path, request.app.state.paths, n=1)
+    return f"There is no {path}; {f'did you mean {near[0]}?' if near else '/docs shows what there is'}"
+
+
 def _methods(request: Request) -> str:
     """What a path takes, for `Allow`; Starlette tells those of the first route alone."""
     methods: set[str] = set()
@@ -197,7 +206,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         error = ApiError(
             error.status_code,
-            str(error.detail),
+            _no_such_path(request) if error.status_code == 404 else str(error.detail),
             code={404: "not_found", 405: "method_not_allowed"}.get(error.status_code),
             headers=((b"allow", _methods(request).encode()),) if error.status_code == 405 else (),
         )

@@ -201,8 +201,9 @@ class Settings(BaseSettings):
             if not token:
                 raise Refusal(f"{name} is not set; make a token with: {MAKE_ONE}")
             if len(token) < TOKEN_MIN_CHARS or token.lower() in PLACEHOLDERS:
-                why = "a known placeholder" if len(token) >= TOKEN_MIN_CHARS else f"{len(token)} characters long"
-                raise Refusal(f"{name} is {why}; at least {TOKEN_MIN_CHARS} are needed, make one with: {MAKE_ONE}")
+                short = f"{len(token)} characters long, at least {TOKEN_MIN_CHARS} are needed"
+                why = "a known placeholder" if len(token) >= TOKEN_MIN_CHARS else short
+                raise Refusal(f"{name} is {why}; make a token with: {MAKE_ONE}")
             if not token.isascii() or any(char.isspace() or not char.isprintable() for char in token):
                 raise Refusal(f"{name} may hold only printable ASCII without spaces; make one with: {MAKE_ONE}")
         return tuple(tokens)

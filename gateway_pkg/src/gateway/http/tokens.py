@@ -226,7 +226,12 @@ class Doorkeeper:
         caller = self._callers.get(digest)
         if caller is None:
             self.check_address(scope)
-            raise ApiError(401, "Invalid bearer token", code="invalid_token", headers=CHALLENGE)
+            raise ApiError(
+                401,
+                "Invalid bearer token: this gateway does not know it; ask its operator for one",
+                code="invalid_token",
+                headers=CHALLENGE,
+            )
         if len(accepted) >= ACCEPTED_MAX:
             accepted.clear()
         accepted[header] = caller

@@ -198,10 +198,15 @@ def decide_in_class(model: str, backend_header: str, capability: str, usual: str
 
 
 def unknown_model(model: str, names: Names) -> ApiError:
-    """404 with the nearest known names, else all aliases."""
+    """404 with the nearest known names, else the aliases; and with the classes that have told of no models yet."""
     known = [*names.aliases, *(name for models in names.served.values() for name in models)]
-    near = get_close_matches(model[:200], known, n=3, cutoff=0.5) or sorted(names.aliases)[:10]
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    near = get_close_matches(model[:200], known, n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(near)}?" if near else "; /v1/models lists what does"
+    if not near and names.aliases:
+        hint += f", such as {', '.join(sorted(names.aliases)[:10])}"
+    silent = [name for name, models in names.served.items() if not models and "chat" in names.capable.get(name, ())]
+    if silent:
+        hint += f" (not known yet: the models of {', '.join(silent[:10])}; /readyz says why)"
     return ApiError(404, f"The model '{model[:200]}' does not exist{hint}", param="model", code="model_not_found")
 
 
@@ -267,5 +272,5 @@ def _strong(backend_class: str, names: Names) -> str:
     models = names.served.get(backend_class, ())
     if len(models) == 1:
         return next(iter(models))
-    listed = ", ".join(sorted(models)[:10]) or "none is known yet"
+    listed = ", ".join(sorted(models)[:10]) or "none is known yet, /readyz says why"
     raise ApiError(400, f"Name a model of backend '{backend_class}': {listed}", param="model", code="model_required")
