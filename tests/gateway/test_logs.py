@@ -5,6 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+from gateway.server import addresses
+from gateway.settings import Settings
+
+from tests.gateway.conftest import gateway, write_files
+from tests.gateway.upstream import Upstream
 
 CHILD = """
 import logging, sys
@@ -37,3 +45,30 @@ def test_a_pipe_that_nobody_reads_stops_nothing() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "done\n"
         assert process.wait(30) == 0
+
+
+def test_it_says_where_it_listens_and_that_it_stops(tmp_path: Path, backend: Upstream) -> None:
+    write_files(tmp_path, backend.url)
+    with gateway(tmp_path) as running:
+        running.process.terminate()
+        assert running.process.stderr is not None
+        said = [json.loads(line)["message"] for line in running.process.stderr]
+    assert said == [
+        "backend test@here: ready",
+        f"the API is on http://127.0.0.1:{running.port}, health and metrics on http://127.0.0.1:{running.observe_port}",
+        "stopping: a second signal cuts what is under way",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"gateway_host": "::", "observability_enabled": False}, "the API is on http://[::]:8800"),
+        (
+            {"gateway_tls_cert_path": Path("c"), "gateway_port": 443},
+            "the API is on https://127.0.0.1:443, health and metrics on http://127.0.0.1:8801",
+        ),
+    ],
+)
+def test_addresses_can_be_pasted(settings: dict[str, object], said: str) -> None:
+    assert addresses(Settings.model_validate(settings)) == said

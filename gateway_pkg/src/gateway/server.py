@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import logging
 import signal
 import socket
 import ssl
@@ -21,6 +22,8 @@ from gateway.http.protocol import Protocol
 from gateway.observe import logs
 from gateway.refusal import Refusal
 from gateway.settings import Settings
+
+log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SEC = 75
 BACKLOG = 2048
@@ -69,6 +72,7 @@ async def _run(
         loop.add_signal_handler(number, _stop, api)
     loop.add_signal_handler(signal.SIGHUP, house.reloader.reload_soon)
     await house.start()
+    log.info("%s", addresses(house.settings))
     watching = None
     if observe_socket is not None:
         watching = loop.create_task(observability.serve(sockets=[observe_socket]))
@@ -79,7 +83,22 @@ async def _run(
     await house.stop()
 
 
+def addresses(settings: Settings) -> str:
+    """What the process log says when all listens."""
+    scheme = "https" if settings.gateway_tls_cert_path else "http"
+    said = f"the API is on {scheme}://{_shown(settings.gateway_host)}:{settings.gateway_port}"
+    if settings.observability_enabled:
+        host = _shown(settings.observability_host)
+        said += f", health and metrics on http://{host}:{settings.observability_port}"
+    return said
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 def _stop(api: uvicorn.Server) -> None:
+    log.info("stopping%s", ": a second signal cuts what is under way" if not api.should_exit else " at once")
     api.force_exit = api.should_exit
     api.should_exit = True
 

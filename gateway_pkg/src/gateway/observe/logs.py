@@ -69,5 +69,6 @@ def configure(level: str) -> None:
     writer.start()
     atexit.register(writer.stop)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # One line a probe says nothing that the gateway's own line on a change does not.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    # A line for each probe, and each of the two servers' beginning and end: the gateway has lines of its own.
+    for name in ("httpx", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.WARNING)
