@@ -12,6 +12,7 @@ from gateway.routing.policy import (
     decide_by_policy,
     decide_embedder,
     decide_in_class,
+    worth_counting,
 )
 from gateway.routing.request_type import is_coding
 
@@ -129,6 +130,9 @@ def having(**aliases: Alias) -> Names:
             having(long=LONG_ALIAS),
             Decision("mlx", "long", BY_LONG, LONG_ALIAS),
         ),
+        # What was counted goes before what is estimated.
+        (Facts(chars=199, tokens=50), ON, having(long=LONG_ALIAS), Decision("mlx", "long", BY_LONG, LONG_ALIAS)),
+        (Facts(chars=900, tokens=49), ON, having(long=LONG_ALIAS, fast=FAST), BY_FAST),
         (LONG, ON, MLX, Decision("mlx", "deep", "policy:long_context->mlx")),
         (
             LONG,
@@ -146,6 +150,31 @@ def having(**aliases: Alias) -> Names:
 )
 def test_policy_decides_where_nothing_is_named(facts: Facts, rules: Rules, names: Names, expected: Decision) -> None:
     assert decide_by_policy(facts, names, rules) == expected
+
+
+WIDE = Alias("mlx", "long", context=8_192)
+SURE, UNSURE = Facts(size=8_192 - 1_024 - 1), Facts(size=8_192 - 1_024)
+
+
+@pytest.mark.parametrize(
+    ("facts", "rules", "long", "expected"),
+    [
+        (UNSURE, ON, WIDE, WIDE),
+        (Facts(size=1_000_000), ON, WIDE, WIDE),
+        (SURE, ON, WIDE, None),
+        (UNSURE._replace(has_tools=True), ON, WIDE, None),
+        (UNSURE, Rules(), WIDE, None),
+        (UNSURE, ON, Alias("mlx", "long"), None),
+    ],
+)
+def test_tokens_are_counted_only_where_they_can_decide(
+    facts: Facts, rules: Rules, long: Alias, expected: Alias | None
+) -> None:
+    assert worth_counting(facts, having(long=long), rules) == expected
+
+
+def test_no_tokens_are_counted_without_an_alias_to_hold_them() -> None:
+    assert worth_counting(UNSURE, having(default=WIDE), ON) is None
 
 
 def test_no_default_asks_for_a_model() -> None:

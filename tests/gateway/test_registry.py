@@ -131,15 +131,27 @@ def test_remembered_routes_are_bounded() -> None:
     assert len(alone._decided) <= ROUTES_MAX
 
 
-def test_facts_are_looked_up_only_where_they_decide() -> None:
+@pytest.mark.parametrize("model", ["", "auto", "Auto"])
+def test_the_policy_decides_only_where_nothing_is_named(model: str) -> None:
     alone = registry(a=record())
+    assert alone.named_route("m", b"", "chat") is not None
+    assert alone.named_route(model, b"test", "chat") is not None
+    assert alone.named_route(model, b"", "chat") is None
+    assert alone.route(model, b"", "chat").decision.reason == "direct:model"
 
-    def facts() -> Any:
-        raise AssertionError("asked")
 
-    alone.route("m", b"", "chat", facts)
-    with pytest.raises(AssertionError, match="asked"):
-        alone.route("auto", b"", "chat", facts)
+def test_tokens_are_counted_by_a_ready_host_that_has_a_tokenizer() -> None:
+    plain = record()
+    counting = record(protocol="llamacpp")
+    some = registry(a=plain, b=counting, c=counting)
+    (_, first, second) = some.backends
+    assert some.tokenizer_of(ALIASES["default"]) is first
+    first.fail("refused")
+    assert some.tokenizer_of(ALIASES["default"]) is second
+    second.fail("refused")
+    assert some.tokenizer_of(ALIASES["default"]) is None
+    assert some.tokenizer_of(ALIASES["lost"]) is None
+    assert registry(a=plain).tokenizer_of(ALIASES["default"]) is None
 
 
 def replaced(before: dict[str, BackendRecord], after: dict[str, BackendRecord]) -> tuple[list[Backend], list[Backend]]:

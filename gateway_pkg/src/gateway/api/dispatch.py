@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.http.errors import ApiError
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.routing.body import dump, with_one_tool, within_limits
-from gateway.routing.policy import Facts
+from gateway.routing.policy import Facts, worth_counting
 from gateway.routing.registry import Backend, Registry, Route, Slots, overloaded
 from gateway.settings import Settings
 from gateway.upstream.adapters.base import AnswerError, json_object
@@ -20,6 +20,7 @@ from gateway.upstream.errors import PoolExhausted, UpstreamError
 from gateway.upstream.failures import failure, refused, told_in_200, wrong_answer
 from gateway.upstream.http1 import ConnectFailed, Response, UpstreamClosed
 from gateway.upstream.sse import EventCutter, EventTooLong, is_sound, parse_event, split_events
+from gateway.upstream.tokenizer import count
 from gateway.upstream.usage import usage_of
 
 if TYPE_CHECKING:
@@ -91,13 +92,13 @@ class Dispatcher:
         self.tracer = tracer
         self._known = registry.known_route
 
-    def route(
-        self,
-        exchange: Exchange,
-        capability: str,
-        model: str,
-        request: Mapping[str, Any] | None = None,
-        path: str = "",
+    def known_route(self, exchange: Exchange, capability: str, model: str) -> Route | None:
+        """As `chat_route`, but only what was decided before: None for any other."""
+        route = self._known((model, exchange.headers.get(b"x-backend", b""), capability))
+        return self._allowed(exchange, route, model) if route is not None else None
+
+    async def chat_route(
+        self, exchange: Exchange, capability: str, model: str, request: Mapping[str, Any], path: str = ""
     ) -> Route:
         """Decides where the request goes, and remembers it in the exchange.
 
@@ -105,14 +106,29 @@ class Dispatcher:
         capability's own.
 
         Raises:
-            ApiError: 400, 403, 404, 503, as `Registry.route`, and as the caller's policy says.
+            ApiError: 400, 403, 404, 503, as the registry's routes, and as the caller's policy says.
+            ClientGone: the client left while tokens were counted.
         """
         header = exchange.headers.get(b"x-backend", b"")
-        route = self._known((model, header, path or capability))
+        route = self.registry.named_route(model, header, capability, path)
         if route is None:
-            facts = Facts if request is None else lambda: chat_facts(request, exchange)
-            route = self.registry.route(model, header, capability, facts, path)
+            facts = await self._counted(chat_facts(request, exchange), exchange, request)
+            route = self.registry.policy_route(facts, model, capability, path)
         return self._allowed(exchange, route, model)
+
+    async def _counted(self, facts: Facts, exchange: Exchange, request: Mapping[str, Any]) -> Facts:
+        """The facts with the number of tokens, where that can change the decision and somebody can count them."""
+        alias = worth_counting(facts, self.registry.names, self.registry.rules)
+        backend = self.registry.tokenizer_of(alias) if alias is not None else None
+        if alias is None or backend is None:
+            return facts
+        with Work(exchange):
+            return facts._replace(tokens=await count(backend, alias.model, request))
+
+    def route(self, exchange: Exchange, capability: str, model: str) -> Route:
+        """As `chat_route`, for requests that the policy knows nothing of."""
+        header = exchange.headers.get(b"x-backend", b"")
+        return self._allowed(exchange, self.registry.route(model, header, capability), model)
 
     def route_in_class(self, exchange: Exchange, capability: str, model: str, usual: str) -> Route:
         """As `route`, for kinds of requests that have a class of backends of their own: `usual`."""
@@ -231,7 +247,7 @@ class Dispatcher:
     @asynccontextmanager
     async def _call(self, exchange: Exchange, capability: str, request: dict[str, Any]) -> AsyncIterator[Call]:
         model = request.get("model") or ""
-        route = self.route(exchange, capability, model, request, exchange.scope["path"])
+        route = await self.chat_route(exchange, capability, model, request, exchange.scope["path"])
         request = {**request, "model": route.decision.model}
         if route.limits is not None:
             request |= within_limits(route.limits, {**request, "model": model})
@@ -354,6 +370,7 @@ def chat_facts(request: Mapping[str, Any], exchange: Exchange) -> Facts:
         bool(request.get("tools")),
         sum(len(text) if isinstance(text, str) else len(dump({"": text})) for text in texts if text),
         last,
+        len(dump({"": request.get("messages") or request.get("prompt")})),
     )
 
 

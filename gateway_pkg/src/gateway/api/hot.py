@@ -88,7 +88,10 @@ class HotHandler:
         body = await exchange.body()
         request = parse(body, self._request)
         exchange.has_tools = bool(request.get("tools"))
-        route = self._dispatcher.route(exchange, endpoint.capability, request.get("model") or "", request)
+        model = request.get("model") or ""
+        route = self._dispatcher.known_route(exchange, endpoint.capability, model)
+        if route is None:
+            route = await self._dispatcher.chat_route(exchange, endpoint.capability, model, request)
         changes = within_limits(route.limits, request) if route.limits is not None else None
         if route.rename is not None:
             body = route.rename.apply(body)

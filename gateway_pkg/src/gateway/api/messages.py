@@ -162,7 +162,7 @@ class _Handlers:
         """Counts what the chat would be, so that the answer is that of the same tokenizer and template."""
         _, chat = await _read(exchange, CONVERSATION)
         path = exchange.scope["path"]
-        route = self._dispatcher.route(exchange, "chat", chat["model"], chat, path)
+        route = await self._dispatcher.chat_route(exchange, "chat", chat["model"], chat, path)
         async with self._dispatcher.slot(exchange, route) as slots:
             if slots.adapter is not None:
                 raise _cannot_count(route)

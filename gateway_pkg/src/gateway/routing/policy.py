@@ -13,7 +13,8 @@ from gateway.routing.request_type import is_coding
 
 AUTO = "auto"
 DEFAULT_ALIAS = "default"
-CHARS_PER_TOKEN = 4  # the usual estimate for English text; a backend's tokenizer is not asked before the route is known
+CHARS_PER_TOKEN = 4  # the usual estimate for English text
+TEMPLATE_MAX_TOKENS = 1_024  # what a chat template may add; the system prompts that some bring are of hundreds
 
 
 class Decision(NamedTuple):
@@ -26,12 +27,18 @@ class Decision(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a decision may depend on beside the model's name and `X-Backend`; asked for only when it does."""
+    """What a decision may depend on beside the model's name and `X-Backend`; asked for only when it does.
+
+    `chars` are those of all texts, `size` the bytes of the JSON that holds them; `tokens` is what a tokenizer counted,
+    None where none did.
+    """
 
     request_type: str = ""
     has_tools: bool = False
     chars: int = 0
     last_user_text: str = ""
+    size: int = 0
+    tokens: int | None = None
 
 
 class Rules(NamedTuple):
@@ -118,8 +125,8 @@ def decide_by_policy(facts: Facts, names: Names, rules: Rules) -> Decision:
     | it is about code (if enabled) | alias `coder`; the strong model | `policy:coding->alias:coder`, `…->strong` |
     | any other | alias `fast`; the fast model | `policy:fast->alias:fast`, `policy:fast` |
 
-    Long is a text of as many tokens as alias `long` has context, at 4 characters a token; without such an alias, of
-    ROUTER_LONG_CONTEXT_CHARS characters.
+    Long is a text of as many tokens as alias `long` has context, at 4 characters a token where none were counted;
+    without such an alias, of ROUTER_LONG_CONTEXT_CHARS characters.
 
     Raises:
         ApiError: 400 where neither an alias nor a class has a model for it.
@@ -127,15 +134,14 @@ def decide_by_policy(facts: Facts, names: Names, rules: Rules) -> Decision:
     if not rules.policy:
         default = names.aliases.get(DEFAULT_ALIAS)
         return _to_alias(default, "direct:model") if default else _to_strong("direct:model", names)
-    long = names.aliases.get("long")
-    threshold = long.context * CHARS_PER_TOKEN if long and long.context else rules.long_context_chars
     if facts.has_tools:
         for name in (DEFAULT_ALIAS, "coder"):
             alias = names.aliases.get(name)
             if alias is not None and alias.tools is not False:
                 return _to_alias(alias, f"policy:tools->alias:{name}")
         return _to_strong("policy:tools->strong", names)
-    if facts.chars >= threshold:
+    long = names.aliases.get("long")
+    if _is_long(facts, long, rules):
         if long is not None:
             return _to_alias(long, "policy:long_context->alias:long")
         if mlx := names.class_of("mlx"):
@@ -151,6 +157,25 @@ def decide_by_policy(facts: Facts, names: Names, rules: Rules) -> Decision:
         return _to_alias(fast, "policy:fast->alias:fast")
     backend_class = _default_class(names)
     return Decision(backend_class, names.fast.get(backend_class) or _strong(backend_class, names), "policy:fast")
+
+
+def worth_counting(facts: Facts, names: Names, rules: Rules) -> Alias | None:
+    """The alias whose tokenizer could change what `decide_by_policy` decides; None where nothing depends on it.
+
+    That is below the alias's context even at a token a byte: no tokenizer makes more, and JSON has no fewer bytes than
+    the text in it.
+    """
+    long = names.aliases.get("long")
+    if not rules.policy or facts.has_tools or long is None or not long.context:
+        return None
+    return long if facts.size + TEMPLATE_MAX_TOKENS >= long.context else None
+
+
+def _is_long(facts: Facts, long: Alias | None, rules: Rules) -> bool:
+    if long is None or not long.context:
+        return facts.chars >= rules.long_context_chars
+    tokens = facts.chars / CHARS_PER_TOKEN if facts.tokens is None else facts.tokens
+    return tokens >= long.context
 
 
 def decide_embedder(names: Names) -> Decision:

@@ -196,7 +196,7 @@ class Registry:
         self._routes: dict[tuple[str, bytes, str], Route] = {}
         self._decided: dict[tuple[Decision, str, str, str], Route] = {}
         self.names = Names({}, {})
-        # What `route` has decided before, without its frame: by model, `X-Backend`, and path or capability.
+        # What `named_route` has decided before, without its frame: by model, `X-Backend`, and path or capability.
         self.known_route = self._routes.get
         self.replace(file, aliases)
 
@@ -266,13 +266,20 @@ class Registry:
         self._routes.clear()
         self._decided.clear()
 
-    def route(
-        self, model: str, backend_header: bytes, capability: str, facts: Callable[[], Facts] = Facts, path: str = ""
-    ) -> Route:
-        """The route of a request; decided once for each combination until the names change.
+    def route(self, model: str, backend_header: bytes, capability: str, path: str = "") -> Route:
+        """The route of a request of which the policy need not know more.
 
-        `facts` is called only where the policy has to decide; `path` is that of the request, if it is not usual for
-        its capability.
+        Raises:
+            ApiError: as `named_route` and `policy_route`.
+        """
+        named = self.named_route(model, backend_header, capability, path)
+        return named if named is not None else self.policy_route(Facts(), model, capability, path)
+
+    def named_route(self, model: str, backend_header: bytes, capability: str, path: str = "") -> Route | None:
+        """The route of a request that names where it goes; decided once for each combination until the names change.
+
+        None where it names nothing: `policy_route` has its route. `path` is that of the request, if it is not usual
+        for its capability.
 
         Raises:
             ApiError: as `decide`; 400 when the class cannot do this, 503 when no backend is of the class.
@@ -286,12 +293,25 @@ class Registry:
         else:
             decision = decide(model, backend_header.decode("latin-1"), capability, self.names)
         if decision is None:
-            return self._decide_once(decide_by_policy(facts(), self.names, self.rules), capability, model, path)
+            return None
         route = self._decide_once(decision, capability, model, path)
         if len(self._routes) >= ROUTES_MAX:
             self._routes.clear()
         self._routes[key] = route
         return route
+
+    def policy_route(self, facts: Facts, model: str, capability: str, path: str = "") -> Route:
+        """The route of a request that names nothing; `model` is how it says so.
+
+        Raises:
+            ApiError: as `decide_by_policy`, and as `named_route`.
+        """
+        return self._decide_once(decide_by_policy(facts, self.names, self.rules), capability, model, path)
+
+    def tokenizer_of(self, alias: Alias) -> Backend | None:
+        """A ready backend that can count tokens for the alias's model, None where there is none."""
+        hosts = self._by_class.get(alias.backend, ())
+        return next((one for one in hosts if one.record.protocol == "llamacpp" and one.is_usable), None)
 
     def route_in_class(self, model: str, backend_header: bytes, capability: str, usual: str, path: str) -> Route:
         """The route of a request of a kind that has a class of its own, such as images.
