@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
-from typing import Any
 
 import orjson
 import pytest
 from gateway.http.errors import ApiError
 from gateway.images import mock
 from gateway.images.choice import ImageModels, choose_model
-from gateway.images.formats import STEP_BYTES, decoded, encoded, has_alpha, kind_of, size_of
+from gateway.images.formats import SEGMENTS_MAX, has_alpha, kind_of, size_of
 from gateway.images.request import ImageRequest, Painting, Upload, read_request
 from gateway.upstream.adapters import a1111, comfyui, invokeai, nexa, openai_images
 from gateway.upstream.adapters.base import AnswerError
@@ -24,6 +22,7 @@ from tests.doubles.images import png
 
 WEBP = b"RIFF\x1a\0\0\0WEBP"
 JPEG = b"\xff\xd8\xff\xe0\0\x04JF\xff\xff\xc4\0\x02\xff\xc2\0\x0b\x08\0\x20\0\x40\x01\x01\x11\0"
+PNG_OF_NO_WIDTH = png(1, 1)[:16] + bytes(4) + png(1, 1)[20:]
 MODELS = ImageModels("usual", "quick", "fine", by_prompt=True)
 PLAIN = MODELS._replace(by_prompt=False)
 
@@ -86,33 +85,17 @@ def test_alpha_is_in_the_header() -> None:
     assert not has_alpha(JPEG)
 
 
-def ended(steps: Any) -> tuple[Any, int]:
-    """What a generator returns, and how often it stopped before."""
-    stops = 0
-    try:
-        while True:
-            next(steps)
-            stops += 1
-    except StopIteration as end:
-        return end.value, stops
+def test_size_of_a_jpeg_is_looked_for_within_bounds() -> None:
+    """A file may be nothing but the bytes that fill the gaps between its segments."""
+    head, size = JPEG[:8], JPEG[8:]
+    assert size_of(head + b"\xff" * 100 + size) == (64, 32)
+    assert size_of(head + b"\xff" * SEGMENTS_MAX + size) is None
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, STEP_BYTES - 1, STEP_BYTES, STEP_BYTES + 1, 2 * STEP_BYTES + 5])
-def test_base64_goes_step_by_step(size: int) -> None:
-    data = bytes(range(256)) * (size // 256 + 1)
-    text, stops = ended(encoded(data[:size]))
-    assert text == base64.b64encode(data[:size]).decode()
-    assert stops == max(size - 1, 0) // (STEP_BYTES // 3 * 3)
-    assert ended(decoded(text))[0] == data[:size]
-    assert ended(decoded(f"data:image/png;base64,{text}"))[0] == data[:size]
-
-
-@given(st.text(max_size=200))
-def test_text_that_is_no_base64(text: str) -> None:
-    try:
-        assert isinstance(ended(decoded(text))[0], bytes)
-    except ValueError as error:
-        assert str(error) == "no base64"
+def test_image_without_pixels_is_damaged() -> None:
+    empty = Upload("cat.png", "image/png", PNG_OF_NO_WIDTH)
+    with pytest.raises(ApiError, match="'image': is damaged"):
+        read_request({"prompt": "a dog"}, "", 1_000, (empty,))
 
 
 @given(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
+from gateway import stepwise
 from gateway.api.dispatch import EVENTS_TYPE, Dispatcher, Work
 from gateway.api.endpoint import Endpoint, Endpoints, parse
 from gateway.api.schemas import Model, events
@@ -186,7 +187,7 @@ class AudioHandler:
             await _pass_events(exchange, response, headers)
             return
         if declared.startswith("application/json"):
-            head, is_whole = speech.audio_in_json(await response.read(self._limit)), True
+            head, is_whole = await stepwise.run(speech.audio_in_json(await response.read(self._limit))), True
             declared = ""
         elif speech.is_audio(declared):
             head, is_whole = await response.next_chunk(), False

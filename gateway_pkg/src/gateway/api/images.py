@@ -13,13 +13,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from starlette.datastructures import UploadFile
 from typing_extensions import TypedDict
 
+from gateway import stepwise
 from gateway.api.dispatch import Dispatcher
 from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
 from gateway.http.errors import ApiError
 from gateway.http.exchange import JSON, Exchange
 from gateway.images import mock
 from gateway.images.choice import ImageModels, choose_model
-from gateway.images.formats import MEDIA_TYPES, encoded, kind_of
+from gateway.images.formats import MEDIA_TYPES, kind_of
 from gateway.images.request import GUIDANCE, ImageRequest, Painting, Upload, read_request
 from gateway.media import MediaStore
 from gateway.routing.body import dump
@@ -28,6 +29,7 @@ from gateway.routing.registry import Backend
 from gateway.settings import Settings
 from gateway.upstream.adapters import a1111, comfyui, invokeai, nexa, openai_images
 from gateway.upstream.converse import Steps, converse
+from gateway.upstream.usage import usage_of
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +200,8 @@ class Images:
                 drawn = Decision("mock", model, "direct:model")
                 exchange.caller.check_model(model, drawn, self._dispatcher.registry.names)
             request = read_request(given, model, self._settings.images_max_pixels, images, mask)
-            painting = mock.draw(request)
+            # Off the loop: it hashes the images that the request has.
+            painting = await asyncio.to_thread(mock.draw, request)
             about = _about("mock", "mock", request, reason, painting)
             headers = [JSON, (b"x-backend-used", b"mock"), (b"x-model-used", b"mock")]
             headers.append((b"x-router-reason", b"direct:model"))
@@ -214,6 +217,7 @@ class Images:
             wanted = _response_format(wanted, backend)
             protocol = self._protocol(backend)
             painting = await self._paint(backend, protocol, request)
+            exchange.usage = usage_of(painting.upstream.get("usage"))
             _check_sizes(painting, backend)
             about = _about(NAMES[protocol], route.decision.backend_class, request, reason, painting)
             body = await self._body(painting, about, wanted, allow_base64=policy.images_allow_base64)
@@ -269,8 +273,10 @@ class Images:
         items = []
         texts: Sequence[str | None] = painting.texts or [None] * len(painting.images)
         for data, text in zip(painting.images, texts, strict=True):
-            item = {"b64_json": await _base64(data)} if response_format == "b64_json" else None
-            item = item or {"url": await self._url(data, allow_base64)}
+            if response_format == "b64_json":
+                item = {"b64_json": await stepwise.run(stepwise.encoded(data))}
+            else:
+                item = {"url": await self._url(data, allow_base64)}
             items.append(item if text is None else {**item, "revised_prompt": text})
         kept = {name: painting.upstream[name] for name in _OPENAI_FIELDS if name in painting.upstream}
         return dump({"created": int(time.time()), "data": items, **kept, "_gateway": about})
@@ -284,7 +290,7 @@ class Images:
             log.warning("an image cannot be stored: %s", error)
         if not allow_base64:
             raise ApiError(503, "The image cannot be stored now; try again", code="storage_unavailable")
-        return f"data:{MEDIA_TYPES[kind]};base64,{await _base64(data)}"
+        return f"data:{MEDIA_TYPES[kind]};base64,{await stepwise.run(stepwise.encoded(data))}"
 
 
 async def _read_form(exchange: Exchange) -> tuple[dict[str, Any], tuple[Upload, ...], Upload | None]:
@@ -359,17 +365,6 @@ def _about(backend: str, backend_class: str, request: ImageRequest, reason: str,
         "request": painting.request,
         "upstream": painting.upstream,
     }
-
-
-async def _base64(data: bytes) -> str:
-    steps = encoded(data)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            text: str = end.value
-            return text
-        await asyncio.sleep(0)
 
 
 def _form_schema() -> dict[str, Any]:

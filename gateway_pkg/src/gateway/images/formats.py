@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Generator
 from typing import NamedTuple
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "svg": "image/svg+xml"}
 PNG = b"\x89PNG\r\n\x1a\n"
-STEP_BYTES = 1 << 20  # base64 for about 3 ms
-_STEP_CHARS = STEP_BYTES // 3 * 4
+SEGMENTS_MAX = 1_000  # of a JPEG before its size: those of 64 KiB each would be a larger file than is taken
 _SOF_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # frame headers; not DHT, JPG, DAC
 
 
@@ -54,7 +50,9 @@ def has_alpha(data: bytes) -> bool:
 
 def _jpeg_size(data: bytes) -> Size | None:
     at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
+    for _ in range(SEGMENTS_MAX):
+        if at + 9 > len(data) or data[at] != 0xFF:
+            break
         marker = data[at + 1]
         if marker in _SOF_MARKERS:
             return Size(_big(data[at + 7 : at + 9]), _big(data[at + 5 : at + 7]))
@@ -83,32 +81,3 @@ def _big(data: bytes) -> int:
 
 def _little(data: bytes) -> int:
     return int.from_bytes(data, "little")
-
-
-def decoded(text: str) -> Generator[None, None, bytes]:
-    """The bytes of a base64 text, a step at a time, so that a large image does not hold up the event loop.
-
-    A `data:` prefix is not part of it. Raises ValueError when it is no base64.
-    """
-    if text.startswith("data:"):
-        _, _, text = text.partition(",")
-    parts = []
-    try:
-        for at in range(0, len(text), _STEP_CHARS):
-            if at:
-                yield
-            parts.append(base64.b64decode(text[at : at + _STEP_CHARS], validate=True))
-    except (binascii.Error, ValueError):
-        raise ValueError("no base64") from None
-    return b"".join(parts)
-
-
-def encoded(data: bytes) -> Generator[None, None, str]:
-    """The base64 text of bytes, a step at a time."""
-    parts = []
-    step = STEP_BYTES // 3 * 3
-    for at in range(0, len(data), step):
-        if at:
-            yield
-        parts.append(base64.b64encode(data[at : at + step]).decode("ascii"))
-    return "".join(parts)

@@ -98,7 +98,7 @@ def _check_upload(name: str, upload: Upload, max_pixels: int) -> None:
     if kind_of(upload.data) not in ("png", "jpg", "webp"):
         raise _invalid(name, "must be a PNG, JPEG or WebP file")
     size = size_of(upload.data)
-    if size is None:
+    if size is None or not all(size):
         raise _invalid(name, "is damaged: its header has no size")
     _check_area(name, size, max_pixels)
 

@@ -27,13 +27,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. `path` is below the backend's base_url; `limit` bounds the answer's body, in bytes."""
+    """One request. `path` is below the backend's base_url."""
 
     method: str
     path: str
     body: bytes = b""
     content_type: str = "application/json"
-    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +89,18 @@ class Abandoned(Exception):
 Steps = Generator[Ask | Pause, Reply, T]
 NOTHING = Reply(0, "", b"")
 
+
+def paced(work: Generator[None, None, T]) -> Steps[T]:
+    """What `work` returns; the event loop has its turn where it stops."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        yield Pause(0)
+
+
 _farewells: set[asyncio.Task[None]] = set()
 
 
@@ -138,7 +149,7 @@ async def _do(backend: Backend, step: Ask | Pause, max_response_bytes: int) -> R
     target = backend.pool.origin.prefix + step.path.encode("latin-1")
     response = await backend.pool.request(step.method.encode("ascii"), target, headers, step.body)
     try:
-        body = await response.read(step.limit or max_response_bytes)
+        body = await response.read(max_response_bytes)
     finally:
         response.close()
     return Reply(response.status, (response.header(b"content-type") or b"").decode("latin-1"), body)

@@ -50,7 +50,8 @@ def refused(status: int, body: bytes, backend: Backend) -> ApiError:
     if status >= 500:
         backend.strike()
     if 400 <= status < 500 and status not in (401, 403, 407):
-        return ApiError(status, message, param=param, code=code)
+        headers = overloaded(name).headers if status == 429 else ()
+        return ApiError(status, message, param=param, code=code, headers=headers)
     return ApiError(502, f"Backend '{name}' answered {status}: {message}", code="upstream_error")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 from uuid import uuid4
 
@@ -18,9 +17,10 @@ from gateway.images.request import (
     native_size,
     one_image,
 )
+from gateway.stepwise import encoded
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.adapters.openai_images import image_bytes
-from gateway.upstream.converse import Abandoned, Ask, Pause, Steps
+from gateway.upstream.converse import Abandoned, Ask, Pause, Steps, paced
 
 GUIDANCE_SCALE = 7.0  # the server's own default
 STRENGTH = 0.75  # likewise
@@ -49,21 +49,22 @@ def paint(request: ImageRequest, default_steps: int) -> Steps[Painting]:
             sent[theirs] = value
     if request.model:
         sent["override_settings"] = {"sd_model_checkpoint": request.model}
-    images: dict[str, Any] = {}
     if request.images:
+        one_image(request, "a1111")
         sent["denoising_strength"] = _or(options.take("strength"), STRENGTH)
-        images["init_images"] = [_text(one_image(request, "a1111").data)]
         if request.mask is not None:
             # The server edits where the mask is opaque, OpenAI's masks say it by transparency.
             sent["inpainting_mask_invert"] = 1
-            images["mask"] = _text(request.mask.data)
     options.finish()
-    return _asked("img2img" if request.images else "txt2img", request, sent, images)
+    return _asked(request, sent)
 
 
-def _asked(route: str, request: ImageRequest, sent: dict[str, Any], images: dict[str, Any]) -> Steps[Painting]:
+def _asked(request: ImageRequest, sent: dict[str, Any]) -> Steps[Painting]:
     task = f"task({uuid4().hex})"
+    route = "img2img" if request.images else "txt2img"
+    images = yield from _in_base64(request)
     body = orjson.dumps({**sent, **images, "force_task_id": task, "send_images": True, "save_images": False})
+    images.clear()
     try:
         reply = yield Ask("POST", f"/sdapi/v1/{route}", body)
     except Abandoned:
@@ -79,6 +80,16 @@ def _asked(route: str, request: ImageRequest, sent: dict[str, Any], images: dict
     for text in texts[: request.n]:
         found += [(yield from image_bytes(text))]
     return Painting(found, sent, {"seeds": _seeds(answer.get("info"))})
+
+
+def _in_base64(request: ImageRequest) -> Steps[dict[str, Any]]:
+    """The images of an edit, as the server's fields."""
+    images: dict[str, Any] = {}
+    if request.images:
+        images["init_images"] = [(yield from paced(encoded(request.images[0].data)))]
+    if request.mask is not None:
+        images["mask"] = yield from paced(encoded(request.mask.data))
+    return images
 
 
 def _interrupted(task: str) -> Steps[None]:
@@ -107,10 +118,6 @@ def _seeds(info: Any) -> list[int]:
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return []
     return [seed for seed in seeds if isinstance(seed, int)] if isinstance(seeds, list) else []
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -7,11 +7,12 @@ from uuid import uuid4
 
 import orjson
 
-from gateway.images.formats import decoded, kind_of
+from gateway.images.formats import kind_of
 from gateway.images.request import GUIDANCE, ImageRequest, Painting, Upload
 from gateway.routing.body import dump
+from gateway.stepwise import decoded
 from gateway.upstream.adapters.base import AnswerError
-from gateway.upstream.converse import Ask, Pause, Steps
+from gateway.upstream.converse import Ask, Steps, paced
 
 Part = tuple[str, str | Upload]
 
@@ -69,15 +70,8 @@ def _image(item: Any) -> Steps[bytes]:
 
 def image_bytes(text: str) -> Steps[bytes]:
     """The image in a base64 text, which may have a `data:` prefix; raises AnswerError when it is none."""
-    steps = decoded(text)
     try:
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                data: bytes = end.value
-                break
-            yield Pause(0)
+        data = yield from paced(decoded(text))
     except ValueError:
         raise AnswerError("b64_json that is no base64") from None
     check_image(data)

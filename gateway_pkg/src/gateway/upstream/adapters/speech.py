@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import orjson
 
 from gateway.http.errors import ApiError
+from gateway.stepwise import decoded
 from gateway.upstream.adapters.base import AnswerError
 
 AUDIO_TYPES = {
@@ -25,6 +25,7 @@ USUAL_FORMAT = "mp3"  # OpenAI's, where a request names none
 # What a server says of audio when it does not know better.
 VAGUE_TYPES = ("", "application/octet-stream", "binary/octet-stream", "audio/*")
 AUDIO_KEYS = ("audio_base64", "audio", "audio_data")
+LINE_CHARS = 100  # MIME's lines of base64 have 76
 JSON_FORMATS = ("json", "verbose_json", "diarized_json")
 TEXT_TYPES = {"text": "text/plain; charset=utf-8", "srt": "application/x-subrip", "vtt": "text/vtt; charset=utf-8"}
 
@@ -79,23 +80,18 @@ def is_audio(declared: str) -> bool:
     return media.startswith("audio/") or media in VAGUE_TYPES
 
 
-def audio_in_json(body: bytes) -> bytes:
+def audio_in_json(body: bytes) -> Generator[None, None, bytes]:
     """The audio of a JSON answer, base64 under one of AUDIO_KEYS, perhaps as a `data:` URL; raises AnswerError."""
     content = _json(body)
-    if isinstance(content, dict):
-        for key in AUDIO_KEYS:
-            value = content.get(key)
-            if isinstance(value, str) and value:
-                return _decoded(value)
-    raise AnswerError(f"JSON without audio: {_words(content)}")
-
-
-def _decoded(value: str) -> bytes:
-    if value.startswith("data:"):
-        value = value.partition(",")[2]
+    values = [content.get(key) for key in AUDIO_KEYS] if isinstance(content, dict) else []
+    text = next((value for value in values if isinstance(value, str) and value), None)
+    if text is None:
+        raise AnswerError(f"JSON without audio: {_words(content)}")
+    if len(text[:LINE_CHARS].split()) > 1:  # in lines, as MIME has it
+        text = "".join(text.split())
     try:
-        audio = base64.b64decode("".join(value.split()), validate=True)
-    except (binascii.Error, ValueError):
+        audio = yield from decoded(text.strip())
+    except ValueError:
         raise AnswerError("its audio is not base64") from None
     if not audio:
         raise AnswerError("no audio")
