@@ -19,14 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "environments"
 
 
-def environment(lock: Path, *before: str) -> Path:
+def environment(lock: Path, before: Path | None = None) -> Path:
     """The `bin` directory of the environment that holds what the lock names.
 
-    `before` are requirements that the lock leaves out and pip installs first: torch, whose CPU build only pip finds.
+    `before` is the lock of what pip installs first: torch, whose build for the CPU uv does not find.
 
     Raises CalledProcessError when something cannot be installed; pip or uv has then said why on stderr.
     """
-    key = hashlib.sha256(repr((lock.read_bytes(), before, sys.version)).encode()).hexdigest()[:12]
+    content = lock.read_bytes(), before and before.read_bytes(), sys.version
+    key = hashlib.sha256(repr(content).encode()).hexdigest()[:12]
     venv = CACHE / f"{lock.stem}-{key}"
     with _alone(lock.stem):
         if not (venv / "installed").exists():
@@ -37,23 +38,16 @@ def environment(lock: Path, *before: str) -> Path:
     return venv / "bin"
 
 
-def _install(lock: Path, before: tuple[str, ...], venv: Path) -> None:
+def _install(lock: Path, before: Path | None, venv: Path) -> None:
     print(f"installing {lock.relative_to(ROOT)} into {venv.relative_to(ROOT)}", file=sys.stderr, flush=True)
     uv = Path(sys.executable).with_name("uv")
     subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, venv], check=True)
+    python = venv / "bin" / "python"
+    # The locks are complete, so that nothing is resolved again.
+    options = ["--quiet", "--no-deps", "--require-hashes", "--requirement"]
     if before:
-        pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python"]
-        subprocess.run([*pip, "install", "--quiet", *before], check=True)
-    # The lock is complete; with dependencies on, uv would ask for the hashes of what pip has installed.
-    options: list[str | Path] = [
-        "--quiet",
-        "--compile-bytecode",
-        "--no-deps",
-        "--require-hashes",
-        "--requirement",
-        lock,
-    ]
-    subprocess.run([uv, "pip", "install", "--python", venv / "bin" / "python", *options], check=True)
+        subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", *options, before], check=True)
+    subprocess.run([uv, "pip", "install", "--python", python, "--compile-bytecode", *options, lock], check=True)
 
 
 @contextmanager

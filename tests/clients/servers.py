@@ -18,6 +18,7 @@ from tests.environments import ROOT, environment
 from tests.gateway.conftest import free_ports
 
 HERE = Path(__file__).parent
+HEAVY = ROOT / "tests" / "heavy"
 LITELLM_KEY = "sk-litellm-of-this-test"
 LITELLM_MODEL = "through-litellm"
 SMOLLM2 = "smollm2-135m-instruct"
@@ -89,7 +90,7 @@ def mlx(place: Path) -> Iterator[str]:
 @contextmanager
 def optillm(place: Path, upstream: str) -> Iterator[str]:
     """OptiLLM in front of a server that speaks OpenAI's API; its API's URL. No `--approach`: prefixes need that."""
-    program = environment(ROOT / "tests" / "heavy" / "optillm.txt", "torch==2.13.0") / "optillm"
+    program = environment(HEAVY / "optillm.txt", HEAVY / "torch.txt") / "optillm"
     port = free_ports(1)[0]
     argv: list[str | Path] = [program, "--base-url", upstream, "--host", "127.0.0.1", "--port", str(port)]
     variables = {"OPENAI_API_KEY": "none", "HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "huggingface")}

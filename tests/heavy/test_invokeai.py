@@ -43,7 +43,7 @@ test_image_by_url = doubled.test_image_by_url
 @pytest.fixture(scope="module")
 def invoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server with one model of random weights."""
-    python = environment(HERE / "invokeai.txt", "torch==2.13.0") / "python"
+    python = environment(HERE / "invokeai.txt", HERE / "torch.txt") / "python"
     root = tmp_path_factory.mktemp("invokeai")
     model = root / doubled.MODEL
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
