@@ -73,6 +73,21 @@ def test_tokens_take_turns_however_many_requests_each_sends(run: Run) -> None:
     in_line(run, test)
 
 
+def test_who_comes_later_shares_the_turns_that_are_left(run: Run) -> None:
+    """What a token was served before counts for as long as somebody waits; a new one gets no turns of the past."""
+
+    async def test(line: Line) -> None:
+        for number in range(3):
+            await line.join(f"early{number}", "early")
+        await line.serve(2)
+        await line.join("early3", "early")
+        await line.join("late0", "late")
+        await line.join("late1", "late")
+        assert await line.serve(4) == ["early0", "early1", "late0", "early2", "late1", "early3"]
+
+    in_line(run, test)
+
+
 def test_higher_priority_goes_first(run: Run) -> None:
     async def test(line: Line) -> None:
         await line.join("low", "a", priority=0)

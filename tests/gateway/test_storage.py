@@ -19,7 +19,7 @@ from gateway import storage
 from gateway.refusal import Refusal
 from gateway.storage import MIGRATIONS, Database, StorageError
 
-from tests.gateway.scripted import Run
+from tests.gateway.scripted import DEADLINE, Run
 
 NOTES = "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE) STRICT"
 COUNTS = "CREATE TABLE counts (n INTEGER NOT NULL) STRICT"
@@ -82,18 +82,74 @@ def test_what_is_written_is_read_and_stays(run: Run, tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.sqlite"], "the log is not folded in"
 
 
-def test_writes_that_wait_share_a_transaction_and_keep_their_order(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("most", "commits"), [(200, 1), (20, 3)])
+def test_writes_that_wait_share_a_transaction_and_keep_their_order(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, commits: int
+) -> None:
+    monkeypatch.setattr(storage, "BATCH_MAX", most)
+    commits_seen = 0
+
+    def see() -> bool:
+        nonlocal commits_seen
+        commits_seen += 1
+        return False  # go on
+
     async def test() -> None:
         async with opened(tmp_path / "x.sqlite") as database:
-            release = threading.Event()
-            blocked = asyncio.ensure_future(database.write(lambda _: release.wait(5)))
+            begun, release = threading.Event(), threading.Event()
+
+            def block(connection: apsw.Connection) -> None:
+                begun.set()
+                release.wait(5)
+                connection.set_commit_hook(see)
+
+            blocked = asyncio.ensure_future(database.write(block))
+            await asyncio.to_thread(begun.wait, 5)
             waiting = [asyncio.ensure_future(add(database, str(number))) for number in range(50)]
             await asyncio.sleep(0)
-            before = await database.read(lambda connection: connection.pragma("data_version"))
             release.set()
             await asyncio.gather(blocked, *waiting)
             assert await texts(database) == [str(number) for number in range(50)]
-            assert await database.read(lambda connection: connection.pragma("data_version")) <= before + 2
+            assert commits_seen == 1 + commits
+
+    run(test)
+
+
+def test_closing_it_ends_what_is_under_way(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        database = Database(tmp_path / "x.sqlite", (NOTES,))
+        await database.open()
+        begun, may_write, may_read = threading.Barrier(3), threading.Event(), threading.Event()
+
+        def write(_: apsw.Connection) -> None:
+            begun.wait(5)
+            may_write.wait(5)
+
+        def read(connection: apsw.Connection) -> int:
+            begun.wait(5)
+            may_read.wait(5)
+            return int(connection.execute("SELECT count(*) FROM notes").get)
+
+        writing = asyncio.ensure_future(database.write(write))
+        reading = asyncio.ensure_future(database.read(read))
+        await asyncio.to_thread(begun.wait, 5)
+        waiting = asyncio.ensure_future(add(database, "waits"))
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(database.close())
+        await asyncio.sleep(0)
+        try:
+            may_write.set()
+            await asyncio.gather(writing, waiting)
+            await asyncio.wait((closing,), timeout=0.05)
+            assert not closing.done()
+            may_read.set()
+            assert await reading == 1
+            async with asyncio.timeout(DEADLINE):
+                await closing
+        finally:
+            database._queue.put(None)  # a writer that has missed its end would keep the test's from coming
+        async with opened(tmp_path / "x.sqlite") as again:
+            assert await texts(again) == ["waits"]
 
     run(test)
 
@@ -118,6 +174,21 @@ def test_a_write_that_fails_undoes_itself_and_no_other(run: Run, tmp_path: Path)
             assert isinstance(twice, StorageError)
             assert "UNIQUE" in str(twice)
             assert await texts(database) == ["a", "c"]
+
+    run(test)
+
+
+def test_a_transaction_that_cannot_be_ended_is_undone(run: Run, tmp_path: Path) -> None:
+    def spoils(connection: apsw.Connection) -> None:
+        connection.execute("INSERT INTO notes (text) VALUES ('lost')")
+        connection.execute("RELEASE work")  # the writer's own savepoint
+
+    async def test() -> None:
+        async with opened(tmp_path / "x.sqlite") as database:
+            with pytest.raises(StorageError, match="no such savepoint"):
+                await database.write(spoils)
+            await add(database, "next")
+            assert await texts(database) == ["next"]
 
     run(test)
 
@@ -265,6 +336,7 @@ def test_migrates_after_a_backup_and_goes_back(run: Run, tmp_path: Path) -> None
     async def test() -> None:
         async with opened(path, NOTES) as database:
             await add(database, "old")
+        path.with_name("x.sqlite.before-2.part").touch()  # of a start that was killed meanwhile
         async with opened(path, NOTES, COUNTS) as database:
             await database.write(lambda connection: connection.execute("INSERT INTO counts VALUES (7)"))
             assert await texts(database) == ["old"]
@@ -276,6 +348,7 @@ def test_migrates_after_a_backup_and_goes_back(run: Run, tmp_path: Path) -> None
 
     run(test)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.sqlite", "x.sqlite.before-2"]
+    assert stat.S_IMODE((tmp_path / "x.sqlite.before-2").stat().st_mode) == 0o600
     backup = apsw.Connection(str(tmp_path / "x.sqlite.before-2"))
     assert backup.pragma("user_version") == 1
     assert backup.execute("SELECT text FROM notes").get == "old"
