@@ -218,8 +218,8 @@ def blocks(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
             found.append({**event["content_block"], "json": ""})
         elif kind == "content_block_delta":
             delta = event["delta"]
-            name = {"text_delta": "text", "thinking_delta": "thinking", "input_json_delta": "json"}[delta["type"]]
-            found[-1][name] += delta.get("partial_json", delta.get(name))
+            name, value = next(field for field in delta.items() if field[0] != "type")
+            found[-1]["json" if name == "partial_json" else name] += value
         assert event["index"] == len(found) - 1
         is_open = kind != "content_block_stop"
     assert not is_open
@@ -312,7 +312,7 @@ def test_a_name_that_comes_late_is_waited_for() -> None:
         [{"choices": "x"}],
         [{"choices": [5]}],
         [chunk_of({"content": ["x"]})],
-        [chunk_of({"tool_calls": [{"index": "x"}]})],
+        [chunk_of({"tool_calls": [{"index": 0}]})],
         [chunk_of({"tool_calls": [{"index": 0, "function": []}, 1]})],
         [piece_of(0, "{}")],
         [piece_of(0, "{}", "one"), piece_of(1, "{}", "two"), piece_of(0, "x")],
@@ -321,6 +321,27 @@ def test_a_name_that_comes_late_is_waited_for() -> None:
 def test_what_is_no_stream(chunks: list[dict[str, Any]]) -> None:
     with pytest.raises(AnswerError):
         raw(chunks)
+
+
+def test_calls_without_an_index_or_with_the_same_stay_apart() -> None:
+    """As Ollama's and other servers' OpenAI routes have sent them."""
+    for index in ({}, {"index": None}, {"index": 0}):
+        told = events(
+            chunk_of({"tool_calls": [{**index, **call(number, arguments)}]})
+            for number, arguments in enumerate(ARGUMENTS)
+        )
+        assert [(block["id"], block["name"], block["json"]) for block in blocks(told)] == [
+            (f"call_{number}", f"tool_{number}", arguments) for number, arguments in enumerate(ARGUMENTS)
+        ]
+
+
+def test_a_thought_ends_with_its_signature() -> None:
+    told = events([chunk_of({"reasoning_content": "Hm"}), chunk_of({"content": "x"})])
+    assert [event["delta"] for event in told if event["type"] == "content_block_delta"] == [
+        {"type": "thinking_delta", "thinking": "Hm"},
+        {"type": "signature_delta", "signature": ""},
+        {"type": "text_delta", "text": "x"},
+    ]
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

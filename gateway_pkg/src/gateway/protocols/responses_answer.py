@@ -8,21 +8,27 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-from pydantic_core import from_json
 
 from gateway.http.errors import ApiError
 from gateway.protocols.responses import Item, NewId
+from gateway.protocols.turns import (
+    TURN_COST,
+    Piece,
+    Step,
+    Turn,
+    Turns,
+    first_choice,
+    read_object,
+    read_objects,
+    read_text,
+)
 from gateway.routing.body import dump
 from gateway.upstream.adapters.base import AnswerError
 
 DONE = b"data: [DONE]\n\n"
 OBFUSCATION_BLOCK = 16  # characters: deltas are padded to a multiple
-ENTRY_SIZE = 100  # about the characters of an empty call, or of a token's logprob
-# Names that servers have for a model's thoughts: llama.cpp and LiteLLM, vLLM, the earlier gateway.
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 _ECHOED = (
     "instructions",
@@ -40,10 +46,9 @@ _ECHOED = (
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of text that a model makes: in which field of what item its parts are, and what its events are called."""
+    """A kind of text that a model makes: in which field of its item the parts are, and what its events are called."""
 
     type: str
-    item_type: str
     text_name: str
     events: str
     parts: str = "content"
@@ -51,48 +56,17 @@ class _Kind:
     part_events: str = "response.content_part"
 
 
-_TEXT = _Kind("output_text", "message", "text", "response.output_text")
-_REFUSAL = _Kind("refusal", "message", "refusal", "response.refusal")
-_REASONING = _Kind("reasoning_text", "reasoning", "text", "response.reasoning_text")
+_TEXT = _Kind("output_text", "text", "response.output_text")
+_REFUSAL = _Kind("refusal", "refusal", "response.refusal")
+_REASONING = _Kind("reasoning_text", "text", "response.reasoning_text")
 _SUMMARY = _Kind(
     "summary_text",
-    "reasoning",
     "text",
     "response.reasoning_summary_text",
     parts="summary",
     index_name="summary_index",
     part_events="response.reasoning_summary_part",
 )
-
-
-@dataclass(slots=True)
-class _Saying:
-    """A message or a train of thought; what waits is not told yet. It has an item once the first event tells of it."""
-
-    item_type: str
-    waiting: list[tuple[_Kind, str, list[Item]]] = field(default_factory=list)
-    item: Item | None = None
-    kind: _Kind | None = None  # of the part that is being told
-    pieces: list[str] = field(default_factory=list)
-    logprobs: list[Item] = field(default_factory=list)
-
-    def is_complete(self) -> bool:
-        return True
-
-
-@dataclass(slots=True)
-class _Calling:
-    """A function call; of the pieces of its arguments the first `told` are told."""
-
-    call_id: str
-    name: str = ""
-    item: Item | None = None
-    pieces: list[str] = field(default_factory=list)
-    told: int = 0
-    is_closed: bool = False
-
-    def is_complete(self) -> bool:
-        return bool(self.name) and is_object("".join(self.pieces))
 
 
 def make_ids(response_id: str) -> NewId:
@@ -157,11 +131,13 @@ class ResponseBuilder:
         self._thoughts = _SUMMARY if wants_summary else _REASONING
         self._obfuscates = bool((request.get("stream_options") or {}).get("include_obfuscation"))
         self._new_id = new_id
+        self._turns = Turns(limit)
         self._room = limit
         self._sequence = self._given_out = 0
-        self._turns: list[_Saying | _Calling] = []
-        self._live = 0  # the turn that is being told; those before are closed, those after wait
-        self._calls: dict[int, _Calling] = {}
+        self._item: Item = {}  # the one that is being told, the last of the output
+        self._kind: _Kind | None = None  # of its part that is being told
+        self._pieces: list[str] = []  # of that part's text, or of a call's arguments
+        self._logprobs: list[Item] = []
         self._finish_reason = ""
         self._has_choice = False
 
@@ -175,16 +151,18 @@ class ResponseBuilder:
         self._look_at_usage(chunk.get("usage"))
         if isinstance(chunk.get("service_tier"), str):
             self.response["service_tier"] = chunk["service_tier"]
-        events = b""
-        for choice in _objects(chunk, "choices"):
-            if choice.get("index") in (0, None):
-                self._has_choice = True
-                events += self._feed_choice(choice, _object(choice, "delta"))
+        choice = first_choice(chunk)
+        if choice is None:
+            return b""
+        self._has_choice = True
+        steps = self._turns.feed(read_object(choice, "delta"), _logprobs(choice.get("logprobs")))
+        events = b"".join(map(self._tell, steps))
+        self._finish_reason = read_text(choice, "finish_reason") or self._finish_reason
         return self._all(events)
 
     def feed_completion(self, completion: Mapping[str, Any]) -> None:
         """Takes a whole chat.completion instead of chunks; raises AnswerError when it is none."""
-        choices = [{**choice, "delta": choice.get("message")} for choice in _objects(completion, "choices")]
+        choices = [{**choice, "delta": choice.get("message")} for choice in read_objects(completion, "choices")]
         self.feed({**completion, "choices": choices})
 
     def end(self) -> bytes:
@@ -195,15 +173,12 @@ class ResponseBuilder:
         """
         if not self._has_choice:
             raise AnswerError("a completion without a choice")
-        if any(isinstance(turn, _Calling) and not turn.name for turn in self._turns):
-            raise AnswerError("a tool call without the function's name")
         reason = _INCOMPLETE.get(self._finish_reason)
         status = "incomplete" if reason else "completed"
-        events = b""
-        for turn in self._turns[self._live :]:
-            # Cut short was what came last.
-            events += self._tell(turn) + self._close(turn, status if turn is self._turns[-1] else "completed")
-        self._live = len(self._turns)
+        steps = list(self._turns.end())
+        events = b"".join(map(self._tell, steps[:-1]))
+        if steps:  # what was cut short is what came last
+            events += self._end_item(status)
         self.response["status"] = status
         if reason:
             self.response["incomplete_details"] = {"reason": reason}
@@ -217,9 +192,8 @@ class ResponseBuilder:
 
     def fail(self, error: ApiError) -> bytes:
         """The last events when there is no answer; what had been made of it stays in the response as incomplete."""
-        for turn in self._turns[self._live : self._live + 1]:
-            self._tell(turn)
-            self._close(turn, "incomplete")
+        if self._item:
+            self._end_item("incomplete")
         # Events of what went wrong half-way have not been given out, and those of closing it need not be.
         self._sequence = self._given_out
         code = "rate_limit_exceeded" if error.status == 429 else "server_error"
@@ -229,140 +203,80 @@ class ResponseBuilder:
             "response.failed", response=self.response
         )
 
-    def _feed_choice(self, choice: Item, delta: Item) -> bytes:
-        events = b""
-        if thoughts := next((text for name in _THOUGHTS if (text := _text(delta, name))), ""):
-            events += self._say(self._thoughts, thoughts, [])
-        if text := _text(delta, "content"):
-            events += self._say(_TEXT, text, _logprobs(choice.get("logprobs")))
-        if refusal := _text(delta, "refusal"):
-            events += self._say(_REFUSAL, refusal, [])
-        for call in _objects(delta, "tool_calls"):
-            events += self._call(call)
-        self._finish_reason = _text(choice, "finish_reason") or self._finish_reason
-        return events
+    def _tell(self, step: Step) -> bytes:
+        if step.kind == "begin":
+            return self._begin_item(step.turn)
+        if step.kind == "end":
+            return self._end_item("completed")
+        self._take_room(step.piece.size)
+        if step.turn.kind == "call":
+            return self._tell_arguments(step.piece.text)
+        if step.turn.kind == "reasoning":
+            return self._tell_text(self._thoughts, step.piece)
+        return self._tell_text(_REFUSAL if step.piece.is_refusal else _TEXT, step.piece)
 
-    def _say(self, kind: _Kind, text: str, logprobs: list[Item]) -> bytes:
-        self._take_room(len(text) + sum(ENTRY_SIZE * (1 + len(entry["top_logprobs"])) for entry in logprobs))
-        turn = self._turns[-1] if self._turns else None
-        is_new = not isinstance(turn, _Saying) or turn.item_type != kind.item_type
-        if not isinstance(turn, _Saying) or is_new:
-            turn = _Saying(kind.item_type)
-            self._turns.append(turn)
-        turn.waiting.append((kind, text, logprobs))
-        return self._advance(is_new=is_new)
-
-    def _call(self, delta: Item) -> bytes:
-        function = _object(delta, "function")
-        name, arguments = _text(function, "name"), _text(function, "arguments")
-        count = len(self._turns)
-        call = self._calling(delta, name)
-        self._take_room(len(name) + len(arguments))
-        if call.is_closed:
-            if arguments.strip():
-                raise AnswerError("a tool call that goes on after its end")
-            return b""
-        if call.item is None:
-            call.name += name
-        if arguments:
-            call.pieces.append(arguments)
-        return self._advance(is_new=len(self._turns) > count)
-
-    def _calling(self, delta: Item, name: str) -> _Calling:
-        """The call that a delta belongs to. Servers leave out the index, or give one index to several calls."""
-        index, call_id = delta.get("index"), _text(delta, "id")
-        if not isinstance(index, int):
-            last = max(self._calls, default=-1)
-            index = last + 1 if name or last < 0 else last
-        call = self._calls.get(index)
-        if call is None or (name and call_id and call_id != call.call_id):
-            self._take_room(ENTRY_SIZE)
-            call = self._calls[index] = _Calling(call_id or f"call_{secrets.token_hex(12)}")
-            self._turns.append(call)
-        return call
-
-    def _advance(self, *, is_new: bool) -> bytes:
-        """Tells what there is to tell. One item is told to its end before the next begins, as OpenAI does it.
-
-        Clients rely on that. Of calls whose arguments come mixed, those behind the first wait for the end.
-        """
-        events = self._tell(self._turns[self._live])
-        while is_new and self._live + 1 < len(self._turns) and self._turns[self._live].is_complete():
-            events += self._close(self._turns[self._live], "completed")
-            self._live += 1
-            events += self._tell(self._turns[self._live])
-        return events
-
-    def _tell(self, turn: _Saying | _Calling) -> bytes:
-        return self._tell_saying(turn) if isinstance(turn, _Saying) else self._tell_call(turn)
-
-    def _tell_saying(self, turn: _Saying) -> bytes:
-        events = b""
-        for kind, text, logprobs in turn.waiting:
-            if turn.item is None:
-                turn.item = _new_item(kind, self._new_id)
-                events += self._add(turn.item)
-            if turn.kind is not kind:
-                events += self._close_part(turn) + self._open_part(turn, kind)
-            turn.pieces.append(text)
-            fields: Item = {"delta": text}
-            if kind is _TEXT:
-                fields["logprobs"] = logprobs
-                turn.logprobs += logprobs
-            place = self._place(turn, kind)
-            events += self._event(f"{kind.events}.delta", **place, **fields, **self._padding(text))
-        turn.waiting.clear()
-        return events
-
-    def _tell_call(self, turn: _Calling) -> bytes:
-        if not turn.name:
-            return b""
-        events = b""
-        if turn.item is None:
-            turn.item = {"id": self._new_id("fc"), "type": "function_call", "status": "in_progress"}
-            turn.item |= {"call_id": turn.call_id, "name": turn.name, "arguments": ""}
-            events = self._add(turn.item)
-        if new := "".join(turn.pieces[turn.told :]):
-            name = "response.function_call_arguments.delta"
-            events += self._event(name, **self._place(turn), delta=new, **self._padding(new))
-        turn.told = len(turn.pieces)
-        return events
-
-    def _close(self, turn: _Saying | _Calling, status: str) -> bytes:
-        if turn.item is None:
-            return b""
-        if isinstance(turn, _Saying):
-            events = self._close_part(turn)
+    def _begin_item(self, turn: Turn) -> bytes:
+        self._take_room(TURN_COST)
+        self._kind, self._pieces = None, []
+        if turn.kind == "call":
+            call_id = turn.call_id or f"call_{secrets.token_hex(12)}"
+            self._item = {"id": self._new_id("fc"), "type": "function_call", "status": "in_progress"}
+            self._item |= {"call_id": call_id, "name": turn.name, "arguments": ""}
+        elif turn.kind == "reasoning":
+            self._item = {"id": self._new_id("rs"), "type": "reasoning", "status": "in_progress", "summary": []}
+            self._item[self._thoughts.parts] = []
         else:
-            turn.is_closed = True
-            turn.item["arguments"] = arguments = "".join(turn.pieces)
+            self._item = {"id": self._new_id("msg"), "type": "message", "role": "assistant", "status": "in_progress"}
+            self._item["content"] = []
+        self.response["output"].append(self._item)
+        return self._event("response.output_item.added", output_index=self._output_index, item=self._item)
+
+    def _end_item(self, status: str) -> bytes:
+        item, self._item = self._item, {}
+        if item["type"] == "function_call":
+            item["arguments"] = arguments = "".join(self._pieces)
+            place = {"item_id": item["id"], "output_index": self._output_index}
             name = "response.function_call_arguments.done"
-            events = self._event(name, **self._place(turn), name=turn.name, arguments=arguments)
-        turn.item["status"] = status
-        return events + self._event("response.output_item.done", output_index=self._output_index, item=turn.item)
+            events = self._event(name, **place, name=item["name"], arguments=arguments)
+        else:
+            events = self._end_part(item)
+        item["status"] = status
+        return events + self._event("response.output_item.done", output_index=self._output_index, item=item)
 
-    def _add(self, item: Item) -> bytes:
-        self.response["output"].append(item)
-        return self._event("response.output_item.added", output_index=self._output_index, item=item)
+    def _tell_arguments(self, text: str) -> bytes:
+        self._pieces.append(text)
+        place = {"item_id": self._item["id"], "output_index": self._output_index}
+        return self._event("response.function_call_arguments.delta", **place, delta=text, **self._padding(text))
 
-    def _open_part(self, turn: _Saying, kind: _Kind) -> bytes:
-        turn.kind, turn.pieces, turn.logprobs = kind, [], []
+    def _tell_text(self, kind: _Kind, piece: Piece) -> bytes:
+        events = b""
+        if self._kind is not kind:
+            events = self._end_part(self._item) + self._begin_part(kind)
+        self._pieces.append(piece.text)
+        fields: Item = {"delta": piece.text}
+        if kind is _TEXT:
+            fields["logprobs"] = piece.logprobs
+            self._logprobs += piece.logprobs
+        place = self._place(self._item, kind)
+        return events + self._event(f"{kind.events}.delta", **place, **fields, **self._padding(piece.text))
+
+    def _begin_part(self, kind: _Kind) -> bytes:
+        self._kind, self._pieces, self._logprobs = kind, [], []
         part: Item = {"type": kind.type, kind.text_name: ""}
         if kind is _TEXT:
             part |= {"annotations": [], "logprobs": []}
-        assert turn.item is not None  # noqa: S101  # a part is one of an item
-        turn.item[kind.parts].append(part)
-        return self._event(f"{kind.part_events}.added", **self._place(turn, kind), part=part)
+        self._item[kind.parts].append(part)
+        return self._event(f"{kind.part_events}.added", **self._place(self._item, kind), part=part)
 
-    def _close_part(self, turn: _Saying) -> bytes:
-        kind = turn.kind
-        if kind is None or turn.item is None:
+    def _end_part(self, item: Item) -> bytes:
+        kind = self._kind
+        if kind is None:
             return b""
-        place, part, text = self._place(turn, kind), turn.item[kind.parts][-1], "".join(turn.pieces)
+        place, part, text = self._place(item, kind), item[kind.parts][-1], "".join(self._pieces)
         part[kind.text_name] = text
         fields: Item = {kind.text_name: text}
         if kind is _TEXT:
-            part["logprobs"] = fields["logprobs"] = turn.logprobs
+            part["logprobs"] = fields["logprobs"] = self._logprobs
         return self._event(f"{kind.events}.done", **place, **fields) + self._event(
             f"{kind.part_events}.done", **place, part=part
         )
@@ -373,12 +287,10 @@ class ResponseBuilder:
         output: list[Item] = self.response["output"]
         return len(output) - 1
 
-    def _place(self, turn: _Saying | _Calling, kind: _Kind | None = None) -> Item:
-        assert turn.item is not None  # noqa: S101  # only what has one is told
-        place = {"item_id": turn.item["id"], "output_index": self._output_index}
-        if kind is not None:
-            place[kind.index_name] = len(turn.item[kind.parts]) - 1
-        return place
+    def _place(self, item: Item, kind: _Kind) -> Item:
+        """Of the item's last part."""
+        last = len(item[kind.parts]) - 1
+        return {"item_id": item["id"], "output_index": self._output_index, kind.index_name: last}
 
     def _look_at_usage(self, usage: Any) -> None:
         if not isinstance(usage, dict):
@@ -411,24 +323,6 @@ class ResponseBuilder:
         content = {"type": kind, "sequence_number": self._sequence, **fields}
         self._sequence += 1
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), dump(content))
-
-
-def _new_item(kind: _Kind, new_id: NewId) -> Item:
-    if kind.item_type == "message":
-        item: Item = {"id": new_id("msg"), "type": "message", "role": "assistant", "status": "in_progress"}
-        return {**item, "content": []}
-    item = {"id": new_id("rs"), "type": "reasoning", "status": "in_progress", "summary": []}
-    return {**item, kind.parts: []}
-
-
-def is_object(text: str) -> bool:
-    """Whether it is a JSON object from its beginning to its end."""
-    if not text.rstrip().endswith("}"):
-        return False
-    try:
-        return isinstance(from_json(text), dict)
-    except ValueError:
-        return False
 
 
 def _told(tool: Item) -> Item:
@@ -465,30 +359,3 @@ def _is_one(entry: Any) -> bool:
 def _list(entry: Item, name: str) -> list[Any]:
     value = entry.get(name)
     return value if isinstance(value, list) else []
-
-
-def _objects(content: Mapping[str, Any], name: str) -> list[Item]:
-    value = content.get(name)
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise AnswerError(f"a completion whose {name} is no list of objects")
-    return value
-
-
-def _object(content: Mapping[str, Any], name: str) -> Item:
-    value = content.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise AnswerError(f"a completion whose {name} is no object")
-    return value
-
-
-def _text(content: Mapping[str, Any], name: str) -> str:
-    value = content.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise AnswerError(f"a completion whose {name} is no text")
-    return value

@@ -1,0 +1,104 @@
+"""A chat's deltas as turns, sans I/O: which call a delta belongs to, and what waits for what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from gateway.protocols.turns import TURN_COST, Step, Turns
+from gateway.upstream.adapters.base import AnswerError
+
+Delta = dict[str, Any]
+
+
+def piece(arguments: str, name: str | None = None, **fields: Any) -> Delta:
+    """A delta of one call."""
+    function = {"arguments": arguments} if name is None else {"name": name, "arguments": arguments}
+    return {"tool_calls": [{**fields, "function": function}]}
+
+
+def told(deltas: Iterable[Delta], limit: int = 100_000) -> list[Step]:
+    turns = Turns(limit)
+    return [step for delta in deltas for step in turns.feed(delta)] + list(turns.end())
+
+
+def calls(deltas: Iterable[Delta]) -> list[tuple[str, str, str]]:
+    """Id, name and arguments of each call, as they are told."""
+    found: list[tuple[str, str, str]] = []
+    for step in told(deltas):
+        if step.kind == "begin":
+            found.append((step.turn.call_id, step.turn.name, ""))
+        elif step.kind == "tell":
+            found[-1] = (*found[-1][:2], found[-1][2] + step.piece.text)
+    return found
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [piece("1", "f", index=0, id="a"), piece("x", index=0), piece("2", "g", index=1, id="b"), piece("y", index=1)],
+        [piece("1", "f", index=1, id="a"), piece("2", "g", index=7, id="b"), piece("x", index=1), piece("y", index=7)],
+        [piece("1", "f", index=0, id="a"), piece("x", index=0), piece("2", "g", index=0, id="b"), piece("y", index=0)],
+        [piece("1", "f", id="a"), piece("x"), piece("2", "g", id="b"), piece("y")],
+        [piece("1", "f", index=None, id="a"), piece("x"), piece("2", "g", id="b"), piece("y", id="b")],
+        [piece("1", "f", id="a"), piece("x", "f", id="a"), piece("2", "g", id="b"), piece("y", "g", id="b")],
+        [piece("1", "f", index=0, id="a"), piece("2", "g", index=1, id="b"), piece("x", "f", index=0, id="a"),
+         piece("y", "g", index=1, id="b")],
+        [piece("1", index=0), piece("x", "f", index=0, id="a"), piece("2y", "g", index=1, id="b")],
+    ],
+    ids=[
+        "as OpenAI's", "any indexes", "one index for all", "no index", "null", "name and id each time",
+        "name and id each time, mixed", "name and id late",
+    ],
+)  # fmt: skip
+def test_each_delta_finds_its_call(deltas: list[Delta]) -> None:
+    assert calls(deltas) == [("a", "f", "1x"), ("b", "g", "2y")]
+
+
+def test_calls_of_a_whole_message_need_neither_index_nor_id() -> None:
+    whole = [piece("{}", name)["tool_calls"][0] for name in ("f", "f")]
+    assert calls([{"tool_calls": whole}]) == [("", "f", "{}"), ("", "f", "{}")]
+
+
+def test_what_is_behind_a_call_waits_until_its_arguments_are_whole() -> None:
+    turns = Turns(100_000)
+    steps = [
+        [(step.kind, step.turn.kind, step.piece.text) for step in turns.feed(delta)]
+        for delta in (
+            piece('{"a":', "f", index=0), {"content": "Hm"}, {"content": "m."}, piece('"}"', index=0),
+            piece("}", index=0), piece("\n", index=0),
+        )
+    ]  # fmt: skip
+    assert steps == [
+        [("begin", "call", ""), ("tell", "call", '{"a":')],
+        [],
+        [],
+        [("tell", "call", '"}"')],
+        [("tell", "call", "}"), ("end", "call", ""), ("begin", "message", ""), ("tell", "message", "Hmm.")],
+        [],
+    ]
+
+
+def test_a_line_after_a_call_does_not_keep_the_next_waiting() -> None:
+    turns = Turns(100_000)
+    for delta in (piece("{}", "f", index=0), piece("\n", index=0)):
+        list(turns.feed(delta))
+    assert [step.kind for step in turns.feed(piece("{", "g", index=1))] == ["end", "begin", "tell"]
+
+
+def test_room_is_given_back_with_what_has_been_told() -> None:
+    words = [{"content" if n % 2 else "thinking": "x" * 100} for n in range(500)]
+    assert sum(step.kind == "begin" for step in told(words, 2 * TURN_COST + 200)) == 500
+    call = [piece('{"a":"', "f", index=0), *[piece("x" * 1_000, index=0)] * 10, piece('"}', index=0)]
+    after = [{"content": "x"}, {"content": "x" * 10_000}]
+    assert told([*call, *after], 11_000)
+    with pytest.raises(AnswerError, match="held"):
+        told([*call[:-1], *after], 11_000)
+
+
+def test_a_call_that_goes_on_after_its_end_is_an_error() -> None:
+    ended = [piece("{}", "f", index=0), {"content": "x"}]
+    assert told([*ended, piece("\n", index=0)])
+    with pytest.raises(AnswerError, match="after its end"):
+        told([*ended, piece("{}", index=0)])
