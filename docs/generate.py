@@ -81,10 +81,23 @@ def metrics() -> str:
 
 
 def compatibility() -> str:
-    return "\n".join(
-        f"## `{route}`\n\n" + table(["field", *map(code, kinds)], [[code(row[0]), *row[1:]] for row in rows])
-        for route, kinds, rows in proofs.tables(proofs.collect())
-    )
+    found = list(proofs.sections(proofs.collect()))
+    links = " · ".join(f"[`{section.route}`](#{section.route.replace('/', '')})" for section in found)
+    return f"{links}\n\n" + "\n".join(map(_of_route, found))
+
+
+def _of_route(section: proofs.Section) -> str:
+    text = f"## `{section.route}`\n"
+    if section.rows:
+        rows = [[code(field), *words] for field, *words in section.rows]
+        text += "\n" + table(["field", *map(code, section.kinds)], rows)
+    for word, kind, fields in section.alone:
+        text += (
+            f"\n{'In part with' if word == proofs.IN_PART else 'With'} {code(kind)}: {', '.join(map(code, fields))}.\n"
+        )
+    if section.refused:
+        text += f"\nRefused: {', '.join(map(code, section.refused))}.\n"
+    return text
 
 
 def kind(field: FieldInfo) -> str:

@@ -1,12 +1,12 @@
-"""What the tests prove of routes, fields and kinds of backends, as their `proves` marks say: a table for each route."""
+"""What the tests prove of routes, fields and kinds of backends, as their `proves` marks say: by route."""
 
 import contextlib
 import io
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -16,6 +16,9 @@ BACKENDS = (
     "openai", "llamacpp", "mlx", "litellm", "optillm", "ollama", "nexa",
     "a1111", "comfyui", "invokeai", "mock", "heartmula", "speech",
 )  # fmt: skip
+
+FAMILIES = ("chat", "responses", "messages", "completions", "embeddings", "rerank", "images", "audio", "tts", "music")
+WORKS, IN_PART, REFUSED = "✓", "in part", "refused"
 
 
 class Proof(NamedTuple):
@@ -63,16 +66,48 @@ def collect() -> set[Proof]:
     return collector.proofs
 
 
-def tables(proofs: set[Proof]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """For each route: its path, the kinds of backends that it is proven with, and a row for each field."""
-    for route, group in itertools.groupby(sorted(proofs), key=lambda proof: proof.route):
-        cells: dict[tuple[str, str], set[bool]] = defaultdict(set)
-        for proof in group:
-            cells[proof.field, proof.backend].add(proof.refused)
-        kinds = [kind for kind in BACKENDS if any(kind == backend for _, backend in cells)]
-        fields = sorted({field for field, _ in cells})
-        yield route, kinds, [[field, *(_word(cells.get((field, kind), set())) for kind in kinds)] for field in fields]
+class Section(NamedTuple):
+    """What is proven of one route.
+
+    `rows` are the fields that were tried with several kinds of backends, each with a word for each of `kinds`, "" where
+    no test says. `alone` are, by word and kind, those that were tried with one kind only; `refused` those that were
+    refused wherever they were tried.
+    """
+
+    route: str
+    kinds: list[str]
+    rows: list[list[str]]
+    alone: list[tuple[str, str, list[str]]]
+    refused: list[str]
+
+
+def sections(proofs: set[Proof]) -> Iterator[Section]:
+    """One for each route, chats first."""
+    by_route = itertools.groupby(sorted(proofs, key=_place), key=lambda proof: proof.route)
+    return itertools.starmap(_section, by_route)
+
+
+def _place(proof: Proof) -> tuple[Any, ...]:
+    family = proof.route.split("/")[2]
+    return (FAMILIES.index(family) if family in FAMILIES else len(FAMILIES), *proof)
+
+
+def _section(route: str, proofs: Iterable[Proof]) -> Section:
+    cells: dict[str, dict[str, set[bool]]] = defaultdict(lambda: defaultdict(set))
+    for proof in proofs:
+        cells[proof.field][proof.backend].add(proof.refused)
+    words = {field: {kind: _word(outcomes) for kind, outcomes in cells[field].items()} for field in sorted(cells)}
+    refused = [field for field, told in words.items() if set(told.values()) == {REFUSED}]
+    alone = [
+        (word, kind, fields)
+        for word, kind in itertools.product((WORKS, IN_PART), BACKENDS)
+        if (fields := [field for field, told in words.items() if told == {kind: word}])
+    ]
+    several = [field for field, told in words.items() if len(told) > 1 and field not in refused]
+    kinds = [kind for kind in BACKENDS if any(kind in words[field] for field in several)]
+    rows = [[field, *(words[field].get(kind, "") for kind in kinds)] for field in several]
+    return Section(route, kinds, rows, alone, refused)
 
 
 def _word(outcomes: set[bool]) -> str:
-    return {0: "", 1: "refused" if True in outcomes else "yes", 2: "yes; some values refused"}[len(outcomes)]
+    return WORKS if outcomes == {False} else REFUSED if outcomes == {True} else IN_PART

@@ -75,7 +75,7 @@ def test_fields_with_the_same_meaning_and_unknown_ones_go_on() -> None:
             {"tool_choice": {"type": "function", "function": {"name": "look"}}},
         ),
         ({"cache_control": {"type": "ephemeral"}}, {}),
-        ({"speed": "standard"}, {}),
+        pytest.param({"speed": "standard"}, {}, marks=pytest.mark.proves("/v1/messages", "speed", backend="openai")),
         ({"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}}, {}),
         ({"container": None, "inference_geo": None, "stop_sequences": []}, {}),
     ],

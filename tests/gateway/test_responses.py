@@ -202,7 +202,7 @@ def test_messages_instead_of_input(served: Gateway, chats: ChatScript) -> None:
     assert chats.requests[0]["max_tokens"] == 5
 
 
-@pytest.mark.proves(PATH, "stream", "stream_options.include_usage", backend="openai")
+@pytest.mark.proves(PATH, "stream", "stream_options", "stream_options.include_usage", backend="openai")
 def test_events_of_a_text_in_their_order(served: Gateway, chats: ChatScript) -> None:
     events = stream(served, stream_options={"include_usage": True})
     assert types(events) == [
