@@ -147,10 +147,11 @@ class OpenAIImages(ImageServer):
         ]
         if request.get("model") == "revised":
             data[0]["revised_prompt"] = "a better prompt"
-        return Reply({"created": 1, "data": data, "size": size, "usage": {"total_tokens": 7}})
+        return Reply({"created": 1, "data": data, "size": size, "usage": USAGE})
 
 
 _FILES = ("image", "image[]", "mask")
+USAGE = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
 
 
 def shape(value: Any) -> Any:

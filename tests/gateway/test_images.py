@@ -295,9 +295,11 @@ def test_turbo_models_get_no_guidance_unless_asked_for(studio: Studio) -> None:
 
 
 def test_what_an_openai_server_tells_is_passed_on(studio: Studio) -> None:
-    answer = studio.generate("openai", model="revised").json()
-    assert answer["usage"] == {"total_tokens": 7}
-    assert answer["data"][0]["revised_prompt"] == "a better prompt"
+    answer = studio.generate("openai", model="revised")
+    assert answer.json()["usage"] == {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
+    assert answer.json()["data"][0]["revised_prompt"] == "a better prompt"
+    entry = studio.gateway.log_entry(lambda entry: entry["request_id"] == answer.headers["x-request-id"])
+    assert (entry["input_tokens"], entry["output_tokens"]) == (3, 4)
 
 
 @pytest.mark.parametrize(
@@ -740,6 +742,25 @@ def test_edit_that_is_no_form(studio: Studio) -> None:
     refusal(studio.gateway.client.post(EDITS, content=b"--x\r\nnonsense", headers=headers))
     files = {"image": ("a.png", PICTURE, "image/png")}
     assert refusal(studio.gateway.client.post(EDITS, data={"prompt": "x", "n": "many"}, files=files))["param"] == "n"
+
+
+@pytest.mark.parametrize("name", ["prompt", "image", "other"])
+def test_form_whose_texts_are_none(studio: Studio, name: str) -> None:
+    """There are character sets in which half a surrogate pair can be written."""
+    texts = {"prompt": b"a dog", "image": b"cat", "other": b"x"} | {name: rb"\ud800"}
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n%(prompt)b\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="%(other)b"\r\n\r\n1\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="%(image)b.png"\r\n'
+        b"Content-Type: image/png\r\n\r\n%(picture)b\r\n--x--\r\n"
+    )
+    content = body % {name.encode(): data for name, data in {**texts, "picture": PICTURE}.items()}
+    headers = {"Content-Type": "multipart/form-data; charset=unicode_escape; boundary=x", "X-Backend": "openai"}
+    answer = studio.gateway.client.post(EDITS, content=content, headers=headers)
+    if name == "image":  # a name says nothing of its file
+        assert list(form(studio.servers["openai"].asked(EDITS)[0])["image"]) == [PICTURE], answer.text
+    else:
+        assert refusal(answer)["code"] == "invalid_form"
 
 
 def test_each_image_route_wants_a_token(studio: Studio) -> None:

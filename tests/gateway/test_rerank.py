@@ -206,6 +206,7 @@ def test_what_embeddings_cannot_do_is_refused(embedding: httpx.Client, told: Cha
         ("/v1/reranking", "nexa:echo", {"result": ["x"]}),
         ("/v1/embeddings", "test:echo", {"data": []}),
         ("/v1/embeddings", "test:echo", {"data": [{"embedding": "AAAA"}] * 4}),
+        ("/v1/embeddings", "test:echo", {"data": [{"embedding": [1, "2"]}] * 4}),
     ],
 )
 def test_answers_that_are_none_are_a_502(
@@ -229,6 +230,7 @@ def test_the_request_log_and_the_usage(served: Gateway, told: ChatScript) -> Non
     request_id = answer.headers["x-request-id"]
     entry = served.log_entry(lambda entry: entry["request_id"] == request_id)
     assert (entry["path"], entry["op"]) == ("/v1/rerank", "rerank")
+    assert (entry["input_tokens"], entry["output_tokens"]) == (4, 0)
 
 
 SHAPES: list[tuple[Any, list[tuple[int, float]]]] = [
@@ -262,6 +264,29 @@ def test_shapes_of_rankings(answer: Any, expected: list[tuple[int, float]]) -> N
 def test_what_is_no_ranking(answer: Any) -> None:
     with pytest.raises(AnswerError):
         scores_of(answer, 2)
+
+
+def test_vectors_are_in_the_order_of_their_texts() -> None:
+    second, first = {"index": 1, "embedding": [1]}, {"index": 0, "embedding": [0.5]}
+    assert vectors_of({"data": [second, first]}, 2) == [[0.5], [1]]
+    assert vectors_of({"data": [{"embedding": [1]}, {"embedding": [2]}]}, 2) == [[1], [2]]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [{"embedding": [1]}],
+        [{"embedding": [1]}, {"embedding": {}}],
+        [{"embedding": [1]}, {"embedding": [1, 2]}],
+        [{"embedding": [1], "index": 1}] * 2,
+        [{"embedding": [1], "index": [0]}] * 2,
+        [{"embedding": [1], "index": "0"}, {"embedding": [1]}],
+    ],
+)
+def test_what_are_no_vectors(data: Any) -> None:
+    with pytest.raises(AnswerError):
+        vectors_of({"data": data}, 2)
 
 
 VECTOR = st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3)

@@ -323,7 +323,11 @@ async def _read_form(exchange: Exchange) -> tuple[dict[str, Any], tuple[Upload, 
                 fields[name] = value
     if not 1 <= len(images) <= IMAGES_IN_MAX:
         raise _invalid("image", f"send 1 to {IMAGES_IN_MAX} of them, as files")
-    return parse(orjson.dumps(fields), EDIT), tuple(images), mask
+    try:
+        given = orjson.dumps(fields)
+    except TypeError:
+        raise ApiError(400, "The multipart body cannot be read: its texts are no UTF-8", code="invalid_form") from None
+    return parse(given, EDIT), tuple(images), mask
 
 
 def _response_format(wanted: str, backend: Backend) -> str:

@@ -19,7 +19,7 @@ from gateway.protocols.rerank import cosine, norm, ranking, scores_of, text_of, 
 from gateway.routing.body import dump
 from gateway.routing.policy import AUTO, DEFAULT_ALIAS
 from gateway.routing.registry import Route, Slots
-from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.adapters.base import AnswerError, numbers
 from gateway.upstream.failures import refused, told_in_200
 from gateway.upstream.http1 import Response
 from gateway.upstream.usage import usage_of
@@ -157,13 +157,14 @@ class _Handler:
         asked |= {"model": request.get("model") or "", "input": [request["query"], *texts]}
         async with self._dispatcher.embeddings(exchange, asked) as call:
             answer = await call.completion()
-            query, *vectors = vectors_of(answer, len(texts) + 1)
+            first, *vectors = vectors_of(answer, len(texts) + 1)
             scores: list[tuple[int, float]] = []
+            query = numbers(first)
             length = norm(query)
             for index, vector in enumerate(vectors):
                 if index % COSINES_AT_ONCE == 0:
                     await asyncio.sleep(0)
-                scores.append((index, cosine(query, vector, length)))
+                scores.append((index, cosine(query, numbers(vector), length)))
         return answer, scores
 
 

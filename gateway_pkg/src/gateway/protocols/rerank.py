@@ -39,21 +39,22 @@ def scores_of(answer: Any, count: int) -> list[tuple[int, float]]:
     return found
 
 
-def vectors_of(answer: Mapping[str, Any], count: int) -> list[list[float]]:
-    """The `count` vectors of an OpenAI embeddings answer, in the order of their texts.
+def vectors_of(answer: Mapping[str, Any], count: int) -> list[list[Any]]:
+    """The `count` vectors of an OpenAI embeddings answer, in the order of their texts; what is in them is unchecked.
 
     Raises:
-        AnswerError: there are more or fewer, one is none, or they differ in length.
+        AnswerError: there are more or fewer, one is no list, or they differ in length.
     """
     data = answer.get("data")
     if not isinstance(data, list) or len(data) != count:
         raise AnswerError(f"embeddings that are not {count}")
-    vectors: dict[int, list[float]] = {}
+    vectors: dict[int, list[Any]] = {}
     for place, item in enumerate(data):
-        vector = item.get("embedding") if isinstance(item, dict) else None
-        if not isinstance(vector, list) or not all(isinstance(value, int | float) for value in vector):
-            raise AnswerError("an embedding that is no list of numbers")
-        vectors[item.get("index", place)] = vector
+        item = item if isinstance(item, dict) else {}
+        index, vector = item.get("index", place), item.get("embedding")
+        if not isinstance(index, int) or not isinstance(vector, list):
+            raise AnswerError("an embedding that is none")
+        vectors[index] = vector
     if set(vectors) != set(range(count)) or len({len(vector) for vector in vectors.values()}) != 1:
         raise AnswerError("embeddings of other texts than were sent, or of different lengths")
     return [vectors[index] for index in range(count)]

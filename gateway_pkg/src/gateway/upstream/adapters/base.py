@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +22,16 @@ def json_object(body: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise AnswerError("it sent JSON that is no object")
     return content
+
+
+def numbers(vector: Any) -> array[float]:
+    """An embedding's numbers; raises AnswerError where it is none."""
+    try:
+        if isinstance(vector, list):
+            return array("d", vector)  # the quickest look at every number
+    except (TypeError, OverflowError):
+        pass
+    raise AnswerError("an embedding that is no list of numbers")
 
 
 class Outgoing(NamedTuple):

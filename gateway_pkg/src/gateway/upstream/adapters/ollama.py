@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import struct
 import time
-from array import array
 from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +13,9 @@ import orjson
 
 from gateway.upstream.adapters import ollama_request as outgoing
 from gateway.upstream.adapters import rawjson
-from gateway.upstream.adapters.base import AnswerError, Outgoing
+from gateway.upstream.adapters.base import AnswerError, Outgoing, numbers
 from gateway.upstream.ndjson import LineCutter, LineTooLong
+from gateway.upstream.usage import COUNT_MAX
 
 Json = dict[str, Any]
 
@@ -23,7 +23,6 @@ MODELS_PATH = "/api/tags"
 LOADED_PATH = "/api/ps"
 DONE = b"data: [DONE]\n\n"
 QUOTED_CHARS = 500
-COUNT_MAX = 2**53  # beyond it a number of tokens is none
 
 
 class OllamaAdapter:
@@ -314,19 +313,16 @@ def _embeddings(request: Mapping[str, Any], model: str, line: Json) -> Json:
 
 
 def _floats(vector: Any) -> list[float]:
-    try:
-        array("d", vector)  # the quickest look at every number
-    except (TypeError, OverflowError):
-        raise AnswerError("an embedding that is none") from None
-    numbers: list[float] = vector
-    return numbers
+    numbers(vector)
+    floats: list[float] = vector
+    return floats
 
 
 def _base64(vector: Any) -> str:
     """OpenAI's other form: float32, little-endian."""
-    numbers = _floats(vector)
+    floats = numbers(vector)
     try:
-        return b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
+        return b64encode(struct.pack(f"<{len(floats)}f", *floats)).decode()
     except OverflowError:
         raise AnswerError("an embedding beyond float32") from None
 
@@ -341,7 +337,7 @@ def _usage(line: Json) -> Json | None:
 
 def _count(line: Json, name: str) -> int | None:
     count = line.get(name)
-    return count if isinstance(count, int) and 0 <= count < COUNT_MAX else None
+    return count if type(count) is int and 0 <= count < COUNT_MAX else None  # True is an int as well
 
 
 def _with_usage(usage: Json | None) -> Json:

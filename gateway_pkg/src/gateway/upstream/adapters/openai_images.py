@@ -104,7 +104,7 @@ def multipart(parts: list[Part]) -> tuple[bytes, str]:
         if isinstance(value, Upload):
             head += f'; filename="{_quoted(value.filename)}"\r\nContent-Type: {value.content_type}'
         data = value.data if isinstance(value, Upload) else value.encode("utf-8", "surrogatepass")
-        pieces += [head.encode(), b"\r\n\r\n", data, b"\r\n"]
+        pieces += [head.encode("utf-8", "replace"), b"\r\n\r\n", data, b"\r\n"]
     pieces.append(f"--{boundary}--\r\n".encode())
     return b"".join(pieces), f"multipart/form-data; boundary={boundary}"
 
