@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from gateway.images.formats import MEDIA_TYPES
-from gateway.media import MediaStore
+from gateway.media import PART, MediaStore
 
 from tests.doubles.images import png
 from tests.gateway.conftest import Gateway, gateway, write_files
@@ -86,8 +86,18 @@ def test_files_of_others_are_left_alone_and_those_of_the_earlier_system_swept(tm
     assert names(tmp_path) == {"notes.txt", ".env"}
 
 
+def test_what_a_killed_process_was_writing_goes_once_it_is_old(tmp_path: Path) -> None:
+    old, young = tmp_path / f"{PART}old", tmp_path / f"{PART}young"
+    old.write_bytes(PICTURE)
+    young.write_bytes(PICTURE)
+    os.utime(old, (0, 0))
+    store(tmp_path).sweep()
+    assert names(tmp_path) == {young.name}
+
+
 def test_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(written: Path, _: Path) -> None:
+        assert written.name.startswith(PART)
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)

@@ -25,8 +25,9 @@ from gateway.http.errors import ApiError
 log = logging.getLogger(__name__)
 
 SWEEP_MAX_SEC = 60.0
-# Those of the earlier system, too: unix time, 16 hex digits.
-_NAME = re.compile(r"(?:[0-9a-f]{64}|[0-9]+_[0-9a-f]{16})\.[a-z0-9]{1,5}")
+PART = ".part-"  # begins the name of a file that is being written
+# Those of the earlier system, too: unix time, 16 hex digits. And what a process was writing when it was killed.
+_NAME = re.compile(rf"(?:[0-9a-f]{{64}}|[0-9]+_[0-9a-f]{{16}})\.[a-z0-9]{{1,5}}|{re.escape(PART)}\w+")
 _STEM = re.compile(r"[0-9a-f]{64}")
 # A browser must not run what a backend, or a prompt, has put into an SVG.
 _INERT = {"content-disposition": "attachment", "content-security-policy": "sandbox; default-src 'none'"}
@@ -108,7 +109,7 @@ class MediaStore:
         return name
 
     def _write(self, path: Path, data: bytes) -> None:
-        descriptor, temporary = tempfile.mkstemp(prefix=".", dir=self._directory)
+        descriptor, temporary = tempfile.mkstemp(prefix=PART, dir=self._directory)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -130,10 +131,11 @@ class MediaStore:
         oldest = time.time() - self.ttl_sec
         found = []
         try:
-            for entry in os.scandir(self._directory):
-                if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    found.append((status.st_mtime, status.st_size, entry.path))
+            with os.scandir(self._directory) as entries:
+                for entry in entries:
+                    if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        status = entry.stat(follow_symlinks=False)
+                        found.append((status.st_mtime, status.st_size, entry.path))
         except OSError:
             self._total = None
             return
