@@ -1,6 +1,8 @@
 """Traces: spans of requests and of calls to backends, as a collector gets them."""
 
+import asyncio
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -8,14 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from gateway.observe.tracing import remote_parent
+from gateway.observe.tracing import Tracer, remote_parent
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tests.gateway.collector import Collector, collector, values
+from tests.gateway.collector import SECONDS, Collector, collector, values
 from tests.gateway.conftest import TOKEN, Gateway, free_ports, gateway, write_files
 from tests.gateway.upstream import Upstream
 
@@ -58,8 +62,9 @@ def quiet(request: pytest.FixtureRequest) -> None:
     if "traced" not in request.fixturenames:
         return
     traced, traces = request.getfixturevalue("traced"), request.getfixturevalue("traces")
-    made = -1.0
+    made, deadline = -1.0, time.monotonic() + SECONDS
     while made != len(traces.spans):
+        assert time.monotonic() < deadline, "a span is lost"
         text = traced.observe.get("/metrics").text
         made = next(float(line.split()[-1]) for line in text.splitlines() if 'spans_total{state="made"}' in line)
         time.sleep(0.05)
@@ -253,3 +258,21 @@ def test_traceparent(traceparent: str, is_one: bool) -> None:
         assert (parent.trace_id, parent.span_id) == (int(TRACE, 16), int(PARENT, 16))
         assert parent.is_remote
         assert parent.trace_state == {"a": "1"}
+
+
+def test_what_is_not_sampled_costs_nothing_of_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(*_: object) -> None:
+        raise AssertionError("an object of the SDK's")
+
+    tracer = Tracer("http://127.0.0.1:9", "x", share=0)
+    try:
+        monkeypatch.setattr("gateway.observe.tracing.SpanContext", made)
+        exchange: Any = SimpleNamespace(headers={}, scope={})
+        backend: Any = None
+        lines = tracer.begin(exchange, backend, "chat")
+        assert re.fullmatch(rb"traceparent: 00-[0-9a-f]{32}-[0-9a-f]{16}-00\r\n", lines)
+        assert tracer.begin(exchange, backend, "chat")[:49] == lines[:49]  # another call of the same trace
+        tracer.record(exchange, "/v1/chat/completions")
+        assert tracer.counts()["made"] == 0
+    finally:
+        asyncio.run(tracer.close())

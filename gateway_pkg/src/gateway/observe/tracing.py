@@ -1,9 +1,9 @@
 """OpenTelemetry traces with the GenAI semantic conventions, when a collector is configured.
 
-A request costs the event loop some random digits at its beginning and two finished spans at its end; they go out from
-a thread of the SDK's, whose queue drops what the collector does not take. Without a collector nothing of this is
-imported.
-No span holds a prompt, an answer or a token.
+A request costs the event loop some random digits at its beginning, and where it is sampled two finished spans at its
+end; they go out from a thread of the SDK's, whose queue drops what the collector does not take. The SDK's own objects
+are made for spans alone: they cost ten times what a request that is not sampled does. Without a collector nothing of
+this is imported. No span holds a prompt, an answer or a token.
 
 Names: https://github.com/open-telemetry/semantic-conventions-genai (docs/gen-ai/gen-ai-spans.md) and the HTTP
 conventions 1.41.
@@ -48,7 +48,7 @@ TRACESTATE = re.compile(rb"[ -~]{1,512}")
 # gen_ai.operation.name, where the conventions have a name for it.
 OPERATIONS = {"completions": "text_completion"}
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
-_SAMPLED, _NOT_SAMPLED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _ERROR = Status(StatusCode.ERROR)
 _UNSET = Status(StatusCode.UNSET)
 
@@ -56,24 +56,34 @@ _UNSET = Status(StatusCode.UNSET)
 class Call:
     """One request to a backend: whom, and when it began (time.perf_counter seconds)."""
 
-    __slots__ = ("backend", "context", "operation", "started")
+    __slots__ = ("backend", "operation", "span_id", "started")
 
-    def __init__(self, context: SpanContext, backend: Backend, operation: str, started: float) -> None:
-        self.context = context
+    def __init__(self, span_id: int, backend: Backend, operation: str, started: float) -> None:
+        self.span_id = span_id
         self.backend = backend
         self.operation = operation
         self.started = started
 
 
 class Trace:
-    """What is known of a request's trace until the request is over."""
+    """What is known of a request's trace until the request is over.
 
-    __slots__ = ("calls", "context", "parent")
+    `span_id` is the request's own; `calls` are kept where it `is_sampled`.
+    """
 
-    def __init__(self, context: SpanContext, parent: SpanContext | None) -> None:
-        self.context = context
+    __slots__ = ("calls", "is_sampled", "parent", "span_id", "trace_id")
+
+    def __init__(self, trace_id: int, span_id: int, is_sampled: bool, parent: SpanContext | None) -> None:
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.is_sampled = is_sampled
         self.parent = parent
         self.calls: list[Call] = []
+
+    def context(self, span_id: int) -> SpanContext:
+        """That of one of its spans, for the SDK; it is sampled."""
+        state = self.parent.trace_state if self.parent is not None else None
+        return SpanContext(self.trace_id, span_id, False, _SAMPLED, state)
 
 
 class Tracer:
@@ -105,32 +115,32 @@ class Tracer:
     def begin(self, exchange: Exchange, backend: Backend, capability: str) -> bytes:
         """To be called before each request to a backend; the header lines to send with it."""
         trace = self._trace(exchange)
-        context = self._child(trace.context)
-        operation = OPERATIONS.get(capability, capability)
-        trace.calls.append(Call(context, backend, operation, perf_counter()))
-        lines = b"traceparent: 00-%032x-%016x-%02x\r\n" % (context.trace_id, context.span_id, context.trace_flags)
-        if context.trace_state:
-            lines += b"tracestate: %b\r\n" % context.trace_state.to_header().encode("ascii")
+        span_id = self._span_id()
+        if trace.is_sampled:
+            trace.calls.append(Call(span_id, backend, OPERATIONS.get(capability, capability), perf_counter()))
+        lines = b"traceparent: 00-%032x-%016x-%02x\r\n" % (trace.trace_id, span_id, trace.is_sampled)
+        if trace.parent is not None and trace.parent.trace_state:
+            lines += b"tracestate: %b\r\n" % trace.parent.trace_state.to_header().encode("ascii")
         return lines
 
     def record(self, exchange: Exchange, route: str) -> None:
         """Makes the spans of a request that is over; `route` is the template of its path."""
         trace = self._trace(exchange)
-        if not trace.context.trace_flags.sampled:
+        if not trace.is_sampled:
             return
         now = perf_counter()
         # Time on the wall of what perf_counter called 0, in ns.
         zero = time_ns() - int(now * 1e9)
         if not trace.calls and exchange.slots is not None:
-            trace.calls.append(self._unannounced(exchange, trace, exchange.slots, now))
+            trace.calls.append(self._unannounced(exchange, exchange.slots, now))
         for call, following in zip_longest(trace.calls, trace.calls[1:]):
             self._end(self._call_span(exchange, trace, call, following, now, zero))
         self._end(self._request_span(exchange, trace, route, now, zero))
 
-    def _unannounced(self, exchange: Exchange, trace: Trace, slots: Slots, now: float) -> Call:
+    def _unannounced(self, exchange: Exchange, slots: Slots, now: float) -> Call:
         """The work of a backend whose protocol takes several requests: one span for all of them."""
         operation = OPERATIONS.get(slots.capability, slots.capability)
-        return Call(self._child(trace.context), slots.backend, operation, now - exchange.upstream_ms / 1000)
+        return Call(self._span_id(), slots.backend, operation, now - exchange.upstream_ms / 1000)
 
     def counts(self) -> dict[str, int]:
         """Spans by state: made, delivered to the collector, failed to be. The rest waits, or was dropped unseen."""
@@ -147,16 +157,11 @@ class Tracer:
             parent = remote_parent(exchange.headers.get(b"traceparent"), exchange.headers.get(b"tracestate"))
             if parent is None:
                 trace_id = self._random.getrandbits(128) or 1
-                # As the SDK's sampler by ratio decides.
-                is_sampled = trace_id & 0xFFFFFFFFFFFFFFFF < self._threshold
-                context = SpanContext(trace_id, self._span_id(), False, _SAMPLED if is_sampled else _NOT_SAMPLED)
+                is_sampled = trace_id & 0xFFFFFFFFFFFFFFFF < self._threshold  # as the SDK's sampler by ratio decides
             else:
-                context = self._child(parent)
-            trace = exchange.scope[TRACE] = Trace(context, parent)
+                trace_id, is_sampled = parent.trace_id, parent.trace_flags.sampled
+            trace = exchange.scope[TRACE] = Trace(trace_id, self._span_id(), is_sampled, parent)
         return trace
-
-    def _child(self, parent: SpanContext) -> SpanContext:
-        return SpanContext(parent.trace_id, self._span_id(), False, parent.trace_flags, parent.trace_state)
 
     def _span_id(self) -> int:
         return self._random.getrandbits(64) or 1
@@ -195,8 +200,8 @@ class Tracer:
             attributes["error.type"] = error
         return self._span(
             f"{call.operation} {model}".rstrip(),
-            call.context,
-            trace.context,
+            trace.context(call.span_id),
+            trace.context(trace.span_id),
             SpanKind.CLIENT,
             attributes,
             events,
@@ -231,7 +236,7 @@ class Tracer:
         is_error = exchange.status >= 500 or exchange.abort_reason not in (None, "client_disconnected")
         return self._span(
             f"{method} {route}",
-            trace.context,
+            trace.context(trace.span_id),
             trace.parent,
             SpanKind.SERVER,
             attributes,
