@@ -23,10 +23,14 @@ HI = [{"role": "user", "content": "Hi"}]
 
 
 @contextmanager
-def two_hosts(home: Path, first: str, second: str, **settings: str) -> Iterator[Gateway]:
+def two_hosts(
+    home: Path, first: str, second: str, *, usage_told_by: tuple[bool, bool] = (True, True), **settings: str
+) -> Iterator[Gateway]:
     write_files(home, first)
     content = yaml.safe_load((home / "backends.yaml").read_text())
-    content["backends"]["test@there"] = {**content["backends"]["test@here"], "base_url": second}
+    here = content["backends"]["test@here"]
+    content["backends"]["test@there"] = {**here, "base_url": second, "stream_usage": usage_told_by[1]}
+    here["stream_usage"] = usage_told_by[0]
     (home / "backends.yaml").write_text(yaml.safe_dump(content))
     with gateway(home, None, **settings) as running:
         yield running
@@ -99,6 +103,18 @@ def test_backend_that_knows_no_stream_options_is_not_asked(tmp_path: Path) -> No
             assert "stream_options" not in backend.seen[0].json
             asked = running.chat("echo", stream=True, stream_options={"include_usage": True})
             assert asked.content == STREAM + USAGE + DONE
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize("is_told", [True, False])
+def test_the_other_host_is_asked_for_the_usage_that_it_can_tell(tmp_path: Path, path: str, is_told: bool) -> None:
+    with upstream() as gone, upstream() as there:
+        gone.always = "die-before"
+        with two_hosts(tmp_path, gone.url, there.url, usage_told_by=(not is_told, is_told)) as running:
+            body = {"model": "echo", "messages": HI, "max_tokens": 9, "stream": True}
+            assert running.client.post(path, json=body).status_code == 200
+            (first,), (second,) = gone.seen, there.seen
+            assert ("stream_options" in first.json, "stream_options" in second.json) == (not is_told, is_told)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.http.errors import ApiError
 from gateway.http.exchange import ClientGone, Exchange
-from gateway.routing.body import dump, with_one_tool, within_limits
+from gateway.routing.body import ask_for_usage, dump, with_one_tool, within_limits
 from gateway.routing.policy import Facts, worth_counting
 from gateway.routing.registry import Backend, Registry, Route, Slots, overloaded
 from gateway.settings import Settings
@@ -200,12 +200,16 @@ class Dispatcher:
     def send(self, exchange: Exchange, slots: Slots, request: Mapping[str, Any], body: bytes) -> Awaitable[Response]:
         """A chat-like request: `body` to a backend that speaks OpenAI's protocol, `request` translated to any other.
 
+        A stream tells its usage also where the client did not ask for it, if the backend can; see `asks_for_usage`.
+
         Raises UpstreamError; ApiError for what the other protocol cannot say.
         """
         backend = slots.backend
         if slots.adapter is not None:
             path, body = slots.adapter.request(slots.capability, request, _model(exchange))
             return self.post(exchange, slots, backend.origin.prefix + path, backend.request_headers, body)
+        if request.get("stream") and backend.record.stream_usage and not asks_for_usage(request):
+            body = ask_for_usage(body, request)
         body = as_understood(backend, request, body)
         if self.tracer is not None:
             return self.post(exchange, slots, slots.target, backend.request_headers, body)
@@ -251,14 +255,10 @@ class Dispatcher:
         request = {**request, "model": route.decision.model}
         if route.limits is not None:
             request |= within_limits(route.limits, {**request, "model": model})
-        if request.get("stream"):
-            request["stream_options"] = {**(request.get("stream_options") or {}), "include_usage": True}
         exchange.has_tools = bool(request.get("tools"))
         with Work(exchange):
             slots = await self.admit(exchange, route)
             began = perf_counter()
-            if request.get("stream") and not slots.backend.record.stream_usage:
-                del request["stream_options"]
             body = dump(request)
             slots, response = await self.ask(
                 exchange, route, slots, lambda slots: self.send(exchange, slots, request, body)
@@ -318,7 +318,8 @@ class Call:
     async def _events(self) -> AsyncIterator[bytes]:
         adapter = self.slots.adapter
         if adapter is not None:
-            translator = adapter.stream(self.slots.capability, self._request, self._request["model"])
+            request = {**self._request, "stream_options": {"include_usage": True}}
+            translator = adapter.stream(self.slots.capability, request, self._request["model"])
             while data := await self._response.next_chunk():
                 for event in translator.feed(data):
                     yield event
@@ -339,6 +340,11 @@ class Call:
         check_end(self._response, cutter)
         if rest:
             yield rest
+
+
+def asks_for_usage(request: Mapping[str, Any]) -> bool:
+    """Whether a stream's client wants the event with its usage."""
+    return bool((request.get("stream_options") or {}).get("include_usage"))
 
 
 def as_understood(backend: Backend, request: Mapping[str, Any], body: bytes) -> bytes:

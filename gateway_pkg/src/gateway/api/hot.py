@@ -15,6 +15,7 @@ from gateway.api.dispatch import (
     JSON_TYPE,
     Dispatcher,
     as_chunk,
+    asks_for_usage,
     check_end,
     explain,
 )
@@ -29,7 +30,7 @@ from gateway.api.schemas import (
     events,
 )
 from gateway.http.exchange import JSON, ClientGone, Exchange
-from gateway.routing.body import ask_for_usage, set_fields, within_limits
+from gateway.routing.body import set_fields, within_limits
 from gateway.routing.registry import Backend, Route, Slots
 from gateway.upstream.adapters.base import Adapter, AnswerError, json_object
 from gateway.upstream.errors import ConnectFailed, ProtocolViolation, UpstreamClosed, UpstreamError
@@ -122,12 +123,6 @@ class HotHandler:
         self, exchange: Exchange, route: Route, slots: Slots, request: Mapping[str, Any], body: bytes
     ) -> None:
         is_streamed = request.get("stream")
-        asked_for_usage = bool(is_streamed and (request.get("stream_options") or {}).get("include_usage"))
-        if is_streamed and not asked_for_usage and slots.backend.record.stream_usage:
-            if slots.adapter is None:
-                body = ask_for_usage(body, request)
-            else:
-                request = {**request, "stream_options": {"include_usage": True}}
         sent_at = perf_counter()
         try:
             response = await self._dispatcher.send(exchange, slots, request, body)
@@ -139,13 +134,12 @@ class HotHandler:
                 raise refused(response.status, await response.read(self._max_response_bytes), slots.backend)
             content_type = response.header(b"content-type") or b""
             if slots.adapter is not None:
-                call = slots.adapter, slots.capability, request, route.decision.model
-                await self._translate(exchange, call, response, takes_out=not asked_for_usage)
+                await self._translate(exchange, route, slots.adapter, request, response)
             elif content_type.startswith(JSON_TYPE):
                 relay = self._relay_as_stream if is_streamed else self._relay
                 await relay(exchange, route, slots.backend, response)
             elif content_type.startswith(EVENTS_TYPE) and is_streamed:
-                watch = EventWatch(takes_out=not asked_for_usage)
+                watch = EventWatch(takes_out=not asks_for_usage(request))
                 await _pass_stream(exchange, response, content_type, watch, slots.backend)
             else:
                 quoted = content_type[:100].decode("latin-1")
@@ -175,33 +169,27 @@ class HotHandler:
         await exchange.end_stream()
 
     async def _translate(
-        self,
-        exchange: Exchange,
-        call: tuple[Adapter, str, Mapping[str, Any], str],
-        response: Response,
-        *,
-        takes_out: bool,
+        self, exchange: Exchange, route: Route, adapter: Adapter, request: Mapping[str, Any], response: Response
     ) -> None:
-        adapter, capability, request, model = call
+        capability, model = route.capability, route.decision.model
         if not request.get("stream"):
             body = await response.read(self._max_response_bytes)
             content = adapter.answer(capability, request, model, body)
             exchange.usage = usage_of(content.get("usage"))
             await exchange.answer(200, orjson.dumps(content), [JSON])
             return
-        watch = EventWatch(takes_out=takes_out)
         translator = adapter.stream(capability, request, model)
         await exchange.start_stream(EVENTS_TYPE)
         try:
             while chunk := await response.next_chunk():
-                if events := watch.look(b"".join(translator.feed(chunk))):
-                    await exchange.stream(events)
+                if events := translator.feed(chunk):
+                    await exchange.stream(b"".join(events))
         except UpstreamError:
             if not translator.is_done:
                 raise
-        if not translator.is_done and (events := watch.look(b"".join(translator.end()))):
-            await exchange.stream(events)
-        exchange.usage = usage_of(watch.usage)
+        if not translator.is_done and (events := translator.end()):
+            await exchange.stream(b"".join(events))
+        exchange.usage = usage_of(translator.usage)
         await exchange.end_stream()
 
 
