@@ -79,6 +79,8 @@ def test_empty_window_resets_now() -> None:
     window.take(5)
     assert window.resets_in(5) == 60.25
     assert window.resets_in(65.25) == 0
+    window.take(100)
+    assert window.resets_in(200) == 0
 
 
 # --- tokens a day

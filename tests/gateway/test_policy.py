@@ -41,6 +41,10 @@ NAMES = Names(ALIASES, SERVED, CAPABLE, synonyms={"apple": "mlx"}, strong={"empt
         ("empty", "", Decision("empty", "set", "pinned:model")),
         ("auto", "llamacpp", Decision("llamacpp", "smol", "override:x-backend")),
         ("", "empty", Decision("empty", "set", "override:x-backend")),
+        ("llamacpp", "llamacpp", Decision("llamacpp", "smol", "override:x-backend")),
+        ("Empty-default", "empty", Decision("empty", "set", "override:x-backend")),
+        ("default", "empty", Decision("empty", "set", "override:x-backend")),
+        ("mlx:", "mlx", Decision("mlx", "mlx:", "override:x-backend")),
         ("fast", "mlx", Decision("mlx", "tiny", "override:x-backend", FAST)),
         ("fast", "apple", Decision("mlx", "tiny", "override:x-backend", FAST)),
         ("fast", "llamacpp", Decision("llamacpp", "fast", "override:x-backend")),
@@ -181,6 +185,12 @@ def test_no_default_asks_for_a_model() -> None:
     with pytest.raises(ApiError) as caught:
         decide_by_policy(Facts(), Names({}, SERVED, CAPABLE), Rules())
     assert caught.value.code == "model_required"
+    assert "no alias 'default' and no DEFAULT_BACKEND" in caught.value.message
+
+
+def test_a_class_of_many_models_stands_for_that_of_the_default() -> None:
+    many = Names({"default": Alias("mlx", "big:4b")}, SERVED, CAPABLE)
+    assert decide("mlx", "", "chat", many) == Decision("mlx", "big:4b", "pinned:model")
 
 
 @pytest.mark.parametrize(
@@ -223,6 +233,9 @@ IMAGES = Names(
         ("whatever", "", Decision("usual", "whatever", "direct:model")),
         ("chatty", "", Decision("usual", "chatty", "direct:model")),
         ("smol", "", Decision("usual", "smol", "direct:model")),
+        ("default", "", Decision("usual", "", "direct:model")),
+        ("llamacpp", "", Decision("usual", "llamacpp", "direct:model")),
+        ("llamacpp:smol", "", Decision("usual", "llamacpp:smol", "direct:model")),
         ("Art", "", Decision("gpu", "sdxl", "alias:model", Alias("gpu", "sdxl"))),
         ("gpu2:x:y", "", Decision("gpu2", "x:y", "pinned:model")),
         ("gpu2", "", Decision("gpu2", "", "pinned:model")),

@@ -56,6 +56,7 @@ def test_backend_that_is_down_is_passed_over() -> None:
     with pytest.raises(ApiError) as caught:
         both.take(route)
     assert (caught.value.status, caught.value.code) == (503, "backend_not_ready")
+    assert dict(caught.value.headers)[b"retry-after"] == b"30"
 
 
 def test_the_host_that_failed_is_not_tried_again() -> None:

@@ -213,7 +213,7 @@ def test_terminator_is_a_line_of_its_own(stream: bytes, is_done: bool) -> None:
         (b"data: {}\n\n", True),
         (b"data: [DONE]\n\n", True),
         (b": alive\n\n", True),
-        (b"event: ping\nid: 1\n\n", True),
+        (b"event: ping\nid: 1\nretry: 5\n\n", True),
         (b"\r\n", True),
         (b'data: {"half', False),
         (b"data: null\n\n", False),
