@@ -243,7 +243,10 @@ def _cancelled(prompt_id: str) -> Steps[None]:
     """Takes our graph out of the queue, or interrupts it: only when it is the one that runs."""
     yield Ask("POST", "/queue", orjson.dumps({"delete": [prompt_id]}))
     reply = yield Ask("GET", "/queue")
-    running = reply.json().get("queue_running")
+    try:
+        running = reply.json().get("queue_running")
+    except (AnswerError, Refused):
+        return  # told is what went wrong before
     for item in running if isinstance(running, list) else []:
         if isinstance(item, list) and prompt_id in item[:2]:
             yield Ask("POST", "/interrupt", orjson.dumps({"prompt_id": prompt_id}))

@@ -93,8 +93,10 @@ def _run(
             images += [(yield from _fetched(by_seed[seed]))]
         for name in made if source is None else (*made, source):
             yield Ask("DELETE", _image_path(name))
-    except (Abandoned, AnswerError, Refused):
+    except (Abandoned, AnswerError, ApiError, Refused):
         yield Ask("PUT", f"{QUEUE}/cancel_by_batch_ids", orjson.dumps({"batch_ids": [batch_id]}))
+        if source is not None:
+            yield Ask("DELETE", _image_path(source))
         raise
     sent = {"model": model["name"], "prompt": request.prompt, "negative_prompt": negative, "n": request.n}
     upstream = {"batch_id": batch_id, "seeds": seeds}
