@@ -64,16 +64,8 @@ def test_fields_with_the_same_meaning_and_unknown_ones_go_on() -> None:
         ({"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
         ({"thinking": {"type": "adaptive"}}, {}),
         ({"thinking": {"type": "adaptive"}, "output_config": {"effort": "max"}}, {"reasoning_effort": "max"}),
-        ({"tool_choice": {"type": "auto"}}, {"tool_choice": "auto"}),
-        ({"tool_choice": {"type": "none"}}, {"tool_choice": "none"}),
-        (
-            {"tool_choice": {"type": "any", "disable_parallel_tool_use": True}},
-            {"tool_choice": "required", "parallel_tool_calls": False},
-        ),
-        (
-            {"tool_choice": {"type": "tool", "name": "look"}},
-            {"tool_choice": {"type": "function", "function": {"name": "look"}}},
-        ),
+        ({"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}, {}),
+        ({"tool_choice": {"type": "none"}, "tools": []}, {}),
         ({"cache_control": {"type": "ephemeral"}}, {}),
         pytest.param({"speed": "standard"}, {}, marks=pytest.mark.proves("/v1/messages", "speed", backend="openai")),
         ({"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}}, {}),
@@ -82,6 +74,20 @@ def test_fields_with_the_same_meaning_and_unknown_ones_go_on() -> None:
 )
 def test_fields_that_are_called_otherwise(fields: dict[str, Any], expected: dict[str, Any]) -> None:
     assert chat(**fields) == {"model": "m", "max_tokens": 10, "messages": HELLO, **expected}
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"type": "auto"}, {"tool_choice": "auto"}),
+        ({"type": "none"}, {"tool_choice": "none"}),
+        ({"type": "any", "disable_parallel_tool_use": True}, {"tool_choice": "required", "parallel_tool_calls": False}),
+        ({"type": "tool", "name": "look"}, {"tool_choice": {"type": "function", "function": {"name": "look"}}}),
+    ],
+)
+def test_a_choice_of_tools(choice: dict[str, Any], expected: dict[str, Any]) -> None:
+    made = chat(tools=[LOOK], tool_choice=choice)
+    assert {name: value for name, value in made.items() if name in ("tool_choice", "parallel_tool_calls")} == expected
 
 
 @pytest.mark.parametrize(("budget", "effort"), [(1024, "low"), (4095, "low"), (4096, "medium"), (16384, "high")])
@@ -243,7 +249,9 @@ RESULT = {"type": "tool_result", "tool_use_id": "call_1"}
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}, "max_tokens": 2000}, "thinking.budget_tokens"),
         ({"output_config": {"effort": "huge"}}, "output_config.effort"),
         ({"output_config": {"task_budget": 1}}, "output_config.task_budget"),
-        ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tool_choice": {"type": "tool"}, "tools": [LOOK]}, "tool_choice.name"),
+        ({"tool_choice": {"type": "tool", "name": "other"}, "tools": [LOOK]}, "tool_choice.name"),
         ({"tools": [WEB_SEARCH]}, "tools.0.type"),
         ({"tools": [{"name": "look"}]}, "tools.0.input_schema"),
         ({"tools": [{**LOOK, "defer_loading": True}]}, "tools.0.defer_loading"),

@@ -393,6 +393,28 @@ def test_a_reference_to_nothing_is_a_404(served: Gateway, chats: ChatScript) -> 
     assert (refused.status_code, refused.json()["error"]["param"]) == (404, "input")
 
 
+def test_the_same_item_sent_again_keeps_pages_apart(served: Gateway, chats: ChatScript) -> None:
+    item = {"type": "message", "id": "msg_mine", "role": "user", "content": "Hi"}
+    path = f"{PATH}/{answer(served, [item, item, item])['id']}/input_items"
+    ids, more = [], {"order": "asc", "limit": "1"}
+    for _ in range(3):
+        page = served.client.get(path, params=more).json()
+        ids += [item["id"] for item in page["data"]]
+        more["after"] = page["last_id"]
+    assert len(set(ids)) == 3
+    assert not page["has_more"]
+
+
+@pytest.mark.proves(PATH, "input", backend="openai", refused=True)
+def test_what_is_referred_to_counts_as_if_it_were_sent(served: Gateway, chats: ChatScript) -> None:
+    kept = answer(served, "x" * 100_000)
+    path = f"{PATH}/{kept['id']}/input_items"
+    (item,) = served.client.get(path).json()["data"]
+    refused = ask(served, [{"type": "item_reference", "id": item["id"]}] * 50)
+    assert refused.status_code == 400
+    assert (refused.json()["error"]["code"], refused.json()["error"]["param"]) == ("conversation_too_long", "input")
+
+
 def test_another_token_sees_nothing_of_it(served: Gateway, chats: ChatScript) -> None:
     mine = answer(served)
     with httpx.Client(

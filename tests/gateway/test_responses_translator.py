@@ -11,15 +11,18 @@ import pytest
 from gateway.api.endpoint import parse
 from gateway.api.responses import REQUEST
 from gateway.http.errors import ApiError
-from gateway.protocols.responses import check, read_items, to_chat
+from gateway.protocols.responses import check, read_items, to_chat, with_own_ids
 from gateway.protocols.responses_answer import ResponseBuilder, begin, make_ids, response_of_item
 from gateway.routing.body import dump
 from gateway.upstream.adapters.base import AnswerError
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from tests.gateway.chat_script import Chunk, completion, delta, usage_chunk
 
+SDK_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 RESPONSE_ID = "resp_" + "0" * 32
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -188,6 +191,21 @@ def test_text_and_refusal_are_parts_of_one_message() -> None:
     ]
 
 
+@pytest.mark.parametrize("wanted", [None, "auto"])
+@pytest.mark.parametrize("finish_reason", ["stop", "length", None])
+def test_events_are_of_the_sdks_types(wanted: str | None, finish_reason: str | None) -> None:
+    usage = {
+        "prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "completion_tokens": 1, "completion_tokens_details": {"reasoning_tokens": 0},
+    }  # fmt: skip
+    said = [delta({"reasoning_content": "t"}), delta({"content": "x"}), delta({"refusal": "r"}), call(0, "{}", "f")]
+    made = builder(reasoning={"summary": wanted})
+    data = made.start() + b"".join(map(made.feed, [*said, delta({}, finish_reason), usage_chunk(usage)]))
+    data += made.end() + made.finish() if finish_reason else made.fail(ApiError(502, "x"))
+    for event in events_of(data):
+        SDK_EVENT.validate_python(event, strict=True)
+
+
 def test_thoughts_after_words_are_another_item() -> None:
     chunks = [delta({"thinking": "a"}), delta({"content": "b"}), delta({"thinking": "c"}), delta({"content": "d"})]
     response, events = run(chunks)
@@ -278,6 +296,10 @@ def test_no_request_raises_but_an_error_that_names_its_place(place: tuple[Any, .
             assert error.param or error.code == "invalid_json"
 
 
+CALL_A = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
+CALLED_A = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
 @pytest.mark.parametrize(
     ("items", "messages"),
     [
@@ -306,12 +328,47 @@ def test_no_request_raises_but_an_error_that_names_its_place(place: tuple[Any, .
           {"role": "user", "content": "u"}],
          [{"role": "system", "content": "I"}, {"role": "assistant", "content": "one"},
           {"role": "assistant", "content": "two"}, {"role": "user", "content": "u"}]),
+        ([{"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "A?"}]}, CALL_A,
+          {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "B?"}]},
+          {**CALL_A, "call_id": "b"}],
+         [{"role": "system", "content": "I"},
+          {"role": "assistant", "content": None, "reasoning_content": "A?B?",
+           "tool_calls": [CALLED_A, {**CALLED_A, "id": "b"}]}]),
+        ([CALL_A, {**CALL_A, "call_id": "b"},
+          {"type": "function_call_output", "call_id": "a", "output": [
+              {"type": "input_text", "text": "see"}, {"type": "input_image", "image_url": "u", "detail": "low"}]},
+          {"type": "function_call_output", "call_id": "b", "output": [{"type": "input_image", "image_url": "v"}]},
+          {"role": "user", "content": "Well?"}],
+         [{"role": "system", "content": "I"},
+          {"role": "assistant", "content": None, "tool_calls": [CALLED_A, {**CALLED_A, "id": "b"}]},
+          {"role": "tool", "tool_call_id": "a", "content": "see"},
+          {"role": "tool", "tool_call_id": "b", "content": ""},
+          {"role": "user", "content": [
+              {"type": "text", "text": "From the result of tool call a:"},
+              {"type": "image_url", "image_url": {"url": "u", "detail": "low"}},
+              {"type": "text", "text": "From the result of tool call b:"},
+              {"type": "image_url", "image_url": {"url": "v", "detail": "auto"}}]},
+          {"role": "user", "content": "Well?"}]),
+        ([{"role": "assistant", "content": None, "refusal": None, "reasoning_content": "A?",
+           "tool_calls": [{**CALLED_A, "extra_content": {"sign": "x"}}]}],
+         [{"role": "system", "content": "I"},
+          {"role": "assistant", "content": "", "reasoning_content": "A?",
+           "tool_calls": [{**CALLED_A, "extra_content": {"sign": "x"}}]}]),
     ],
-    ids=["system", "text parts", "image", "parallel calls", "two said, one thought"],
+    ids=[
+        "system", "text parts", "image", "parallel calls", "two said, one thought", "a thought for each call",
+        "images of tools", "a chat's message with more fields",
+    ],
 )  # fmt: skip
 def test_items_as_a_chat(items: list[dict[str, Any]], messages: list[dict[str, Any]]) -> None:
     request = {"input": items, "instructions": "I"}
     assert to_chat(request, read_items(request, make_ids(RESPONSE_ID)))["messages"] == messages
+
+
+def test_an_id_that_comes_again_becomes_another() -> None:
+    said = {"type": "message", "role": "user", "content": []}
+    own = with_own_ids([{**said, "id": "x"}, {**said, "id": "y"}, {**said, "id": "x"}], make_ids(RESPONSE_ID))
+    assert [item["id"] for item in own] == ["x", "y", f"msg_{'0' * 32}1"]
 
 
 def test_allowed_tools_are_the_only_ones() -> None:

@@ -37,6 +37,13 @@ class Stored(NamedTuple):
     response: dict[str, Any]
 
 
+class Sized(NamedTuple):
+    """An item, and how many bytes it is as JSON."""
+
+    bytes: int
+    item: Item
+
+
 class ResponseStore:
     """`owner` is the caller's name everywhere. `start` before all else; all methods raise StorageError."""
 
@@ -90,11 +97,15 @@ class ResponseStore:
 
         return await self._database.read(fetch)
 
-    async def items(self, owner: str, wanted: Mapping[str, Collection[str]]) -> dict[str, Item]:
-        """Those of the items that are the owner's, by id; `wanted` has the ids by the id of their response."""
+    async def items(self, owner: str, wanted: Mapping[str, Collection[str]], max_bytes: int) -> dict[str, Sized]:
+        """Those of the items that are the owner's, by id; `wanted` has the ids by the id of their response.
 
-        def fetch(connection: apsw.Connection) -> dict[str, Item]:
-            found: dict[str, Item] = {}
+        No more are read once they are more than `max_bytes`.
+        """
+
+        def fetch(connection: apsw.Connection) -> dict[str, Sized]:
+            found: dict[str, Sized] = {}
+            room = max_bytes
             for response_id, item_ids in wanted.items():
                 row = connection.execute(FETCH, (response_id, owner, time.time())).fetchone()
                 if row is None:
@@ -102,7 +113,11 @@ class ResponseStore:
                 of_response = {item["id"]: item for item in from_json(row[2])["output"]}
                 if not of_response.keys() >= set(item_ids):
                     of_response |= {item["id"]: item for item in from_json(row[1])["items"]}
-                found |= {item_id: of_response[item_id] for item_id in item_ids if item_id in of_response}
+                for item_id in of_response.keys() & set(item_ids):
+                    found[item_id] = sized = Sized(len(dump(of_response[item_id])), of_response[item_id])
+                    room -= sized.bytes
+                if room < 0:
+                    break
             return found
 
         return await self._database.read(fetch)

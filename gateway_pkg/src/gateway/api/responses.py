@@ -19,9 +19,9 @@ from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
 from gateway.api.schemas import events
 from gateway.http.errors import ApiError
 from gateway.http.exchange import JSON, Exchange
-from gateway.protocols.responses import INCLUDABLE, Item, ResponsesRequest, check, read_items, to_chat
+from gateway.protocols.responses import INCLUDABLE, Item, ResponsesRequest, check, read_items, to_chat, with_own_ids
 from gateway.protocols.responses_answer import ResponseBuilder, begin, make_ids, new_response_id, response_of_item
-from gateway.response_store import ResponseStore
+from gateway.response_store import ResponseStore, Sized
 from gateway.routing.body import dump
 from gateway.storage import StorageError
 
@@ -39,7 +39,8 @@ RESPONSE = {
         "store": {"type": "boolean", "description": "Whether it is kept."},
     },
 }
-EVENTS = "OpenAI's events, `response.created` to `response.completed`, `.incomplete` or `.failed`; no `[DONE]`."
+EVENTS = "OpenAI's events, `response.created` to `response.completed` or `.incomplete` and `[DONE]`, or to `.failed`."
+UNKNOWN = "Unknown model; the message has the nearest names. Or an item that is referred to, and not kept"
 _ID = {"response_id": "$response.body#/id"}
 OF_STORED: dict[str, Any] = {
     "delete": {"operationId": "delete_response", "parameters": _ID},
@@ -81,7 +82,7 @@ def make_endpoints(dispatcher: Dispatcher, store: ResponseStore) -> Endpoints:
         "Answer a conversation that may be stored",
         REQUEST,
         answers={200: {JSON_TYPE: RESPONSE, **events(EVENTS)}},
-        openapi_extra={"responses": {"200": {"links": LINKS}}},
+        openapi_extra={"responses": {"200": {"links": LINKS}, "404": {"description": UNKNOWN}}},
     )
     return ((endpoint, _Handler(dispatcher, store).create),)
 
@@ -152,6 +153,7 @@ class _Handler:
         new_id = make_ids(response["id"])
         owner = exchange.caller.name if exchange.caller is not None else ""
         items = await self._conversation(owner, request, read_items(request, new_id), exchange.bytes_in)
+        items = with_own_ids(items, new_id)
         chat = to_chat(request, items)
         builder = ResponseBuilder(request, response, new_id, self._dispatcher.max_response_bytes)
         try:
@@ -194,24 +196,20 @@ class _Handler:
         referenced = [item["id"] for item in items if item["type"] == "item_reference"]
         if referenced:
             known = await self._referenced(owner, referenced)
-            size += sum(len(dump(known[item_id])) for item_id in referenced)
-            items = [known[item["id"]] if item["type"] == "item_reference" else item for item in items]
+            size += sum(known[item_id].bytes for item_id in referenced)
+            items = [known[item["id"]].item if item["type"] == "item_reference" else item for item in items]
         if size > CONVERSATION_MAX_BYTES:
-            raise ApiError(
-                400,
-                f"The conversation would be more than {CONVERSATION_MAX_BYTES} bytes; begin a new one with what "
-                "matters of it",
-                param="previous_response_id" if previous_id else "input",
-                code="conversation_too_long",
-            )
+            raise _too_long("previous_response_id" if previous_id else "input")
         return before + items
 
-    async def _referenced(self, owner: str, item_ids: Sequence[str]) -> dict[str, Item]:
+    async def _referenced(self, owner: str, item_ids: Sequence[str]) -> dict[str, Sized]:
         by_response: dict[str, set[str]] = {}
         for item_id in item_ids:
             by_response.setdefault(response_of_item(item_id), set()).add(item_id)
         with _store_errors():
-            known = await self._store.items(owner, by_response)
+            known = await self._store.items(owner, by_response, CONVERSATION_MAX_BYTES)
+        if sum(sized.bytes for sized in known.values()) > CONVERSATION_MAX_BYTES:
+            raise _too_long("input")
         for item_id in item_ids:
             if item_id not in known:
                 raise ApiError(
@@ -290,6 +288,15 @@ def _no_previous(response_id: str) -> ApiError:
         f"Previous response with id '{response_id}' not found.",
         param="previous_response_id",
         code="previous_response_not_found",
+    )
+
+
+def _too_long(param: str) -> ApiError:
+    return ApiError(
+        400,
+        f"The conversation would be more than {CONVERSATION_MAX_BYTES} bytes; begin a new one with what matters of it",
+        param=param,
+        code="conversation_too_long",
     )
 
 

@@ -7,7 +7,7 @@ prompts by themselves, and the answer is the same. Fields that the API does not 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, with_config
@@ -162,10 +162,11 @@ def to_chat(request: Mapping[str, Any]) -> dict[str, Any]:
     _check_context_management(request.get("context_management"))
     chat = {key: value for key, value in request.items() if key not in _TRANSLATED and value is not None}
     chat["messages"] = [*_system(request.get("system")), *_messages(request["messages"])]
-    if tools := request.get("tools"):
+    tools = request.get("tools") or []
+    if tools:
         chat["tools"] = [_tool(tool, f"tools.{number}") for number, tool in enumerate(tools)]
     if choice := request.get("tool_choice"):
-        chat |= _tool_choice(choice)
+        chat |= _tool_choice(choice, [tool["name"] for tool in tools])
     if stop := request.get("stop_sequences"):
         chat["stop"] = stop
     if user := (request.get("metadata") or {}).get("user_id"):
@@ -373,15 +374,18 @@ def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _tool_choice(choice: Mapping[str, Any]) -> dict[str, Any]:
+def _tool_choice(choice: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """In a chat it may stand beside tools alone."""
     fields: dict[str, Any] = {}
-    if choice["type"] != "tool":
+    if choice["type"] == "tool":
+        if choice.get("name") not in names:
+            raise _invalid("tool_choice.name", "must name one of `tools`")
+        fields["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
+    elif names:
         fields["tool_choice"] = _TOOL_CHOICES[choice["type"]]
-    elif name := choice.get("name"):
-        fields["tool_choice"] = {"type": "function", "function": {"name": name}}
-    else:
-        raise _invalid("tool_choice.name", "is needed with `type: tool`")
-    if (is_single := choice.get("disable_parallel_tool_use")) is not None:
+    elif choice["type"] == "any":
+        raise _invalid("tool_choice", "wants a tool to be called, but `tools` has none")
+    if names and (is_single := choice.get("disable_parallel_tool_use")) is not None:
         fields["parallel_tool_calls"] = not is_single
     return fields
 

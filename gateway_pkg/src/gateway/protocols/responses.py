@@ -197,6 +197,18 @@ def read_items(request: Mapping[str, Any], new_id: NewId) -> list[Item]:
     return items
 
 
+def with_own_ids(items: Iterable[Item], new_id: NewId) -> list[Item]:
+    """The items, with another id where one comes again: whoever lists them goes on from an id."""
+    known: set[str] = set()
+    own = []
+    for item in items:
+        if item["id"] in known:
+            item = {**item, "id": new_id(_ID_PREFIXES[item["type"]])}
+        known.add(item["id"])
+        own.append(item)
+    return own
+
+
 def to_chat(request: Mapping[str, Any], items: Iterable[Item]) -> dict[str, Any]:
     """OpenAI's chat request for the whole conversation; raises ApiError 400 that names a field."""
     chat = {name: value for name, value in request.items() if name not in _TRANSLATED and value is not None}
@@ -258,7 +270,7 @@ def _part(part: Any, param: str, role: str) -> Item:
         image = part.get("image_url")
         image = {"url": image} if isinstance(image, str) else image if isinstance(image, dict) else {}
         part = {"type": "input_image", "image_url": image.get("url"), "detail": image.get("detail")}
-    if part is not None and kind in ("input_image", "image_url"):
+    if kind in ("input_image", "image_url"):
         if part.get("file_id"):
             raise _unsupported(f"{param}.file_id", "no files are kept here; send the image as a data URL")
         _need_text(part, "image_url", param)
@@ -325,14 +337,13 @@ def _of_chat(message: Item, param: str) -> list[Item]:
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise _invalid(f"{param}.tool_calls", "is no list of tool calls")
-    items = []
-    if message.get("content") is not None or not calls:
-        items.append({name: value for name, value in message.items() if name != "tool_calls"})
+    said = {name: value for name, value in message.items() if name != "tool_calls" and value is not None}
+    items = [said] if not calls else [{"content": "", **said}] if said.keys() - {"role"} else []
     for call in calls:
         function = call.get("function")
         if not isinstance(function, dict):
             raise _invalid(f"{param}.tool_calls", "holds a call without its function")
-        items.append({"type": "function_call", "call_id": call.get("id"), **function})
+        items.append({**_rest(call, "function"), **function, "type": "function_call", "call_id": call.get("id")})
     return items
 
 
@@ -341,17 +352,24 @@ def _messages(instructions: str | None, items: Iterable[Item]) -> list[dict[str,
     if instructions:
         messages.append({"role": "system", "content": instructions})
     thoughts = ""
+    shown: list[Item] = []  # by tools, and not yet in a message
     for item in items:
         kind = item["type"]
         if kind == "reasoning":
             thoughts += "".join(part["text"] for part in item.get("content") or item["summary"])
-        elif kind == "function_call" or (kind == "message" and item["role"] == "assistant"):
+            continue
+        if shown and kind != "function_call_output":
+            messages.append({"role": "user", "content": shown})
+            shown = []
+        if kind == "function_call" or (kind == "message" and item["role"] == "assistant"):
             _add_of_assistant(messages, item, thoughts)
-            thoughts = ""
+        elif kind == "function_call_output":
+            messages.append(_tool_message(item, shown))
         else:
-            # Reasoning that led to nothing ends here: no message of a chat could hold it.
-            thoughts = ""
             _add(messages, _chat_message(item))
+        thoughts = ""  # those that led to nothing end here: no message of a chat could hold them
+    if shown:
+        messages.append({"role": "user", "content": shown})
     return messages
 
 
@@ -387,13 +405,21 @@ def _add_of_assistant(messages: list[dict[str, Any]], item: Item, thoughts: str)
         last = _chat_message(item)
         messages.append(last)
     if thoughts:
-        last["reasoning_content"] = thoughts
+        last["reasoning_content"] = last.get("reasoning_content", "") + thoughts
+
+
+def _tool_message(item: Item, shown: list[Item]) -> dict[str, Any]:
+    """A chat's tool message holds text alone: other parts are put into `shown`, after a line that says whose."""
+    output, call_id = item["output"], item["call_id"]
+    if isinstance(output, list):
+        others = [_chat_part(part) for part in output if part["type"] != "input_text"]
+        if others:
+            shown += [{"type": "text", "text": f"From the result of tool call {call_id}:"}, *others]
+        output = [part for part in output if part["type"] == "input_text"]
+    return {**_rest(item, "call_id", "output"), "role": "tool", "tool_call_id": call_id, "content": _content(output)}
 
 
 def _chat_message(item: Item) -> dict[str, Any]:
-    if item["type"] == "function_call_output":
-        rest = _rest(item, "call_id", "output")
-        return {**rest, "role": "tool", "tool_call_id": item["call_id"], "content": _content(item["output"])}
     role = "system" if item["role"] == "developer" else item["role"]  # a name that templates do not know
     return {**_rest(item, "role", "content"), "role": role, "content": _content(item["content"])}
 
