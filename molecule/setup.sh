@@ -2,7 +2,8 @@
 # Installs the Debian packages that the tests need and builds the image of the test hosts. Does nothing the second time.
 set -euo pipefail
 
-PACKAGES=(podman runc netavark catatonit iptables debootstrap nftables openssh-client shellcheck systemd libgomp1 logrotate)
+PACKAGES=(podman runc netavark catatonit iptables iproute2 debootstrap nftables openssh-client curl shellcheck systemd libgomp1
+  logrotate)
 
 if [[ ! -f /etc/debian_version ]]; then
   echo "setup.sh: the test hosts need Debian or Ubuntu; here the tests that use them are skipped" >&2

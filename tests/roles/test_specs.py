@@ -53,6 +53,8 @@ def test_a_role_has_the_anatomy_of_all_roles(role: Path) -> None:
     expected = ["defaults/main.yml", "meta/argument_specs.yml", "meta/main.yml", "README.md"]
     expected += [f"tasks/{name}.yml" for name in tasks]
     assert [path for path in expected if not (role / path).is_file()] == []
+    meta = yaml.safe_load((role / "meta/main.yml").read_text())["galaxy_info"]
+    assert (meta["author"], meta["license"]) == ("AI Appliance", "Apache-2.0")
 
 
 def test_the_catalog_has_a_role_for_each_service_and_no_role_is_left_over() -> None:
