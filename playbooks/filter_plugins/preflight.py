@@ -241,7 +241,8 @@ def python_problems(version: str, path: str) -> list[str]:
     least = ".".join(map(str, MINIMUM_PYTHON))
     return [
         f"no Python {least} or newer at {path} ({version if found else 'none'}); install one (Debian 12, Ubuntu "
-        f"24.04: sudo apt-get install python3; macOS: python.org) and set appliance_python: <its path>"
+        f"24.04: sudo apt-get install python3; macOS: python.org) and set appliance_python: <its path>, or set "
+        "release_python_archive and release_python_sha256 to a standalone CPython's"
     ]
 
 

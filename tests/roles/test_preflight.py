@@ -338,7 +338,9 @@ def test_the_playbook_refuses_a_taken_port(tmp_path: Path) -> None:
             "gateway": {"port": 28800, "listeners": {"observability": {"port": 28801}}},
             "gateway_embed": {"port": 28802},
         }
-        (line,) = refusals(tmp_path, {"appliance_services_override": override})
+        # The host's Python is not asked for where each release brings its own.
+        brought = {"appliance_python": "/nowhere/python3", "release_python_archive": "python.tar.gz"}
+        (line,) = refusals(tmp_path, {"appliance_services_override": override, **brought})
     assert f"box1: port {port} is held by pid {os.getpid()} (" in line
 
 
