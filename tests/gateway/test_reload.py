@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,14 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
 import yaml
 
-from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.conftest import TOKEN, Gateway, environment, gateway, write_files
 from tests.gateway.upstream import DONE, EVENT, Seen, Upstream, _answer, _chunk, _write, running
+from tests.ports import free_ports
 
 BOT = "bot-token-0123456789abcdefgh"
 BROKEN = {
@@ -251,6 +256,50 @@ def test_many_reloads_at_once(tmp_path: Path, backend: Upstream) -> None:
         write_aliases(tmp_path, last="test:echo")
         served.process.send_signal(signal.SIGHUP)
         until(lambda: served.chat("last").status_code == 200, "the last signal was lost")
+
+
+def test_a_signal_before_the_gateway_is_up_waits_for_it(tmp_path: Path, backend: Upstream) -> None:
+    """It may come after the files were read for the start: then what they say now counts as soon as it can."""
+    write_files(tmp_path, backend.url)
+    aliases, changed = tmp_path / "model_aliases.json", tmp_path / "changed.json"
+    changed.write_text('{"after": "test:echo"}')
+    aliases.unlink()
+    os.mkfifo(aliases)
+    port, observe_port = free_ports(2)
+    env = environment(tmp_path, GATEWAY_PORT=str(port), OBSERVABILITY_PORT=str(observe_port))
+    with subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=env, stderr=subprocess.DEVNULL) as process:
+        try:
+            with _open_when_read(aliases) as fifo:
+                process.send_signal(signal.SIGHUP)
+                changed.replace(aliases)
+                fifo.write('{"before": "test:echo"}')
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False) as client:
+                until(lambda: _aliases(client) == {"after"}, "it did not reload")
+        finally:
+            process.terminate()
+        assert process.wait(20) == 0
+
+
+def _open_when_read(fifo: Path) -> IO[str]:
+    """To write to somebody who has opened it and waits for what is in it."""
+    opened: list[int] = []
+
+    def is_open() -> bool:
+        with contextlib.suppress(OSError):  # nobody reads it yet
+            opened.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    until(is_open, f"{fifo} is not read")
+    return os.fdopen(opened[0], "w")
+
+
+def _aliases(client: httpx.Client) -> set[str]:
+    """The aliases that a gateway lists, none before it is up."""
+    try:
+        return {model["id"] for model in client.get("/v1/models").json()["data"]} & {"before", "after"}
+    except httpx.TransportError:
+        return set()
 
 
 def test_reload_is_for_the_listener_with_tokens(served: Gateway) -> None:

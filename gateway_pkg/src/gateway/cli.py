@@ -1,26 +1,32 @@
-"""The console script `gateway`."""
+"""The console script `gateway`. Only what a verb needs is imported, and when it does: start-up is counted."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gateway import __version__
 from gateway.refusal import Refusal
-from gateway.settings import HOME, Settings, load_settings
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
 
 EXIT_REFUSED = 2
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0 well, 2 refused with one line per problem on stderr."""
+    # One that comes before the server can reload waits for it; by default it ends the process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     arguments = _parser().parse_args(argv)
     try:
         settings = _settings(arguments)
         if arguments.verb == "check":
-            from gateway.app import House  # only what a verb needs is imported: start-up is counted
+            from gateway.app import House
 
             House(settings)
             print("ok")
@@ -36,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from gateway.settings import HOME
+
     parser = argparse.ArgumentParser(prog="gateway", description="OpenAI-compatible API in front of your model servers")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -61,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
+    from gateway.settings import HOME, load_settings
+
     env_file = arguments.env_file
     if env_file is None and (HOME / "app/.env").is_file():
         env_file = HOME / "app/.env"

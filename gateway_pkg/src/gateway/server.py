@@ -71,6 +71,7 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, api)
     loop.add_signal_handler(signal.SIGHUP, house.reloader.reload_soon)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the console script holds it back until now
     await house.start()
     log.info("%s", addresses(house.settings))
     watching = None
