@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-SECONDS = 10
+from tests.waiting import until
 
 
 @dataclass
@@ -32,12 +31,7 @@ class Collector:
 
     def wait_for(self, count: int) -> list[Span]:
         """The spans, once there are `count` of them."""
-        deadline = time.monotonic() + SECONDS
-        while len(self.spans) < count:
-            if time.monotonic() > deadline:
-                raise AssertionError(f"{len(self.spans)} spans came, not {count}")
-            time.sleep(0.02)
-        return list(self.spans)
+        return until(lambda: list(self.spans) if len(self.spans) >= count else [], f"not {count} spans")
 
     def take(self, path: str, body: bytes) -> None:
         assert path == "/v1/traces"

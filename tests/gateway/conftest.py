@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import pytest
@@ -23,9 +21,10 @@ import yaml
 
 from tests.gateway.scripted import LOOPS, Run, run_on
 from tests.gateway.upstream import Upstream, upstream
+from tests.ports import free_ports
+from tests.waiting import PATIENCE_SEC, until
 
 TOKEN = "test-token-0123456789abcdef"  # a test's own
-T = TypeVar("T")
 
 
 @dataclass
@@ -45,24 +44,15 @@ class Gateway:
 
     def log_entries(self, count: int) -> list[dict[str, Any]]:
         """The request log's entries, once it has `count` of them."""
-        return _poll(lambda: entries if len(entries := self._log()) >= count else None, "the request log is short")
+        return until(lambda: entries if len(entries := self._log()) >= count else [], f"not {count} entries")
 
     def log_entry(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first entry that fits, once there is one."""
-        return _poll(lambda: next(filter(fits, self._log()), None), "no entry fits")
+        return until(lambda: next(filter(fits, self._log()), {}), "no entry that fits")
 
     def _log(self) -> list[dict[str, Any]]:
         path = self.home / "data/requests.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def _poll(get: Callable[[], T | None], problem: str) -> T:
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        if (found := get()) is not None:
-            return found
-        time.sleep(0.01)
-    raise AssertionError(problem)
 
 
 def write_files(home: Path, url: str, **record: Any) -> None:
@@ -94,14 +84,6 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
     }
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
-
-
 @contextmanager
 def gateway(home: Path, tls: ssl.SSLContext | None = None, **settings: str) -> Iterator[Gateway]:
     """Runs `gateway serve`, asked by https with `tls`, until the end of the block.
@@ -113,18 +95,18 @@ def gateway(home: Path, tls: ssl.SSLContext | None = None, **settings: str) -> I
     process = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=env, stderr=subprocess.PIPE, text=True)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     scheme = "https" if tls else "http"
-    common: Any = {"timeout": 20, "trust_env": False}
+    common: Any = {"timeout": PATIENCE_SEC, "trust_env": False}
     with (
         httpx.Client(base_url=f"{scheme}://127.0.0.1:{port}", headers=headers, verify=tls or True, **common) as client,
         httpx.Client(base_url=f"http://127.0.0.1:{observe_port}", **common) as observe,
     ):
         try:
-            _wait_until_up(process, client)
+            until(lambda: _is_up(process, client), "the gateway did not come up")
             yield Gateway(process, port, observe_port, home, client, observe)
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                _, errors = process.communicate(timeout=20)
+                _, errors = process.communicate(timeout=PATIENCE_SEC)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
@@ -133,19 +115,13 @@ def gateway(home: Path, tls: ssl.SSLContext | None = None, **settings: str) -> I
     assert "Traceback" not in errors, errors
 
 
-def _wait_until_up(process: subprocess.Popen[str], client: httpx.Client) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise AssertionError(f"the gateway ended: {process.communicate()[1]}")
-        try:
-            # Not before the backends are probed, so that the models' names are known.
-            if "test:echo" in client.get("/v1/models").text:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.02)
-    raise AssertionError("the gateway did not come up")
+def _is_up(process: subprocess.Popen[str], client: httpx.Client) -> bool:
+    """Not before the backends are probed, so that the models' names are known."""
+    assert process.poll() is None, f"the gateway ended: {process.communicate()[1]}"
+    try:
+        return "test:echo" in client.get("/v1/models").text
+    except httpx.TransportError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +156,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
             env=environment(tmp_path, **settings),
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=PATIENCE_SEC,
             check=False,
         )
         assert done.returncode == 2, done.stderr

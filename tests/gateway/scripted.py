@@ -12,8 +12,10 @@ import pytest
 import uvloop
 from gateway.upstream.http1 import Origin, Pool, Response
 
+from tests.waiting import PATIENCE_SEC
+
+DEADLINE = PATIENCE_SEC
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-DEADLINE = 5.0  # seconds after which whatever a test waits for will not happen
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Test = Callable[[], Coroutine[Any, Any, None]]
 Run = Callable[[Test], None]
@@ -21,7 +23,7 @@ Run = Callable[[Test], None]
 
 def run_on(loop: str, test: Test) -> None:
     async def with_deadline() -> None:
-        async with asyncio.timeout(4 * DEADLINE):
+        async with asyncio.timeout(2 * PATIENCE_SEC):
             await test()
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
@@ -30,7 +32,7 @@ def run_on(loop: str, test: Test) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Returns when `condition` holds."""
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE_SEC):
         while not condition():  # noqa: ASYNC110 - a count of the pool's has no event to wait for
             await asyncio.sleep(0.002)
 
@@ -44,7 +46,7 @@ class Peer:
 
     async def request(self) -> bytes:
         """The next request, head and body."""
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE_SEC):
             head = await self.reader.readuntil(b"\r\n\r\n")
             for line in head.lower().split(b"\r\n"):
                 if line.startswith(b"content-length:"):
@@ -68,7 +70,7 @@ class Peer:
 
     async def gone(self) -> None:
         """Returns when the client has closed the connection."""
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE_SEC):
             try:
                 while await self.reader.read(65536):
                     pass
@@ -92,7 +94,7 @@ class Backend:
         self._all: list[Peer] = []
 
     async def accept(self) -> Peer:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE_SEC):
             return await self._peers.get()
 
     @property

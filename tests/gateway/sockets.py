@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 
 from tests.gateway.conftest import TOKEN
+from tests.waiting import PATIENCE_SEC
 
 
 def send(port: int, path: str, json: Any = None, *, buffer: int | None = None, **fields: Any) -> socket.socket:
@@ -18,12 +19,18 @@ def send(port: int, path: str, json: Any = None, *, buffer: int | None = None, *
     body = request.read()
     lines = [f"{name}: {value}" for name, value in request.headers.items()]
     head = "\r\n".join([f"POST {path} HTTP/1.1", f"Authorization: Bearer {TOKEN}", *lines, "", ""])
+    connection = connect(port, buffer)
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def connect(port: int, buffer: int | None = None) -> socket.socket:
+    """A connection to a port of loopback, on which nothing that is waited for can take for ever."""
     connection = socket.socket()
     if buffer is not None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    connection.settimeout(20)
+    connection.settimeout(PATIENCE_SEC)
     connection.connect(("127.0.0.1", port))
-    connection.sendall(head.encode() + body)
     return connection
 
 

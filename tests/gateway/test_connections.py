@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import uvicorn
@@ -12,7 +13,7 @@ from gateway.http.protocol import Protocol
 from starlette.types import Receive, Scope, Send
 
 from tests.gateway.conftest import TOKEN, Gateway
-from tests.gateway.sockets import read_to_end, read_until
+from tests.gateway.sockets import connect, read_to_end, read_until
 from tests.gateway.upstream import DONE, Upstream
 
 
@@ -24,7 +25,7 @@ def request(model: str, *, version: str = "1.1", stream: bool = False, extra: st
 
 @pytest.fixture
 def connection(served: Gateway, seen: Upstream) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", served.port), timeout=10)
+    return connect(served.port)
 
 
 def test_pipelined_requests_are_answered_in_order(connection: socket.socket) -> None:
@@ -94,22 +95,22 @@ def test_large_head_within_the_limit_is_taken(served: Gateway) -> None:
     assert served.client.get("/health", headers={"X-Large": "x" * 30_000}).status_code == 200
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    """The port of a server in this process whose clients have 0.3 s for a head; each answer takes 1 s."""
+@contextmanager
+def impatient(listener: socket.socket) -> Iterator[None]:
+    """A server in this process; each answer takes 1 s."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.sleep(1)
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
-    monkeypatch.setattr("gateway.http.protocol.REQUEST_HEAD_MAX_SEC", 0.3)
     config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=[listener]),))
-        thread.start()
-        yield listener.getsockname()[1]
+    thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=[listener]),))
+    thread.start()
+    try:
+        yield
+    finally:
         server.should_exit = True
         thread.join()
 
@@ -124,13 +125,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     ],
     ids=["nothing", "half a head", "a whole one", "one and a half"],
 )
-def test_a_head_has_its_time(impatient: int, sent: bytes, answer: bytes) -> None:
+def test_a_head_has_its_time(monkeypatch: pytest.MonkeyPatch, sent: bytes, answer: bytes) -> None:
     """Who never ends it only holds a connection, and is let go; an answer under way is not disturbed."""
-    with socket.create_connection(("127.0.0.1", impatient), timeout=10) as connection:
-        connection.sendall(sent)
-        if sent.endswith(b"\r\n\r\n"):
-            assert read_until(connection, b"\r\n\r\n").startswith(answer)
-            return
-        received = read_to_end(connection)
-        assert received.startswith(answer)
-        assert sent == b"" or b"408 Request Timeout" in received
+    monkeypatch.setattr("gateway.http.protocol.REQUEST_HEAD_MAX_SEC", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener, connect(listener.getsockname()[1]) as connection:
+        connection.sendall(sent)  # before anybody looks, so that nothing but the rest of a head is late
+        with impatient(listener):
+            if sent.endswith(b"\r\n\r\n"):
+                assert read_until(connection, b"\r\n\r\n").startswith(answer)
+                return
+            received = read_to_end(connection)
+            assert received.startswith(answer)
+            assert sent == b"" or b"408 Request Timeout" in received

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
 from tests.gateway.conftest import Gateway, gateway, write_files
+from tests.gateway.sockets import send
 from tests.gateway.upstream import DONE, EVENT, USAGE, Upstream, upstream
+from tests.waiting import until
 
 STREAM = b"".join(EVENT % number for number in range(3))
 HI = [{"role": "user", "content": "Hi"}]
@@ -67,8 +66,9 @@ def test_host_that_answers_wrongly_rests_while_another_is_there(tmp_path: Path) 
     with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url) as running:
         here.always = "status-500"
         statuses = [running.chat("echo").status_code for _ in range(20)]
-        assert statuses.count(502) == 3
-        assert len(there.seen) == 17
+        assert statuses[:3] == [502] * 3
+        # Its rests are of 1 s, 2 s, 4 s and so on: on a slow machine it gets another chance, or two.
+        assert len(there.seen) == statuses.count(200) > 10
 
 
 def test_load_is_spread(tmp_path: Path) -> None:
@@ -172,32 +172,36 @@ def test_policy_decides_only_where_no_model_is_named(
     assert answer.headers["x-router-reason"] == reason
 
 
-def test_queue_holds_what_the_slots_cannot_and_gives_up_in_time(tmp_path: Path) -> None:
+def test_queue_holds_what_the_slots_cannot(tmp_path: Path) -> None:
     with upstream() as backend:
-        queue = {"max": 1, "timeout_sec": 2}
-        write_files(tmp_path, backend.url, concurrency_limits={"chat": 1}, queue=queue)
-        with gateway(tmp_path) as running, ThreadPoolExecutor(2) as pool:
+        write_files(tmp_path, backend.url, concurrency_limits={"chat": 1}, queue={"max": 1, "timeout_sec": 60})
+        with gateway(tmp_path) as running, ThreadPoolExecutor(1) as pool:
             with _begun(running, "hang-mid"):
-                timed_out = pool.submit(running.chat, "echo")
-                _until(lambda: _queued(running) == 1)
+                waiting = pool.submit(running.chat, "echo")
+                until(lambda: _queued(running) == 1, "it does not wait")
                 full = running.chat("echo")
                 assert full.status_code == 429
                 assert "queue of 1 is full" in full.json()["error"]["message"]
-                assert timed_out.result().status_code == 429
-                assert timed_out.result().headers["retry-after"]
-                waiting = pool.submit(running.chat, "echo")
-                _until(lambda: _queued(running) == 1)
             assert waiting.result().status_code == 200  # the slot came free when the first one left
             assert running.log_entry(lambda entry: entry.get("queued_ms", 0) > 0)
+
+
+def test_queue_gives_up_in_time(tmp_path: Path) -> None:
+    with upstream() as backend:
+        write_files(tmp_path, backend.url, concurrency_limits={"chat": 1}, queue={"max": 1, "timeout_sec": 1})
+        with gateway(tmp_path) as running, _begun(running, "hang-mid"):
+            timed_out = running.chat("echo")
+            assert timed_out.status_code == 429
+            assert timed_out.headers["retry-after"]
 
 
 def test_leaving_the_queue_frees_its_place(tmp_path: Path) -> None:
     with upstream() as backend:
         write_files(tmp_path, backend.url, concurrency_limits={"chat": 1}, queue={"max": 1, "timeout_sec": 60})
         with gateway(tmp_path) as running, _begun(running, "hang-mid"):
-            with pytest.raises(httpx.ReadTimeout):
-                running.client.post("/v1/chat/completions", json={"model": "echo", "messages": HI}, timeout=0.2)
-            _until(lambda: _queued(running) == 0)
+            with send(running.port, "/v1/chat/completions", {"model": "echo", "messages": HI}):
+                until(lambda: _queued(running) == 1, "it does not wait")
+            until(lambda: _queued(running) == 0, "it still waits")
             assert len(backend.seen) == 1
 
 
@@ -221,10 +225,3 @@ def _begun(running: Gateway, model: str) -> Iterator[None]:
 def _queued(running: Gateway) -> int:
     count: int = running.client.get("/v1/gateway/status").json()["admission_control"]["test.chat"]["queued"]
     return count
-
-
-def _until(condition: Any) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)

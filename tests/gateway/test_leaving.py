@@ -2,7 +2,6 @@
 
 import signal
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from tests.gateway.conftest import Gateway, gateway, write_files
 from tests.gateway.sockets import read_to_end, read_until, send
 from tests.gateway.upstream import DONE, EVENT, Upstream, upstream
+from tests.waiting import PATIENCE_SEC, until
 
 
 def chat(port: int, model: str, stream: bool = False) -> socket.socket:
@@ -24,10 +24,7 @@ def inflight(running: Gateway) -> float:
 
 
 def wait_until_idle(running: Gateway) -> None:
-    deadline = time.monotonic() + 5
-    while inflight(running):
-        assert time.monotonic() < deadline, "a slot was not given back"
-        time.sleep(0.01)
+    until(lambda: inflight(running) == 0, "a slot was not given back")
 
 
 @pytest.mark.parametrize(
@@ -53,11 +50,9 @@ def test_client_that_leaves_the_queue_for_a_connection(tmp_path: Path) -> None:
         with gateway(tmp_path) as running:
             with chat(running.port, "hang"):
                 backend.wait_for(1)
-                chat(running.port, "hang").close()
-                deadline = time.monotonic() + 5
-                while inflight(running) != 1:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
+                with chat(running.port, "hang"):
+                    until(lambda: inflight(running) == 2, "the second does not wait")
+                until(lambda: inflight(running) == 1, "the second still waits")
             backend.wait_for(1, left=True)
             assert len(backend.seen) == 1
             assert running.chat("echo").status_code == 200
@@ -83,10 +78,7 @@ def test_backend_that_is_gone_is_a_503_until_it_is_back(tmp_path: Path) -> None:
         with gateway(tmp_path) as running:
             assert running.chat("echo").status_code == 200
             assert running.chat("die-before").status_code == 503
-            deadline = time.monotonic() + 10
-            while running.chat("echo").status_code != 200:
-                assert time.monotonic() < deadline, "not probed back in"
-                time.sleep(0.05)
+            until(lambda: running.chat("echo").status_code == 200, "not probed back in")
             backend.healthy = False
             assert running.chat("die-before").status_code == 503
             answer = running.chat("echo")
@@ -97,9 +89,7 @@ def test_backend_that_is_gone_is_a_503_until_it_is_back(tmp_path: Path) -> None:
             assert running.observe.get("/readyz").json()["backends"]["test@here"]["ready"] is False
             assert running.client.get("/health").status_code == 200
             backend.healthy = True
-            while running.chat("echo").status_code != 200:
-                assert time.monotonic() < deadline + 10, "not probed back in"
-                time.sleep(0.05)
+            until(lambda: running.chat("echo").status_code == 200, "not probed back in")
             assert running.observe.get("/readyz").status_code == 200
 
 
@@ -112,4 +102,4 @@ def test_stop_lets_a_stream_end(tmp_path: Path, backend: Upstream) -> None:
             received += read_to_end(connection)
         assert EVENT % 2 in received
         assert DONE in received
-        assert running.process.wait(10) == 0
+        assert running.process.wait(PATIENCE_SEC) == 0

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from tests.waiting import until
+
 EVENT = b'data: {"id":"c-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 USAGE = (
@@ -73,15 +75,14 @@ class Upstream:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def wait_for(self, count: int, *, left: bool = False, seconds: float = 5) -> list[Seen]:
+    def wait_for(self, count: int, *, left: bool = False) -> list[Seen]:
         """The requests, once there are `count` of them (whose connections are closed, with `left`)."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            found = [seen for seen in self.seen if not left or seen.left_at is not None]
-            if len(found) >= count:
-                return found
-            time.sleep(0.002)
-        raise AssertionError(f"saw {self.seen}, not {count} requests{' that were left' if left else ''}")
+
+        def found() -> list[Seen]:
+            some = [seen for seen in self.seen if not left or seen.left_at is not None]
+            return some if len(some) >= count else []
+
+        return until(found, f"not {count} requests{' that were left' if left else ''}")
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tests.gateway.upstream import Seen, Upstream, _answer, running
+from tests.waiting import until
 
 Ending = Literal["keep", "close", "reset", "hang"]
 JSON, EVENTS, NDJSON = "application/json", "text/event-stream", "application/x-ndjson"
@@ -111,13 +112,17 @@ def wire() -> Iterator[Wire]:
         yield double
 
 
-def settle(count: Any, seconds: float = 10) -> int:
-    """What `count` gives once it has not changed for half a second; fails when it never does."""
-    pause = threading.Event()
-    last = count()
-    for _ in range(int(seconds / 0.5)):
-        pause.wait(0.5)
-        if (now := count()) == last:
-            return int(now)
-        last = now
-    raise AssertionError(f"{last} and growing")
+def settle(count: Callable[[], int]) -> int:
+    """What `count` gives once that was the same ten times in a row, a tenth of a second apart.
+
+    Not twice, a second apart: in between the machine itself may have stood still.
+    """
+    seen = [count()]
+
+    def is_settled() -> bool:
+        time.sleep(0.1)
+        seen.append(count())
+        return len(seen) > 10 and len(set(seen[-10:])) == 1
+
+    until(is_settled, "it goes on growing")
+    return seen[-1]

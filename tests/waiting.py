@@ -1,0 +1,19 @@
+"""Waiting for what another thread or process does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+PATIENCE_SEC = 30.0  # after which what a test waits for will not come: many times what the slowest machine needs
+
+
+def until(get: Callable[[], T], problem: str, seconds: float = PATIENCE_SEC) -> T:
+    """What `get` gives, as soon as that is true; fails with `problem` after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (found := get()):
+        assert time.monotonic() < deadline, f"{problem} within {seconds:g} s"
+        time.sleep(0.01)
+    return found
