@@ -108,6 +108,7 @@ def test_closing_the_pool_ends_everything(run: Run) -> None:
             await peers[0].answer(STREAM)
             response = await streaming
             await client.close()
+            assert not client._joined, "a socket is still open"
             with pytest.raises(UpstreamClosed):
                 await response.next_chunk()
             with pytest.raises(UpstreamClosed):

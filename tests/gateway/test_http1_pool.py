@@ -122,6 +122,22 @@ def test_idle_connections_are_closed_in_time_or_by_the_backend(run: Run) -> None
     run(test)
 
 
+def test_an_idle_connection_is_kept_for_its_time(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server, keepalive_idle=60) as client:
+            peer = await served(client, server)
+            (connection,) = client._joined
+            connection.check(asyncio.get_running_loop().time() + 59)
+            task = get(client)
+            await peer.answer(OK)
+            assert await (await task).read(2) == b"ok"
+            assert server.accepted == 1
+            connection.check(asyncio.get_running_loop().time() + 61)
+            await peer.gone()
+
+    run(test)
+
+
 # Cap and queue
 
 
@@ -205,6 +221,24 @@ def test_a_waiter_that_is_served_as_it_leaves_passes_its_turn_on(run: Run, is_al
             assert await (await third).read(2) == b"ok"
             assert second.cancelled()
             assert (client.waiting, client.open_connections) == (0, 1)
+
+    run(test)
+
+
+def test_a_waiter_that_leaves_as_its_time_ends_is_only_gone(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server, max_connections=1) as client:
+            first, leaving = get(client), get(client)
+            peer = await server.accept()
+            (waiter,) = client._waiters
+            client._waiters[waiter] = 0.0
+            leaving.cancel()  # and in the same step of the loop:
+            client._tick()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            assert client.waiting == 0
+            await peer.answer(OK)
+            assert await (await first).read(2) == b"ok"
 
     run(test)
 

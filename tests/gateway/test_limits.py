@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import apsw
@@ -115,20 +117,28 @@ def test_day_turns_at_midnight_utc() -> None:
     assert usage.today("a") == 3
 
 
+@asynccontextmanager
+async def counting(database: Database, clock: Clock) -> AsyncIterator[TokenUsage]:
+    await database.open()
+    usage = TokenUsage(clock)
+    try:
+        yield usage
+    finally:
+        await usage.stop()
+        await database.close()
+
+
 def test_counts_outlive_the_process(run: Run, tmp_path: Path) -> None:
     path, clock = tmp_path / "db.sqlite", Clock(NOON)
 
     async def process(expected: int, *spent: tuple[str, int]) -> None:
         database = Database(path)
-        await database.open()
-        usage = TokenUsage(clock)
-        usage.spend("a", 1)  # before it knows of the database
-        await usage.start(database)
-        for name, tokens in spent:
-            usage.spend(name, tokens)
-        assert usage.today("a") == expected
-        await usage.stop()
-        await database.close()
+        async with counting(database, clock) as usage:
+            usage.spend("a", 1)  # before it knows of the database
+            await usage.start(database)
+            for name, tokens in spent:
+                usage.spend(name, tokens)
+            assert usage.today("a") == expected
 
     run(lambda: process(11, ("a", 10), ("b", 5)))
     run(lambda: process(22, ("a", 10)))
@@ -147,17 +157,101 @@ def test_counts_are_stored_while_it_runs(run: Run, tmp_path: Path, monkeypatch: 
 
     async def process() -> None:
         database = Database(path)
-        await database.open()
-        usage = TokenUsage(Clock(NOON))
-        await usage.start(database)
-        usage.spend("a", 4)
-        while not await asyncio.to_thread(rows, path):  # noqa: ASYNC110 - what is waited for is in a file
-            await asyncio.sleep(0.01)
-        await usage.stop()
-        await database.close()
+        async with counting(database, Clock(NOON)) as usage:
+            await usage.start(database)
+            usage.spend("a", 4)
+            while not await asyncio.to_thread(rows, path):  # noqa: ASYNC110 - what is waited for is in a file
+                await asyncio.sleep(0.01)
 
     run(process)
     assert rows(path) == {(20_000, "a"): 4}
+
+
+@pytest.mark.parametrize("pause", [0, 0.3, 30, 59.75])
+@pytest.mark.parametrize("began", [7.0, 1e6 + 0.123])
+def test_requests_of_the_last_minute_outlive_the_process(run: Run, tmp_path: Path, pause: float, began: float) -> None:
+    """Each process has ticks of its own, a host that was started anew even such as have been before."""
+    path = tmp_path / "db.sqlite"
+
+    async def process(clock: Clock, ticks: Clock, test: Callable[[SlidingWindow], None]) -> None:
+        database = Database(path)
+        await database.open()
+        usage = TokenUsage(clock, ticks)
+        usage.windows = {"a": SlidingWindow(3), "b": SlidingWindow(3)}
+        await usage.start(database)
+        test(usage.windows["a"])
+        await usage.stop()
+        await database.close()
+
+    clock, ticks = Clock(NOON + 0.2), Clock(began)
+
+    def first(window: SlidingWindow) -> None:
+        for _ in range(2):
+            assert window.take(ticks.now) == 0
+            ticks.now += 5
+            clock.now += 5
+        assert window.take(ticks.now) == 0
+
+    run(lambda: process(clock, ticks, first))
+    for _ in range(3):  # also over several
+        clock.now += pause / 3
+        ticks = Clock(99.9)
+        run(lambda: process(clock, ticks, lambda window: None))
+
+    def last(window: SlidingWindow) -> None:
+        wait = 50 - pause  # 60 s after the first of them
+        if wait > 0:
+            assert wait <= window.take(ticks.now) <= wait + 60 / SLOTS + 4 * 2 * SLOT_SEC
+        assert window.take(ticks.now + max(0, wait) + 2.3) == 0
+
+    run(lambda: process(clock, ticks, last))
+
+
+def test_clock_that_is_set_back_refuses_nobody_for_longer_than_a_minute(run: Run, tmp_path: Path) -> None:
+    async def process(now: float) -> float:
+        database = Database(tmp_path / "db.sqlite")
+        await database.open()
+        usage = TokenUsage(Clock(now), Clock(5))
+        usage.windows = {"a": SlidingWindow(1)}
+        await usage.start(database)
+        wait = usage.windows["a"].take(5)
+        await usage.stop()
+        await database.close()
+        return wait
+
+    async def test() -> None:
+        assert await process(NOON) == 0
+        assert 60 <= await process(NOON - DAY_SEC) <= 60.25
+
+    run(test)
+
+
+def test_rows_of_requests_are_few(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.usage.SAVE_EVERY_SEC", 0.001)
+    path = tmp_path / "db.sqlite"
+
+    async def test() -> None:
+        clock, ticks = Clock(NOON), Clock(0)
+        database = Database(path)
+        await database.open()
+        usage = TokenUsage(clock, ticks)
+        window = SlidingWindow(10**6)
+        usage.windows = {"a": window}
+        await usage.start(database)
+        for _ in range(1000):
+            window.take(ticks.now)
+            ticks.now += 0.5
+            clock.now += 0.5
+            await asyncio.sleep(0)
+        await usage.stop()
+        await database.close()
+
+    run(test)
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    rows, requests = next(connection.execute("SELECT count(*), sum(requests) FROM request_counts"))
+    connection.close()
+    assert 119 <= requests <= 121
+    assert rows == requests
 
 
 class FailingDatabase(Database):
@@ -180,15 +274,12 @@ def test_what_could_not_be_stored_is_stored_later(
 
     async def process() -> None:
         database = FailingDatabase(path, MIGRATIONS)
-        await database.open()
-        usage = TokenUsage(Clock(NOON))
-        await usage.start(database)
-        while database.failures:
-            usage.spend("a", 1)
-            await asyncio.sleep(0.005)
-        used = usage.today("a")
-        await usage.stop()
-        await database.close()
+        async with counting(database, Clock(NOON)) as usage:
+            await usage.start(database)
+            while database.failures:
+                usage.spend("a", 1)
+                await asyncio.sleep(0.005)
+            used = usage.today("a")
         assert rows(path) == {(20_000, "a"): used}
 
     run(process)

@@ -19,10 +19,12 @@ async def jobs_in(directory: Path, ttl_sec: int = 60) -> AsyncIterator[tuple[Mus
     database = Database(directory / "gateway.sqlite")
     await database.open()
     jobs = MusicJobs(database, ttl_sec=ttl_sec, most=1_000, most_per_owner=1_000)
-    await jobs.start()
-    yield jobs, database
-    await jobs.stop()
-    await database.close()
+    try:
+        await jobs.start()
+        yield jobs, database
+    finally:
+        await jobs.stop()
+        await database.close()
 
 
 async def quick(job: Job) -> None:
@@ -127,6 +129,8 @@ def test_a_stop_interrupts_and_says_so(tmp_path: Path, run: Run) -> None:
         async with jobs_in(tmp_path) as (jobs, _):
             job = jobs.begin("me", endless)
             await jobs.keep(job)
+        assert job.failure is not None
+        assert (job.failure.status, job.failure.code) == (503, "interrupted")
         async with jobs_in(tmp_path) as (jobs, _):
             found = await jobs.find("me", job.id)
             assert found is not None
