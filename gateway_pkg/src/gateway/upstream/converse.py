@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import orjson
 
 from gateway.routing.registry import Backend
+from gateway.stepwise import LongTexts, parsed
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.errors import UpstreamError
 from gateway.upstream.failures import refused
@@ -65,13 +66,20 @@ class Reply:
             Refused: another status.
             AnswerError: the body is no JSON object.
         """
+        return self._object(lambda body: (orjson.loads(body), {}))[0]
+
+    def json_and_texts(self) -> tuple[dict[str, Any], LongTexts]:
+        """The same with names instead of its long texts, and these by their names; raises as `json`."""
+        return self._object(parsed)
+
+    def _object(self, parse: Callable[[bytes], tuple[Any, LongTexts]]) -> tuple[dict[str, Any], LongTexts]:
         try:
-            content = orjson.loads(self.content())
+            content, texts = parse(self.content())
         except orjson.JSONDecodeError:
             raise AnswerError(f"no JSON in an answer of type '{self.content_type[:100]}'") from None
         if not isinstance(content, dict):
             raise AnswerError("an answer that is no JSON object")
-        return content
+        return content, texts
 
 
 class Refused(Exception):

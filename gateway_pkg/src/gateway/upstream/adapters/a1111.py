@@ -62,9 +62,9 @@ def paint(request: ImageRequest, default_steps: int) -> Steps[Painting]:
 def _asked(request: ImageRequest, sent: dict[str, Any]) -> Steps[Painting]:
     task = f"task({uuid4().hex})"
     route = "img2img" if request.images else "txt2img"
-    images = yield from _in_base64(request)
-    body = orjson.dumps({**sent, **images, "force_task_id": task, "send_images": True, "save_images": False})
-    images.clear()
+    given = yield from _in_base64(request)
+    body = orjson.dumps({**sent, **given, "force_task_id": task, "send_images": True, "save_images": False})
+    given.clear()
     try:
         reply = yield Ask("POST", f"/sdapi/v1/{route}", body)
     except Abandoned:
@@ -72,13 +72,13 @@ def _asked(request: ImageRequest, sent: dict[str, Any]) -> Steps[Painting]:
         raise
     if reply.status == 404 and b"Sampler" in reply.body:
         raise ApiError(400, "The backend does not know this sampler", param="sampler", code="invalid_value")
-    answer = reply.json()
-    texts = answer.get("images")
-    if not isinstance(texts, list) or len(texts) < request.n or not all(isinstance(text, str) for text in texts):
+    answer, texts = reply.json_and_texts()
+    images = answer.get("images")
+    if not isinstance(images, list) or len(images) < request.n or not all(isinstance(text, str) for text in images):
         raise AnswerError(f"fewer than {request.n} images")
     found = []
-    for text in texts[: request.n]:
-        found += [(yield from image_bytes(text))]
+    for text in map(str, images[: request.n]):
+        found += [(yield from image_bytes(texts.get(text, text)))]
     return Painting(found, sent, {"seeds": _seeds(answer.get("info"))})
 
 

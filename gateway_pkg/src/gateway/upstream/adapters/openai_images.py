@@ -10,7 +10,7 @@ import orjson
 from gateway.images.formats import kind_of
 from gateway.images.request import GUIDANCE, ImageRequest, Painting, Upload
 from gateway.routing.body import dump
-from gateway.stepwise import decoded
+from gateway.stepwise import LongTexts, decoded
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.converse import Ask, Steps, paced
 
@@ -41,34 +41,33 @@ def paint(request: ImageRequest, root: str) -> Steps[Painting]:
 
 def _asked(ask: Ask, request: ImageRequest, sent: dict[str, Any]) -> Steps[Painting]:
     reply = yield ask
-    answer = reply.json()
+    answer, texts = reply.json_and_texts()
     items = answer.pop("data", None)
     if not isinstance(items, list) or len(items) < request.n:
         raise AnswerError(f"fewer than {request.n} images: {str(answer)[:200]}")
     images = []
     for item in items[: request.n]:
-        images += [(yield from _image(item))]
+        images += [(yield from _image(item, texts))]
     wanted = request.fields.get("output_format")
     if wanted is not None and kind_of(images[0]) != {"jpeg": "jpg"}.get(wanted, wanted):
         raise AnswerError(f"an image that is not of the output_format '{wanted}'")
-    texts = [item.get("revised_prompt") for item in items[: request.n]]
-    return Painting(images, sent, answer, [text if isinstance(text, str) else None for text in texts])
+    revised = [item.get("revised_prompt") for item in items[: request.n]]
+    return Painting(images, sent, answer, [text if isinstance(text, str) else None for text in revised])
 
 
-def _image(item: Any) -> Steps[bytes]:
+def _image(item: Any, texts: LongTexts) -> Steps[bytes]:
     """The bytes of one item. A `url` is taken only when it holds the image: nothing else is fetched, no file read."""
     item = item if isinstance(item, dict) else {}
     text = item.get("b64_json")
     if not isinstance(text, str) or not text:
-        url = item.get("url")
-        if not isinstance(url, str) or not url.startswith("data:"):
-            what = "a URL or a path" if isinstance(url, str) else "nothing"
+        text = item.get("url")
+        if not isinstance(text, str) or not (text in texts or text.startswith("data:")):
+            what = "a URL or a path" if isinstance(text, str) else "nothing"
             raise AnswerError(f"{what} instead of an image in b64_json")
-        text = url
-    return (yield from image_bytes(text))
+    return (yield from image_bytes(texts.get(text, text)))
 
 
-def image_bytes(text: str) -> Steps[bytes]:
+def image_bytes(text: str | memoryview) -> Steps[bytes]:
     """The image in a base64 text, which may have a `data:` prefix; raises AnswerError when it is none."""
     try:
         data = yield from paced(decoded(text))

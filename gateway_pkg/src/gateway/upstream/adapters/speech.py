@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from gateway.http.errors import ApiError
-from gateway.stepwise import decoded
+from gateway.stepwise import decoded, parsed
 from gateway.upstream.adapters.base import AnswerError
 
 AUDIO_TYPES = {
@@ -26,6 +26,7 @@ USUAL_FORMAT = "mp3"  # OpenAI's, where a request names none
 VAGUE_TYPES = ("", "application/octet-stream", "binary/octet-stream", "audio/*")
 AUDIO_KEYS = ("audio_base64", "audio", "audio_data")
 LINE_CHARS = 100  # MIME's lines of base64 have 76
+NO_JSON = "what it calls JSON is none"
 JSON_FORMATS = ("json", "verbose_json", "diarized_json")
 TEXT_TYPES = {"text": "text/plain; charset=utf-8", "srt": "application/x-subrip", "vtt": "text/vtt; charset=utf-8"}
 
@@ -82,7 +83,10 @@ def is_audio(declared: str) -> bool:
 
 def audio_in_json(body: bytes) -> Generator[None, None, bytes]:
     """The audio of a JSON answer, base64 under one of AUDIO_KEYS, perhaps as a `data:` URL; raises AnswerError."""
-    content = _json(body)
+    try:
+        content, texts = parsed(body)
+    except orjson.JSONDecodeError:
+        raise AnswerError(NO_JSON) from None
     values = [content.get(key) for key in AUDIO_KEYS] if isinstance(content, dict) else []
     text = next((value for value in values if isinstance(value, str) and value), None)
     if text is None:
@@ -90,7 +94,7 @@ def audio_in_json(body: bytes) -> Generator[None, None, bytes]:
     if len(text[:LINE_CHARS].split()) > 1:  # in lines, as MIME has it
         text = "".join(text.split())
     try:
-        audio = yield from decoded(text.strip())
+        audio = yield from decoded(texts.get(text, text.strip()))
     except ValueError:
         raise AnswerError("its audio is not base64") from None
     if not audio:
@@ -152,7 +156,7 @@ def _json(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise AnswerError("what it calls JSON is none") from None
+        raise AnswerError(NO_JSON) from None
 
 
 def _words(content: Any) -> str:
