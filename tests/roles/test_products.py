@@ -54,6 +54,7 @@ DOUBLES = {
     content: >-
       {{ {'state': service_state | default('present'), 'argv': service_argv | default([]),
           'environment': service_environment | default({}), 'reads': service_reads | default([]),
+          'reloads': service_reloads | default([]),
           'writable': service_writable | default([]), 'peers': service_peers | default([]),
           'stop_timeout': service_stop_timeout | default(15),
           'exceptions': service_sandbox_exceptions | default([])} | to_json }}
@@ -204,10 +205,8 @@ def gateway_definition(home: Path) -> dict[str, Any]:
             "GATEWAY_DB_PATH": f"{home}/data/gateway.sqlite",
             "UI_IMAGE_DIR": f"{home}/data/ui_images",
         },
-        "reads": [
-            f"{home}/{name}"
-            for name in ("env", "app/.env", "app/model_aliases.json", "app/token_policies.json", "app/backends.yaml")
-        ],
+        "reads": [f"{home}/env", f"{home}/app/.env"],
+        "reloads": [f"{home}/app/{name}" for name in ("model_aliases.json", "token_policies.json", "backends.yaml")],
         "writable": [f"{home}/data", f"{home}/tools"],
         "peers": ["10.1.2.3"],
         "stop_timeout": 70,
@@ -243,8 +242,9 @@ def test_what_the_operator_chose_for_the_gateway(project: Project) -> None:
 
 
 def test_settings_that_are_made_elsewhere_are_refused_before_anything_is_installed(project: Project) -> None:
-    refusal = project.refusal(gateway_settings={"GATEWAY_PORT": 9000, "MAX_REQUEST_BYTES": 1})
-    assert "gateway_settings: GATEWAY_PORT: set the token by gateway_bearer_token, listeners by" in refusal
+    settings = {"GATEWAY_PORT": 9000, "MAX_REQUEST_BYTES": 1, "GATEWAY_TLS_KEY_PATH": "/etc/key.pem"}
+    refusal = project.refusal(gateway_settings=settings)
+    assert "GATEWAY_PORT, GATEWAY_TLS_KEY_PATH: set the token by gateway_bearer_token, listeners by" in refusal
     assert list(project.root.iterdir()) == []
 
 

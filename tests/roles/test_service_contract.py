@@ -71,6 +71,17 @@ def test_a_run_that_died_before_its_restart_is_completed(machine: Machine) -> No
     assert machine.read(machine.definition("llamacpp")) == machine.first_definition
 
 
+def test_a_change_of_what_it_can_read_again_is_told_to_the_same_process(machine: Machine) -> None:
+    before = machine.pid("llamacpp")
+    machine.tell("llamacpp", "second")
+    assert machine.play("present", "--check")["changed"] == 1, machine.output
+    assert machine.ask("llamacpp")["text"] == "first"
+    assert machine.play()["changed"] == 1, machine.output
+    eventually(lambda: machine.ask("llamacpp").get("text") == "second")
+    assert machine.pid("llamacpp") == before
+    assert machine.play()["changed"] == 0, machine.output
+
+
 def test_a_killed_process_comes_back(machine: Machine) -> None:
     for _ in range(6):  # more often than systemd's default limit on starts
         before = machine.pid("llamacpp")

@@ -29,7 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
         "service_name": "gateway",
         "service_writable": ["/var/lib/gateway/data", "/var/lib/gateway/tools"],
         "service_peers": ["10.10.22.0/24"],
-        "service_reload_signal": "HUP",
+        "service_reloads": ["/var/lib/gateway/app/backends.yaml"],
         "appliance_services_override": {"gateway": {"allow_from": ["10.10.22.0/24", "fd00::/8"]}},
     },
     "anywhere": {**PLAIN, "service_peers": ["any"]},
@@ -133,7 +133,7 @@ def test_a_unit_takes_user_limits_and_writable_places_from_the_catalog(units: Pa
     assert "StandardError=append:/var/log/gateway/gateway.err.log" in gateway
 
 
-def test_a_unit_reloads_by_the_signal_that_its_program_knows(units: Path) -> None:
+def test_a_unit_whose_process_can_read_files_again_reloads(units: Path) -> None:
     def reloads(case: str) -> list[str]:
         return [line for line in directives(units / f"{case}.service") if line.startswith("ExecReload=")]
 

@@ -17,12 +17,14 @@ short_description: Write, load and restart a LaunchDaemon, and wait until it is 
 description:
   - Restarts only when launchd runs another definition than the one wanted. launchd loads a property list whole, so what
     is loaded is what runs; the revision in its environment tells which one it is.
+  - Sends SIGHUP when only a file in O(reloads) changed.
 options:
   name: {description: Label of the job., type: str, required: true}
   state: {description: What to bring it to., type: str, choices: [present, stopped, absent], default: present}
   path: {description: Where the property list lies., type: path, required: true}
   content: {description: Its text; C(@revision@) becomes the hash of it and of O(reads)., type: str}
-  reads: {description: What the process reads., type: list, elements: path, default: []}
+  reads: {description: What the process reads at its start., type: list, elements: path, default: []}
+  reloads: {description: What it reads again at SIGHUP, hashed as C(@loaded@)., type: list, elements: path, default: []}
   logs: {description: Log files; created for O(user)., type: list, elements: path, default: []}
   user: {description: Owner of the logs., type: str}
   health: {description: URL that answers 200., type: str}
@@ -41,7 +43,7 @@ EXAMPLES = r"""
 
 DOMAIN = "system"
 # Exit codes of launchctl.
-NO_SUCH_PROCESS = 3  # bootout: not loaded
+NO_SUCH_PROCESS = 3  # bootout: not loaded; kill: no process just now
 IO_ERROR = 5  # bootstrap: loaded, still being booted out, or a bad property list; bootout: as 36
 IN_PROGRESS = 36  # bootout: accepted, the process is still stopping
 ALREADY = 37  # bootstrap: the label is loaded
@@ -112,6 +114,9 @@ class Launchd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's im
 
         if not poll(loaded, RETRY_SECONDS):
             raise Failure(f"`{' '.join(argv)}` failed for {RETRY_SECONDS} s: {message.strip()}")
+
+    def reload(self) -> None:
+        command(self._module, [self._launchctl, "kill", "SIGHUP", self._target], accepted=(0, NO_SUCH_PROCESS))
 
     def stop(self) -> None:
         """Boot the job out, which is asynchronous, and wait until launchd has forgotten it."""

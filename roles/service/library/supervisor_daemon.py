@@ -27,6 +27,7 @@ options:
   path: {description: Where its configuration lies., type: path, required: true}
   content: {description: Its text; the identifier is C(@revision@)., type: str}
   reads: {description: What it reads at its start., type: list, elements: path, default: []}
+  reloads: {description: Not used., type: list, elements: path, default: []}
   logs: {description: Its log., type: list, elements: path, default: []}
   user: {description: Owner of the log., type: str}
   health: {description: Not used., type: str}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Callable, Dict
 
 from ansible.module_utils.appliance_service import ARGUMENTS, Failure, Manager, run
-from ansible.module_utils.appliance_supervisor import BAD_NAME, Fault, Supervisor
+from ansible.module_utils.appliance_supervisor import BAD_NAME, NOT_RUNNING, Fault, Supervisor
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
@@ -14,14 +14,16 @@ DOCUMENTATION = r"""
 module: supervisor_program
 short_description: Write, load and restart a supervisor program, and wait until it is healthy
 description:
-  - Restarts only when supervisord runs another definition than the one wanted.
+  - Restarts only when supervisord runs another definition than the one wanted, sends SIGHUP when only a file in
+    O(reloads) changed.
 options:
   name: {description: Name of the program., type: str, required: true}
   socket: {description: The unix socket of supervisord., type: path, required: true}
   state: {description: What to bring it to., type: str, choices: [present, stopped, absent], default: present}
   path: {description: Where the program's configuration lies., type: path, required: true}
   content: {description: Its text; C(@revision@) becomes the hash of it and of O(reads)., type: str}
-  reads: {description: What the process reads., type: list, elements: path, default: []}
+  reads: {description: What the process reads at its start., type: list, elements: path, default: []}
+  reloads: {description: What it reads again at SIGHUP, hashed as C(@loaded@)., type: list, elements: path, default: []}
   logs: {description: Log files; created for O(user)., type: list, elements: path, default: []}
   user: {description: Owner of the logs., type: str}
   health: {description: URL that answers 200., type: str}
@@ -83,6 +85,13 @@ class Program(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's im
             self._supervisor.call("addProcessGroup", self._name)  # and starts it
         elif not self.running():
             self._supervisor.call("startProcess", self._name, False)
+
+    def reload(self) -> None:
+        try:
+            self._supervisor.call("signalProcess", self._name, "HUP")
+        except Fault as fault:
+            if fault.faultCode != NOT_RUNNING:  # supervisord is about to start it again
+                raise
 
     def stop(self) -> None:
         self._supervisor.call("stopProcessGroup", self._name, True)

@@ -15,13 +15,15 @@ DOCUMENTATION = r"""
 module: systemd_unit
 short_description: Write, load, enable and restart a systemd service, and wait until it is healthy
 description:
-  - Restarts only when the unit or a file in O(reads) changed, or when an earlier run was interrupted before it did.
+  - Restarts only when the unit or a file in O(reads) changed, or when an earlier run was interrupted before it did;
+    reloads when only a file in O(reloads) changed.
 options:
   name: {description: Unit without suffix., type: str, required: true}
   state: {description: What to bring it to., type: str, choices: [present, stopped, absent], default: present}
   path: {description: Where the unit lies., type: path, required: true}
   content: {description: Its text; C(@revision@) becomes the hash of it and of O(reads)., type: str}
-  reads: {description: What the process reads., type: list, elements: path, default: []}
+  reads: {description: What the process reads at its start., type: list, elements: path, default: []}
+  reloads: {description: What it reads again at SIGHUP, hashed as C(@loaded@)., type: list, elements: path, default: []}
   logs: {description: Log files; created for O(user)., type: list, elements: path, default: []}
   user: {description: Owner of the logs., type: str}
   health: {description: URL that answers 200., type: str}
@@ -81,6 +83,9 @@ class Systemd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's im
         if restart:
             self._run("restart", self._unit)
             self._unmark()
+
+    def reload(self) -> None:
+        self._run("reload-or-restart", self._unit)  # a unit that waits for its next start cannot be reloaded
 
     def stop(self) -> None:
         self._run("stop", self._unit)

@@ -1,7 +1,8 @@
 """What the modules for systemd, launchd and supervisor share: one definition, brought to one state, then healthy.
 
-A definition names its revision, a hash of its text and of what the process reads; each manager can tell whether what it
-runs was started from that revision, so that a run that was interrupted is completed by the next one.
+A definition names its revision, a hash of its text and of what the process reads at its start; each manager can tell
+whether what it runs was started from that revision, so that a run that was interrupted is completed by the next one.
+What the process reads again when it is told to has a hash of its own there, written only after it was told.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 from ansible.module_utils.basic import AnsibleModule
 
 REVISION = "@revision@"
+LOADED = "@loaded@"
 POLL_SECONDS = 0.1
 TAIL_LINES = 15
 
@@ -29,6 +31,7 @@ ARGUMENTS: Dict[str, Dict[str, Any]] = {
     "path": {"type": "path", "required": True},
     "content": {"type": "str"},
     "reads": {"type": "list", "elements": "path", "default": []},
+    "reloads": {"type": "list", "elements": "path", "default": []},
     "logs": {"type": "list", "elements": "path", "default": []},
     "user": {"type": "str"},
     "health": {"type": "str"},
@@ -38,19 +41,34 @@ ARGUMENTS: Dict[str, Dict[str, Any]] = {
 
 
 class Definition(NamedTuple):
-    """The text of a definition and the revision written in it."""
+    """The text of a definition up to the hash of what is reloaded, that hash, the rest; the revision written in it."""
 
-    text: str
+    head: str
+    loaded: str
+    tail: str
     revision: str
 
     @classmethod
-    def of(cls, content: str, reads: List[str]) -> Definition:
-        """Replace `@revision@` in `content` by the hash of `content` and of everything in `reads`."""
-        digest = hashlib.sha256(content.encode())
-        for path in sorted(reads):
-            digest.update(b"\0" + path.encode() + b"\0" + fingerprint(path))
-        revision = digest.hexdigest()[:16]
-        return cls(content.replace(REVISION, revision), revision)
+    def of(cls, content: str, reads: List[str], reloads: List[str]) -> Definition:
+        """Replace `@revision@` by the hash of `content` and what is in `reads`, `@loaded@` by that of `reloads`."""
+        revision = _hash(content, reads)
+        head, mark, tail = content.replace(REVISION, revision).partition(LOADED)
+        return cls(head, _hash("", reloads) if mark else "", tail, revision)
+
+    @property
+    def text(self) -> str:
+        return self.head + self.loaded + self.tail
+
+    def runs_as(self, text: str) -> bool:
+        """Whether a process that was started from `text` differs in nothing but what it can reload."""
+        return text.startswith(self.head) and text.endswith(self.tail) and len(text) == len(self.text)
+
+
+def _hash(content: str, paths: List[str]) -> str:
+    digest = hashlib.sha256(content.encode())
+    for path in sorted(paths):
+        digest.update(b"\0" + path.encode() + b"\0" + fingerprint(path))
+    return digest.hexdigest()[:16]
 
 
 def fingerprint(path: str) -> bytes:
@@ -105,6 +123,10 @@ class Manager(ABC):
     def apply(self, restart: bool) -> None:
         """Load the definition on disk, enable it and, if asked, (re)start the process."""
 
+    def reload(self) -> None:
+        """Tell the process to read its files again, where its definition holds `@loaded@`."""
+        raise NotImplementedError
+
     @abstractmethod
     def stop(self) -> None:
         """Stop every process of the service; returns when they are gone."""
@@ -133,16 +155,19 @@ def _present(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
     params = module.params
     if not params["content"]:
         raise Failure("content is required when state is present")
-    definition = Definition.of(params["content"], params["reads"])
-    before = _read(params["path"])
+    definition = Definition.of(params["content"], params["reads"], params["reloads"])
+    before = _read(params["path"]) or ""
     written = before == definition.text
-    restart = not (written and manager.running() and manager.current(definition.revision))
+    restart = not (definition.runs_as(before) and manager.running() and manager.current(definition.revision))
+    reload = not written and not restart
     missing = [log for log in params["logs"] if not os.path.exists(log)]
-    changed = bool(restart or missing or not manager.enabled())
+    changed = bool(restart or reload or missing or not manager.enabled())
     if changed and not module.check_mode:
         _create_logs(missing, params["user"])
         if restart:
             manager.prepare()
+        if reload:
+            manager.reload()
         if not written:
             write(module, params["path"], definition.text)
         manager.apply(restart)
@@ -151,11 +176,11 @@ def _present(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
     return {
         "changed": changed,
         "restarted": restart,
-        "revision": definition.revision,
+        "reloaded": reload,
         "diff": {
             "before_header": params["path"],
             "after_header": params["path"],
-            "before": before or "",
+            "before": before,
             "after": definition.text,
         },
     }

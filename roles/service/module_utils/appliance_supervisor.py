@@ -7,11 +7,12 @@ import socket
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy, Transport
 
-__all__ = ["BAD_NAME", "SHUTDOWN_STATE", "Fault", "Supervisor"]
+__all__ = ["BAD_NAME", "NOT_RUNNING", "SHUTDOWN_STATE", "Fault", "Supervisor"]
 
 # supervisor.xmlrpc.Faults
 SHUTDOWN_STATE = 6
 BAD_NAME = 10
+NOT_RUNNING = 70
 
 
 class _Connection(http.client.HTTPConnection):

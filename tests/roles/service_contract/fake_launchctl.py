@@ -2,8 +2,9 @@
 """A launchctl and launchd for tests on machines without macOS: the system domain, kept in the directory FAKE_LAUNCHD.
 
 It reproduces what makes the real one hard to drive: bootout is asynchronous (36 while the process stops), bootstrap
-gives 5 for a label that is loaded, disabled, draining or has just gone, bootout gives 3 and print 113 for unknown ones.
-Each loaded job has a keeper, a process of this file that starts the job again, as launchd does for KeepAlive.
+gives 5 for a label that is loaded, disabled, draining or has just gone, bootout gives 3 and print 113 for unknown ones,
+kill gives 3 for one without a process. Each loaded job has a keeper, a process of this file that starts the job again,
+as launchd does for KeepAlive.
 """
 
 import json
@@ -85,6 +86,13 @@ def bootout(target: str) -> None:
             fail(36, "Boot-out failed: 36: Operation now in progress")
 
 
+def kill(name: str, target: str) -> None:
+    job = read_job(target.partition("/")[2])
+    if job is None or not job["pid"]:
+        fail(3, "No process to signal.")
+    os.kill(job["pid"], signal.Signals[name])
+
+
 def show(target: str) -> None:
     label = target.partition("/")[2]
     job = read_job(label)
@@ -160,6 +168,7 @@ def keep(label: str, path: str) -> None:
 COMMANDS: dict[str, Callable[..., None]] = {
     "bootstrap": bootstrap,
     "bootout": bootout,
+    "kill": kill,
     "print": show,
     "print-disabled": show_disabled,
     "enable": enable,

@@ -41,8 +41,12 @@ class Machine:
 
     def install_product(self) -> None:
         shutil.copy(HERE / "server.py", self.product)
+        self.configure_all()
+
+    def configure_all(self) -> None:
         for service in SERVICES:
             self.configure(service, "first")
+            self.tell(service, "first")
 
     @property
     def inventory(self) -> str:
@@ -102,8 +106,12 @@ class Machine:
         return subprocess.run(argv, input=text, env=ENVIRONMENT, capture_output=True, text=True, check=False)
 
     def configure(self, service: str, text: str) -> None:
-        """Write the file that the service reads."""
+        """Write the file that the service reads when it starts."""
         self.write(f"{self.product}/{service}.conf", text)
+
+    def tell(self, service: str, text: str) -> None:
+        """Write the file that the service reads again at SIGHUP."""
+        self.write(f"{self.product}/{service}.txt", text)
 
     def write(self, path: str, text: str) -> None:
         done = self.shell("tee", path, text=text)
@@ -191,8 +199,7 @@ class SystemdMachine(Machine):
         self.product = Path("/srv/product")
         self.shell("mkdir", "-p", str(self.product))
         self.write(f"{self.product}/server.py", (HERE / "server.py").read_text())
-        for service in SERVICES:
-            self.configure(service, "first")
+        self.configure_all()
 
     @property
     def variables(self) -> dict[str, Any]:
