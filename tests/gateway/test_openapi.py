@@ -184,6 +184,14 @@ def test_every_post_is_tried(page: Page) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
+def test_what_the_page_offers_to_send_is_taken(page: Page, path: str) -> None:
+    adapter = page.endpoints[path].request
+    assert adapter is not None
+    example = page.document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
+    assert parse(orjson.dumps(example), adapter) == example
+
+
+@pytest.mark.parametrize("path", BODIES)
 def test_page_and_gateway_take_the_same_bodies(page: Page, path: str) -> None:
     reference = page.document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     schema = page.body(path)

@@ -87,6 +87,21 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string"},
     },
 }
+_ASKED = {"model": "default", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+# What the page offers to send; without one it would fill in every field.
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "/v1/audio/speech": {"input": "Good morning."},
+    "/v1/chat/completions": _ASKED,
+    "/v1/completions": {"model": "default", "prompt": "Once upon a time", "max_tokens": 40},
+    "/v1/embeddings": {"input": ["A cat.", "A dog."]},
+    "/v1/images/generations": {"prompt": "A lighthouse at dusk", "size": "512x512"},
+    "/v1/messages": {**_ASKED, "max_tokens": 200},
+    "/v1/messages/count_tokens": _ASKED,
+    "/v1/music/generations": {"prompt": "A calm piano", "duration": 10},
+    "/v1/rerank": {"query": "Which one purrs?", "documents": ["A cat.", "A dog."]},
+    "/v1/responses": {"model": "default", "input": "Why is the sky blue?"},
+    "/v1/tts/generations": {"text": "Good morning."},
+}
 SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "The same token, as Anthropic's"},
@@ -123,9 +138,11 @@ def _page(pages: FastAPI, endpoints: Sequence[Endpoint]) -> dict[str, Any]:
         "securitySchemes": SECURITY_SCHEMES,
     }
     errors = {endpoint.path: endpoint.errors for endpoint in endpoints}
-    for endpoint in endpoints:
-        schema = endpoint.form or requests[endpoint.path, "validation"]
-        page["paths"].setdefault(endpoint.path, {})["post"] = _operation(endpoint, schema)
+    made = {
+        endpoint.path: {"post": _operation(endpoint, endpoint.form or requests[endpoint.path, "validation"])}
+        for endpoint in endpoints
+    }
+    page["paths"] = {**made, **page["paths"]}  # first what most come for
     for path, item in page["paths"].items():
         for operation in item.values():
             is_open = path in OPEN_PATHS or path.startswith(OPEN_DIRECTORIES)
@@ -144,12 +161,15 @@ def _operation(endpoint: Endpoint, schema: Mapping[str, Any]) -> dict[str, Any]:
         }
         for status, content in endpoint.answers.items()
     }
+    body: dict[str, Any] = {"schema": schema}
+    if endpoint.path in EXAMPLES:
+        body["example"] = EXAMPLES[endpoint.path]
     operation = {
         "tags": [endpoint.tag],
         "summary": endpoint.summary,
         "operationId": endpoint.op.replace(".", "_"),
         "parameters": [_parameter(name) for name in ("X-Backend", "X-Request-Type")],
-        "requestBody": {"required": True, "content": {media: {"schema": schema}}},
+        "requestBody": {"required": True, "content": {media: body}},
         "responses": {
             **answers,
             **{status: {"description": words, "headers": dict(headers)} for status, words in ERRORS.items()},
