@@ -1,5 +1,5 @@
-"""Writes what the documentation repeats: the port table, the settings, the metrics, the READMEs of the roles, and
-which fields the tests prove to work with which backends.
+"""Writes what the documentation repeats: ports, settings, metrics, routes, the READMEs of the roles, and which
+fields the tests prove to work with which backends.
 
 python docs/generate.py            writes what is stale
 python docs/generate.py --check    names it and exits with 1
@@ -7,7 +7,9 @@ python docs/generate.py --check    names it and exits with 1
 
 import argparse
 import re
+import secrets
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,8 +18,9 @@ from typing import Any
 
 import proofs
 import yaml
+from gateway.app import House
 from gateway.observe.metrics import FAMILIES
-from gateway.settings import Settings
+from gateway.settings import Settings, load_settings
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
@@ -78,6 +81,32 @@ def metrics() -> str:
         for family in FAMILIES
     ]
     return table(["metric", "kind", "labels", ""], rows)
+
+
+def openapi() -> dict[str, Any]:
+    """The page that a gateway shows at /openapi.json."""
+    with tempfile.TemporaryDirectory() as name:
+        backends = Path(name) / "backends.yaml"
+        backends.write_text("backends: {a: {class: a, base_url: http://127.0.0.1, supported_capabilities: [chat]}}")
+        settings = load_settings(gateway_bearer_token=secrets.token_urlsafe(), gateway_backends_path=backends)
+        edge: Any = House(settings).api
+    page: dict[str, Any] = edge._pages.openapi()
+    return page
+
+
+def routes() -> str:
+    page = openapi()
+    tags = [tag["name"] for tag in page["tags"]]
+    found = sorted(
+        (tags.index(operation["tags"][0]), path, method.upper(), operation)
+        for path, operations in page["paths"].items()
+        for method, operation in operations.items()
+    )
+    rows = [
+        [code(f"{method} {path}"), operation["summary"] + ("" if "security" in operation else "; no token")]
+        for _, path, method, operation in found
+    ]
+    return table(["route", ""], rows)
 
 
 def compatibility() -> str:
@@ -151,7 +180,13 @@ def markdown(text: str | Sequence[str]) -> str:
 def pages() -> Iterator[tuple[Path, str]]:
     """Each generated file with the text that it should have."""
     catalog = yaml.safe_load((ROOT / "playbooks/group_vars/all/services.yml").read_text())["appliance_catalog"]
-    made = {"ports": lambda: ports(catalog), "settings": settings, "metrics": metrics, "compatibility": compatibility}
+    made = {
+        "ports": lambda: ports(catalog),
+        "settings": settings,
+        "metrics": metrics,
+        "routes": routes,
+        "compatibility": compatibility,
+    }
     for page in sorted((ROOT / "docs").glob("*.md")):
         yield page, MARKED.sub(lambda found: f"{found[1]}\n{made[found[2]]()}\n{found[3]}", page.read_text())
     for specs in sorted((ROOT / "roles").glob("*/meta/argument_specs.yml")):

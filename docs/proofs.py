@@ -53,7 +53,8 @@ def collect() -> set[Proof]:
     places = [str(ROOT / "tests" / name) for name in ("gateway", "clients", "heavy")]
     options = [
         "--collect-only",
-        "-q",
+        "--assert=plain",
+        "-qq",
         "-p",
         "no:cacheprovider",
         f"--rootdir={ROOT}",

@@ -1,4 +1,4 @@
-"""docs/request.md explains each error code that the gateway can answer, under its status, and no other."""
+"""docs/api.md explains each error code that the gateway can answer, under its status, and no other."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def in_source() -> set[tuple[int | None, str]]:
 
 def in_table() -> dict[str, set[int]]:
     """Each code's statuses."""
-    rows = re.findall(r"^\| (\d{3}) \| (.*?) \|", (ROOT / "docs/request.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (\d{3}) \| (.*?) \|", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
     found: dict[str, set[int]] = {}
     for status, cell in rows:
         for code in re.findall(r"`(\w+)`", cell):

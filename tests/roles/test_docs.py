@@ -1,0 +1,98 @@
+"""The pages hold together: links lead somewhere, and what they name is there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway.observe.metrics import FAMILIES
+from gateway.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+SETTING = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
+# Environment variables of others: of SDKs, and of the shell examples.
+NOT_OURS = {
+    "OPENAI_API_KEY",
+    "OPENAI_BASE_URL",
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_AUTH_TOKEN",
+    "ANTHROPIC_BASE_URL",
+    "TOKEN_FILE",
+}
+# What the OpenAPI page leaves out: a word to proxies.
+NOT_ON_THE_PAGE = {"x-accel-buffering"}
+
+
+def anchors(text: str) -> Iterator[str]:
+    """The headings' anchors, as GitHub makes them."""
+    for heading in re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def broken(page: Path, text: str) -> Iterator[str]:
+    """The links in a page's text to what is not there."""
+    for link in LINK.findall(FENCE.sub("", text)):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name
+        exists = not name or target.exists()
+        if not exists or (anchor and anchor not in anchors(target.read_text() if name else text)):
+            yield link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    assert list(broken(page, page.read_text())) == []
+
+
+def test_a_broken_link_is_found() -> None:
+    text = (
+        "# A `b`: c/d\n[](nowhere.md) [](README.md) [](README.md#nothing) [](#a-b-cd) [](#b)\n```\n[](code.md)\n```\n"
+    )
+    assert list(broken(ROOT / "a page", text)) == ["nowhere.md", "README.md#nothing", "#b"]
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    linked = set(LINK.findall((ROOT / "README.md").read_text()))
+    assert [page.name for page in ROOT.glob("docs/*.md") if f"docs/{page.name}" not in linked] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_settings_that_are_named_exist(page: Path) -> None:
+    known = {name.upper() for name in Settings.model_fields} | NOT_OURS
+    assert sorted(set(SETTING.findall(page.read_text())) - known) == []
+
+
+def test_metrics_that_are_named_exist() -> None:
+    names = {family.name + ("_total" if family.kind == "counter" else "") for family in FAMILIES}
+    names |= {f"{family.name}_bucket" for family in FAMILIES if family.kind == "histogram"}
+    assert set(re.findall(r"\bgateway_\w+", (ROOT / "docs/observe.md").read_text())) <= names
+
+
+def test_the_table_of_headers_has_every_header_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from docs.generate import openapi
+
+    section = (ROOT / "docs/api.md").read_text().partition("## Headers")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.+?) \|", section, re.MULTILINE)
+    assert {name.lower() for cell in cells for name in re.findall(r"`(.+?)`", cell)} == headers(
+        openapi()
+    ) | NOT_ON_THE_PAGE
+
+
+def headers(page: dict[str, Any]) -> set[str]:
+    """Those of the requests and answers of an OpenAPI page."""
+    found = {*page["components"]["headers"]}
+    found |= {name for name, parameter in page["components"]["parameters"].items() if parameter["in"] == "header"}
+    for item in page["paths"].values():
+        for operation in item.values():
+            found |= {parameter["name"] for parameter in operation["parameters"] if parameter.get("in") == "header"}
+            found |= {name for answer in operation["responses"].values() for name in answer["headers"]}
+    return {name.lower() for name in found}
