@@ -88,6 +88,12 @@ def test_requests_a_minute(tmp_path: Path, backend: Upstream) -> None:
         assert bot.get("/health").status_code == 200
 
 
+def test_a_restart_gives_nobody_another_minute(tmp_path: Path, backend: Upstream) -> None:
+    for expected in ([200, 200], [200, 429]):
+        with guarded(tmp_path, backend, {"requests_per_minute": 3}) as running, client(running) as bot:
+            assert [chat(bot).status_code for _ in range(2)] == expected
+
+
 def test_bodies_may_be_smaller_and_larger_than_the_setting(tmp_path: Path, backend: Upstream) -> None:
     (tmp_path / "narrow").mkdir()
     with guarded(tmp_path / "narrow", backend, {"max_request_bytes": 200}) as running, client(running) as bot:

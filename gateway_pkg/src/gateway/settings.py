@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(26_214_400, ge=1, description="Largest multipart body of a request.")
     public_base_url: str = Field("", description="Begins the URLs of stored images and music; empty: a path alone.")
     gateway_db_path: Path = Field(
-        HOME / "data/gateway.sqlite", description="Stored responses, token counts and music jobs."
+        HOME / "data/gateway.sqlite", description="Stored responses, music jobs, and what tokens have used."
     )
     responses_ttl_sec: int = Field(30 * 86_400, ge=1, description="How long a stored response is kept.")
     responses_max_bytes: int = Field(

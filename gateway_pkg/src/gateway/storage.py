@@ -73,6 +73,15 @@ MIGRATIONS = (
     CREATE INDEX music_jobs_files ON music_jobs (file, owner);
     CREATE INDEX music_jobs_owners ON music_jobs (owner, created_at);
     """,
+    # 4: requests that each caller has made of late, by quarter seconds since 1970.
+    """
+    CREATE TABLE request_counts (
+        caller TEXT NOT NULL,
+        slot INTEGER NOT NULL,
+        requests INTEGER NOT NULL,
+        PRIMARY KEY (caller, slot)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 # The oldest schema whose release can work with a database that has all of the above.
 MIN_READER = 1

@@ -1,4 +1,4 @@
-"""How many tokens each caller has used today (UTC): counted in memory, kept in the database."""
+"""What each caller has used, tokens of today (UTC) and requests of the last minute: in memory, kept in the database."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import apsw
 
+from gateway.http.limits import SLOTS, SLOTS_A_SEC, SlidingWindow
 from gateway.storage import Database, StorageError
 
 log = logging.getLogger(__name__)
@@ -19,18 +21,33 @@ DAY_SEC = 86_400
 SAVE_EVERY_SEC = 1.0
 KEEP_DAYS = 31
 
-Counts = Mapping[tuple[int, str], int]  # (days since 1970, caller) to tokens
+
+class _Counts(NamedTuple):
+    """What is to be stored: tokens by (days since 1970, caller); requests as (caller, quarter seconds since 1970, how
+    many), all that there are where `is_all`. Rows of before `first_day` and `first_slot` are of no more use.
+    """
+
+    tokens: Mapping[tuple[int, str], int]
+    first_day: int
+    requests: Sequence[tuple[str, int, int]]
+    first_slot: int
+    is_all: bool
 
 
 class TokenUsage:
     """Counts for each caller's name. Between `start` and `stop` what was spent is stored once a second.
 
-    A process that is killed loses the last second and what was not yet on the disk; one that stops loses nothing.
-    Without a database the counts begin anew with the process.
+    `windows` are the callers' requests, whose times are those of `ticks`. A process that is killed loses the last
+    second and what was not yet on the disk; one that stops loses nothing. Over a restart a request leaves its window up
+    to half a second later, never earlier. Without a database the counts begin anew with the process.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time, ticks: Callable[[], float] = time.perf_counter) -> None:
+        self.windows: Mapping[str, SlidingWindow] = {}
         self._clock = clock
+        self._ticks = ticks
+        self._shift = 0  # from a window's slots to quarter seconds since 1970
+        self._saved_to = -math.inf  # ticks until which the windows are stored
         self._day = 0
         self._fresh: dict[str, int] = {}  # spent since the counts were last asked for or stored
         self._used: dict[str, int] = {}
@@ -54,12 +71,17 @@ class TokenUsage:
         return max(1, math.ceil(DAY_SEC - self._clock() % DAY_SEC))
 
     async def start(self, database: Database) -> None:
-        """Adds what is stored of today, and stores from now on; raises StorageError."""
+        """Adds what is stored of today and of the last minute, and stores from now on; raises StorageError."""
         self._turn_day()
         day = self._day
-        stored = await database.read(lambda connection: _stored(connection, day))
-        for name, tokens in stored.items():
-            self._used[name] = self._used.get(name, 0) + tokens
+        tokens, requests = await database.read(lambda connection: _stored(connection, day))
+        for name, spent in tokens.items():
+            self._used[name] = self._used.get(name, 0) + spent
+        now = self._ticks()
+        self._shift = math.floor((self._clock() - now) * SLOTS_A_SEC)
+        for name, slot, count in requests:
+            if name in self.windows:
+                self.windows[name].restore(slot - self._shift + 1, count, now)  # both shifts were rounded down
         self._database = database
         self._saver = asyncio.create_task(self._save_often(), name="token usage")
 
@@ -79,17 +101,26 @@ class TokenUsage:
 
     async def _save(self) -> None:
         self._turn_day()
-        if self._database is None or not self._unsaved:
+        now, saved_to = self._ticks(), self._saved_to
+        requests = [
+            (name, slot + self._shift, count)
+            for name, window in self.windows.items()
+            for slot, count in window.since(saved_to)
+        ]
+        if self._database is None or not (self._unsaved or requests):
             return
         unsaved, self._unsaved = self._unsaved, {}
-        today = self._day
+        first_slot = math.floor(now * SLOTS_A_SEC) + self._shift - SLOTS
+        counts = _Counts(unsaved, self._day - KEEP_DAYS, requests, first_slot, saved_to == -math.inf)
+        self._saved_to = now
         try:
-            await self._database.write(lambda connection: _store(connection, unsaved, today))
+            await self._database.write(lambda connection: _store(connection, counts))
             self._is_failing = False
         except StorageError as error:
             if not self._is_failing:
-                log.warning("token counts cannot be stored, and a restart would lose them: %s", error)
+                log.warning("what tokens have used cannot be stored, and a restart would lose it: %s", error)
             self._is_failing = True
+            self._saved_to = saved_to
             for key, tokens in unsaved.items():
                 self._unsaved[key] = self._unsaved.get(key, 0) + tokens
 
@@ -107,13 +138,20 @@ class TokenUsage:
             self._used.clear()
 
 
-def _stored(connection: apsw.Connection, day: int) -> dict[str, int]:
-    return dict(connection.execute("SELECT caller, tokens FROM token_usage WHERE day = ?", (day,)))
+def _stored(connection: apsw.Connection, day: int) -> tuple[dict[str, int], list[tuple[str, int, int]]]:
+    tokens = connection.execute("SELECT caller, tokens FROM token_usage WHERE day = ?", (day,))
+    requests = connection.execute("SELECT caller, slot, requests FROM request_counts ORDER BY slot")
+    return dict(tokens), list(requests)
 
 
-def _store(connection: apsw.Connection, counts: Counts, today: int) -> None:
-    rows: Iterable[tuple[int, str, int]] = ((day, name, tokens) for (day, name), tokens in counts.items())
+def _store(connection: apsw.Connection, counts: _Counts) -> None:
+    tokens: Iterable[tuple[int, str, int]] = ((day, name, spent) for (day, name), spent in counts.tokens.items())
     connection.executemany(
-        "INSERT INTO token_usage VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET tokens = tokens + excluded.tokens", rows
+        "INSERT INTO token_usage VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET tokens = tokens + excluded.tokens", tokens
     )
-    connection.execute("DELETE FROM token_usage WHERE day < ?", (today - KEEP_DAYS,))
+    connection.execute("DELETE FROM token_usage WHERE day < ?", (counts.first_day,))
+    connection.execute("DELETE FROM request_counts WHERE slot < ? OR ?", (counts.first_slot, counts.is_all))
+    connection.executemany(
+        "INSERT INTO request_counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET requests = excluded.requests",
+        counts.requests,
+    )

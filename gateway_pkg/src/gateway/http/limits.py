@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
 
 WINDOW_SEC = 60
 SLOTS_A_SEC = 4
@@ -30,12 +31,16 @@ class SlidingWindow:
         slot = self._forget(now)
         if self._total >= self.limit:
             return self._wait(now)
-        if self._slots and self._slots[-1][0] >= slot:
-            self._slots[-1][1] += 1
-        else:
-            self._slots.append([slot, 1])
-        self._total += 1
+        self._count(slot, 1)
         return 0
+
+    def since(self, then: float) -> Iterator[tuple[int, int]]:
+        """The slots that may have changed since `then`, oldest first: their number and how many requests are in it."""
+        return ((slot, requests) for slot, requests in self._slots if (slot + 1) / SLOTS_A_SEC > then)
+
+    def restore(self, slot: int, requests: int, now: float) -> None:
+        """Counts what `since` told before. Oldest first, and before `take`; what is later than `now` is as of now."""
+        self._count(min(slot, math.floor(now * SLOTS_A_SEC)), requests)
 
     def used(self, now: float) -> int:
         """Requests in the window."""
@@ -46,6 +51,13 @@ class SlidingWindow:
         """Seconds until the window is empty when nothing more comes; 0 when it is."""
         self._forget(now)
         return _left(self._slots[-1][0], now) if self._slots else 0
+
+    def _count(self, slot: int, requests: int) -> None:
+        if self._slots and self._slots[-1][0] >= slot:
+            self._slots[-1][1] += requests
+        else:
+            self._slots.append([slot, requests])
+        self._total += requests
 
     def _forget(self, now: float) -> int:
         slot = math.floor(now * SLOTS_A_SEC)

@@ -164,6 +164,7 @@ class Doorkeeper:
                 made[name] = Caller(name, policy, self._addresses, self._usage)
                 _hand_over(before.get(name), made[name])
             self._callers[digest] = made[name]
+        self._usage.windows = {name: caller.window for name, caller in made.items() if caller.window is not None}
         self._accepted.clear()
         self._accepted_keys.clear()
 
