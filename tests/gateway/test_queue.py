@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gateway.http.errors import ApiError
 from gateway.routing.queue import SWITCH_TURNS, FairQueue
-from gateway.routing.registry import Registry, Slots
+from gateway.routing.registry import STRIKES_MAX, Registry, Slots
 
 from tests.gateway.scripted import Run
 from tests.gateway.test_registry import record, registry
@@ -198,6 +198,55 @@ def test_backend_that_comes_back_serves_who_waits(run: Run) -> None:
         assert line.served == ["patient"]
 
     in_line(run, test)
+
+
+def test_who_leaves_has_used_no_turn(run: Run) -> None:
+    """Else a token whose requests wait too long would be put further back by each that it gave up."""
+
+    async def test(line: Line) -> None:
+        for number in range(20):
+            await line.join(f"greedy{number}", "greedy")
+        await line.join("modest0", "modest")
+        for number in (*range(5, 20), *range(4)):
+            line.tasks[f"greedy{number}"].cancel()
+        await asyncio.sleep(0)
+        await line.join("greedy again", "greedy")
+        for number in range(1, 4):
+            await line.join(f"modest{number}", "modest")
+        assert await line.serve(4) == ["greedy4", "modest0", "greedy again", "modest1"]
+
+    in_line(run, test)
+
+
+def test_backend_that_rests_serves_who_has_no_other(run: Run) -> None:
+    async def test(line: Line) -> None:
+        await line.join("patient", "a")
+        for _ in range(STRIKES_MAX):
+            line.slots.backend.strike()
+        assert not line.slots.backend.is_usable
+        assert await line.serve(1) == ["patient"]
+
+    in_line(run, test)
+
+
+def test_backend_that_rests_leaves_the_line_to_others(run: Run) -> None:
+    async def test() -> None:
+        both = registry(a=record(1, queue=QUEUE), b=record(1, queue=QUEUE))
+        route = both.route("m", b"", "chat")
+        first, second = (both.take(route) for _ in range(2))
+        assert first is not None
+        assert second is not None
+        for _ in range(STRIKES_MAX):
+            first.backend.strike()
+        waiting = asyncio.create_task(route.slots[0].queue.wait(route.slots, "a", 0, "m"))  # type: ignore[union-attr]  # it has one
+        await asyncio.sleep(0)
+        first.release()
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        second.release()
+        assert await waiting is second
+
+    run(test)
 
 
 def test_nothing_is_kept_of_tokens_that_do_not_wait(run: Run) -> None:

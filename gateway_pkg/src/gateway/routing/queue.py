@@ -2,7 +2,8 @@
 
 Start-time fair queueing: each waiting request gets a turn number, one after the last of its token, and not before the
 turn that is served now; the lowest is served first. So tokens take turns however many requests each sends, and a
-request for a model that is not loaded counts as some turns later, which bounds how long others can pass it.
+request for a model that is not loaded counts as some turns later, which bounds how long others can pass it. Who leaves
+the line has used no turn: it passes to the next request of its token.
 """
 
 from __future__ import annotations
@@ -19,19 +20,26 @@ if TYPE_CHECKING:
 
 # Loading another model costs a backend about as long as a few answers take.
 SWITCH_TURNS = 4
-TOKENS_MAX = 10_000
 
 
 class _Waiter:
-    __slots__ = ("arrival", "granted", "model", "priority", "slots", "turn")
+    __slots__ = ("arrival", "granted", "model", "priority", "slots", "token", "turn")
 
     def __init__(
-        self, granted: asyncio.Future[Slots], slots: Sequence[Slots], model: str, priority: int, turn: int, arrival: int
+        self,
+        granted: asyncio.Future[Slots],
+        slots: Sequence[Slots],
+        token: str,
+        priority: int,
+        model: str,
+        turn: int,
+        arrival: int,
     ) -> None:
         self.granted = granted
         self.slots = slots
-        self.model = model
+        self.token = token
         self.priority = priority
+        self.model = model
         self.turn = turn
         self.arrival = arrival
 
@@ -43,7 +51,7 @@ class FairQueue:
         self.max_waiting = max_waiting
         self.timeout = timeout
         self._waiting: list[_Waiter] = []
-        self._last_turn: dict[str, int] = {}
+        self._last_turn: dict[str, int] = {}  # by the name of a token, of which there are as many as are accepted
         self._turn = 0
         self._arrivals = count()
 
@@ -77,7 +85,7 @@ class FairQueue:
             best = None
             for waiter in self._waiting:
                 # One that is cancelled stays in line until its task has run.
-                if slots in waiter.slots and not waiter.granted.done():
+                if slots in waiter.slots and not waiter.granted.done() and _may_serve(slots, waiter):
                     rank = (-waiter.priority, self._rank(waiter, slots), waiter.arrival)
                     if best is None or rank < best[0]:
                         best = rank, waiter
@@ -93,10 +101,9 @@ class FairQueue:
 
     def _enter(self, slots: Sequence[Slots], token: str, priority: int, model: str) -> _Waiter:
         turn = max(self._turn, self._last_turn.get(token, 0) + 1)
-        if len(self._last_turn) < TOKENS_MAX:
-            self._last_turn[token] = turn
+        self._last_turn[token] = turn
         granted: asyncio.Future[Slots] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(granted, slots, model, priority, turn, next(self._arrivals))
+        waiter = _Waiter(granted, slots, token, priority, model, turn, next(self._arrivals))
         self._waiting.append(waiter)
         return waiter
 
@@ -105,10 +112,20 @@ class FairQueue:
             waiter.granted.result().release()  # granted and left in the same moment: it is the next one's
         elif waiter in self._waiting:
             self._waiting.remove(waiter)
+            turn = waiter.turn
+            for other in self._waiting:  # in the order of their arrival, so that a token's turns rise
+                if other.token == waiter.token and other.turn > turn:
+                    other.turn, turn = turn, other.turn
+            self._last_turn[waiter.token] = turn - 1
 
     @staticmethod
     def _rank(waiter: _Waiter, slots: Slots) -> int:
         return waiter.turn if slots.backend.is_loaded(waiter.model) else waiter.turn + SWITCH_TURNS
+
+
+def _may_serve(slots: Slots, waiter: _Waiter) -> bool:
+    """A backend that rests serves those for whom there is no other."""
+    return slots.backend.is_usable or not any(one.backend.is_usable for one in waiter.slots)
 
 
 def _overloaded(slots: Sequence[Slots], why: str) -> ApiError:

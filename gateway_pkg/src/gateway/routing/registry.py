@@ -74,7 +74,7 @@ class Slots:
 
     @property
     def is_free(self) -> bool:
-        return self.inflight < self.limit and self.backend.is_usable
+        return self.inflight < self.limit and self.backend.ready
 
     def take(self, model: str) -> None:
         """Counts a request; `release` counts it down again."""
@@ -362,7 +362,7 @@ class Registry:
                 best = slots
         if best is None:
             # One that rests is better than none.
-            best = next((one for one in route.slots if _is_resting(one) and one.backend is not failed), None)
+            best = next((one for one in route.slots if one.is_free and one.backend is not failed), None)
         if best is None:
             ready = [slots for slots in route.slots if slots.backend.ready and slots.backend is not failed]
             if not ready:
@@ -427,10 +427,6 @@ def overloaded(backend_class: str) -> ApiError:
 
 def _names_none(model: str) -> bool:
     return model.casefold() in ("", AUTO, DEFAULT_ALIAS)
-
-
-def _is_resting(slots: Slots) -> bool:
-    return slots.backend.ready and not slots.backend.is_usable and slots.inflight < slots.limit
 
 
 def _headers(decision: Decision) -> tuple[tuple[bytes, bytes], ...]:
