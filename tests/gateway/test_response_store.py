@@ -1,7 +1,9 @@
-"""The store of responses by itself: what is read at once is bounded."""
+"""The store of responses by itself: what is read at once is bounded, and so is all that is kept."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,23 @@ from gateway.storage import Database
 from tests.gateway.scripted import Run
 
 
-def test_no_more_items_are_read_than_can_be_used(run: Run, tmp_path: Path) -> None:
-    def response(number: int) -> dict[str, Any]:
-        return {"id": f"resp_{number}", "output": [{"id": f"msg_{number}", "text": "x" * 1_000}]}
+def response(number: int) -> dict[str, Any]:
+    return {"id": f"resp_{number}", "output": [{"id": f"msg_{number}", "text": "x" * 1_000}]}
 
+
+@asynccontextmanager
+async def opened(home: Path) -> AsyncIterator[Database]:
+    database = Database(home / "x.sqlite")
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+def test_no_more_items_are_read_than_can_be_used(run: Run, tmp_path: Path) -> None:
     async def test() -> None:
-        database = Database(tmp_path / "x.sqlite")
-        await database.open()
-        try:
+        async with opened(tmp_path) as database:
             store = ResponseStore(database, ttl_sec=60, max_bytes=1_000_000)
             for number in range(9):
                 await store.put("me", response(number), [{"id": f"in_{number}"}])
@@ -31,7 +42,17 @@ def test_no_more_items_are_read_than_can_be_used(run: Run, tmp_path: Path) -> No
             assert len(some) == 6
             assert sum(sized.bytes for sized in some.values()) > 3_000, "so that it is known to be too much"
             assert await store.items("other", wanted, 100_000) == {}
-        finally:
-            await database.close()
+
+    run(test)
+
+
+def test_the_oldest_go_also_where_the_newest_expire_sooner(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with opened(tmp_path) as database:
+            for number, ttl_sec in enumerate((600, 600, 60, 60)):
+                await ResponseStore(database, ttl_sec, max_bytes=3_500).put("me", response(number), [])
+            store = ResponseStore(database, 60, max_bytes=3_500)
+            kept = [number for number in range(4) if await store.response("me", f"resp_{number}")]
+            assert kept == [1, 2, 3]
 
     run(test)

@@ -11,13 +11,13 @@ import pytest
 from gateway.api.endpoint import parse
 from gateway.api.responses import REQUEST
 from gateway.http.errors import ApiError
-from gateway.protocols.responses import check, read_items, to_chat, with_own_ids
+from gateway.protocols.responses import REFUSED, ResponsesRequest, check, read_items, to_chat, with_own_ids
 from gateway.protocols.responses_answer import ResponseBuilder, begin, make_ids, response_of_item
 from gateway.routing.body import dump
 from gateway.upstream.adapters.base import AnswerError
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.responses import ResponseStreamEvent
+from openai.types.responses import ResponseStreamEvent, response_create_params
 from pydantic import TypeAdapter
 
 from tests.gateway.chat_script import Chunk, completion, delta, usage_chunk
@@ -270,6 +270,12 @@ def test_no_chunk_raises_what_is_not_documented(place: tuple[Any, ...], by: Any,
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert events[-1]["type"] in ("response.completed", "response.failed", "response.incomplete")
     dump(made.response)
+
+
+def test_each_field_of_the_sdk_is_decided_on() -> None:
+    """A field that a new SDK brings is to be looked at, not forwarded unseen."""
+    params = response_create_params.ResponseCreateParamsBase.__annotations__
+    assert set(params) <= set(ResponsesRequest.__annotations__) | set(REFUSED)
 
 
 def translate(request: bytes) -> None:

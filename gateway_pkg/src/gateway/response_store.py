@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SWEEP_EVERY_SEC = 60
 SWEEP_ROWS = 200  # in one go, so that a sweep keeps no other write waiting for long
 FETCH = "SELECT bytes, input, response FROM responses WHERE id = ? AND owner = ? AND expires_at > ?"
-DELETE_FIRST = "DELETE FROM responses WHERE rowid = (SELECT rowid FROM responses ORDER BY expires_at, rowid LIMIT 1)"
+DELETE_OLDEST = "DELETE FROM responses WHERE rowid = (SELECT min(rowid) FROM responses)"
 DELETE_EXPIRED = "DELETE FROM responses WHERE rowid IN (SELECT rowid FROM responses WHERE expires_at <= ? LIMIT ?)"
 
 Item = dict[str, Any]
@@ -63,7 +63,7 @@ class ResponseStore:
                 await self._sweeping
 
     async def put(self, owner: str, response: Mapping[str, Any], items: Sequence[Item]) -> None:
-        """Keeps a response; where there is no room for it, those that expire first go."""
+        """Keeps a response; where there is no room for it, the oldest go."""
 
         def insert(connection: apsw.Connection) -> None:
             size = len(told) + len(given)
@@ -72,7 +72,7 @@ class ResponseStore:
             row = (response["id"], owner, int(time.time()) + self._ttl_sec, size, given, told)
             connection.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
             while connection.execute("SELECT bytes FROM responses_total").get > self._max_bytes:
-                connection.execute(DELETE_FIRST)
+                connection.execute(DELETE_OLDEST)
 
         told, given = dump(response), dump({"items": items})
         await self._database.write(insert)

@@ -157,6 +157,8 @@ class ResponsesRequest(TypedDict):
     user: NotRequired[str | None]
     safety_identifier: NotRequired[str | None]
     prompt_cache_key: NotRequired[str | None]
+    prompt_cache_options: NotRequired[dict[str, Any] | None]
+    prompt_cache_retention: NotRequired[str | None]
     service_tier: NotRequired[str | None]
 
 

@@ -36,6 +36,8 @@ _ECHOED = (
     "max_tool_calls",
     "previous_response_id",
     "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
     "safety_identifier",
     "temperature",
     "top_logprobs",
