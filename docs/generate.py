@@ -26,6 +26,21 @@ from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# The first setting of each section of docs/settings.md.
+SECTIONS = {
+    "gateway_host": "Listener and process",
+    "gateway_bearer_token": "Who may call",
+    "max_request_bytes": "Sizes and addresses",
+    "gateway_db_path": "What is stored",
+    "gateway_backends_path": "Backends, aliases, routing",
+    "embeddings_backend": "Embeddings",
+    "images_backend": "Images",
+    "heartmula_base_url": "Music",
+    "tts_base_url": "Speech and transcription",
+    "otel_exporter_otlp_endpoint": "Traces",
+    "observability_enabled": "Health, metrics, request log",
+    "upstream_connect_timeout_sec": "Talking to backends",
+}
 KINDS: Mapping[type, str] = {
     bool: "yes or no",
     int: "whole number",
@@ -63,11 +78,14 @@ def ports(catalog: Mapping[str, Any]) -> str:
 
 
 def settings() -> str:
-    rows = [
-        [code(name.upper()), kind(field), code(default(field)), field.description or ""]
-        for name, field in Settings.model_fields.items()
-    ]
-    return table(["variable", "kind", "default", ""], rows)
+    sections: dict[str, list[list[str]]] = {}
+    for name, field in Settings.model_fields.items():
+        if name in SECTIONS:
+            rows = sections[SECTIONS[name]] = []
+        rows.append([code(name.upper()), kind(field), code(default(field)), field.description or ""])
+    return "\n".join(
+        f"## {heading}\n\n" + table(["variable", "kind", "default", ""], rows) for heading, rows in sections.items()
+    )
 
 
 def metrics() -> str:
