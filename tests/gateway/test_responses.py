@@ -112,8 +112,8 @@ def test_a_response_is_whole_and_headers_tell_the_route(served: Gateway, chats: 
 @pytest.mark.proves(
     PATH, "instructions", "temperature", "top_p", "max_output_tokens", "reasoning.effort", "text.verbosity", "user",
     "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "service_tier",
-    "metadata", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "max_tool_calls", "truncation", "include",
-    backend="openai",
+    "metadata", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "max_tool_calls", "truncation",
+    "include", backend="openai",
 )  # fmt: skip
 def test_fields_reach_the_chat_and_are_told_again(served: Gateway, chats: ChatScript) -> None:
     fields = {
