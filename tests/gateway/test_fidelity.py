@@ -17,7 +17,7 @@ import yaml
 
 from tests.doubles.ollama import go_json
 from tests.gateway.conftest import Gateway, gateway, write_files
-from tests.gateway.test_ollama_adapter import ndjson, recorded_shapes
+from tests.gateway.ollama_lines import ndjson, recorded_shapes
 from tests.gateway.wire import EVENTS, NDJSON, Script, Wire, head, wire
 from tests.sampling import SEED, cases
 
