@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,22 +10,17 @@ from typing import Any
 
 import pytest
 from gateway.observe.metrics import FAMILIES
-from gateway.settings import Settings
+from gateway.routing.backends import load_backends
+from gateway.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 SETTING = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
-# Environment variables of others: of SDKs, and of the shell examples.
-NOT_OURS = {
-    "OPENAI_API_KEY",
-    "OPENAI_BASE_URL",
-    "ANTHROPIC_API_KEY",
-    "ANTHROPIC_AUTH_TOKEN",
-    "ANTHROPIC_BASE_URL",
-    "TOKEN_FILE",
-}
+# Environment variables of others: of SDKs, of examples, and what `make up` prints.
+NOT_OURS = {"OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL"}
+NOT_OURS |= {"VLLM_API_KEY", "TOKEN_FILE"}
 # What the OpenAPI page leaves out: a word to proxies.
 NOT_ON_THE_PAGE = {"x-accel-buffering"}
 
@@ -85,6 +81,40 @@ def test_the_table_of_headers_has_every_header_and_no_other(monkeypatch: pytest.
     assert {name.lower() for cell in cells for name in re.findall(r"`(.+?)`", cell)} == headers(
         openapi()
     ) | NOT_ON_THE_PAGE
+
+
+def test_the_request_log_s_fields_are_those_that_are_described() -> None:
+    section = (ROOT / "docs/observe.md").read_text().partition("## The request log\n")[2].partition("\nStatus 499")[0]
+    source = ROOT / "gateway_pkg/src/gateway"
+    trees = [ast.parse((source / name).read_text()) for name in ("observe/record.py", "routing/registry.py")]
+    (log_fields,) = (
+        node for node in ast.walk(trees[1]) if isinstance(node, ast.FunctionDef) and node.name == "_log_fields"
+    )
+    assert set(re.findall(r"`(\w+)`", section)) == keys(trees[0]) | keys(log_fields)
+
+
+def keys(tree: ast.AST) -> set[str]:
+    """The strings by which a source writes into dicts."""
+    found: list[ast.expr | None] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            found += node.keys
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            found.append(node.slice)
+    return {each.value for each in found if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+
+
+def test_the_example_of_a_backends_file_is_one(tmp_path: Path) -> None:
+    example = re.search(r"```yaml\n(backends:.*?)```", (ROOT / "docs/add-a-backend.md").read_text(), re.DOTALL)
+    assert example is not None
+    path = tmp_path / "backends.yaml"
+    path.write_text(example[1])
+    settings = load_settings(gateway_bearer_token="a-token-of-the-example", gateway_backends_path=path)
+    records = load_backends(settings, {"VLLM_API_KEY": "key"}).records
+    assert {name: record.protocol for name, record in records.items()} == {
+        "ollama@here": "ollama",
+        "vllm@gpu1": "openai",
+    }
 
 
 def headers(page: dict[str, Any]) -> set[str]:
