@@ -90,7 +90,11 @@ def counted(tally: Tally, name: str, start: Callable[[Path], int]) -> None:
 def pytest(*words: str, **environment: str) -> Tally:
     tally = Tally()
     counted(
-        tally, " ".join(words), lambda report: run(BIN / "pytest", "-q", f"--junitxml={report}", *words, **environment)
+        tally,
+        " ".join(words),
+        lambda report: run(
+            BIN / "pytest", "-q", f"--junitxml={report}", f"--hypothesis-seed={SEED}", *words, **environment
+        ),
     )
     return tally
 

@@ -15,7 +15,7 @@ import httpx
 import yaml
 
 from tests.clients.appliance import Appliance, poll
-from tests.gateway.conftest import free_ports
+from tests.ports import free_ports
 
 TOKEN = "a-token-of-this-test-0123456789"
 Record = dict[str, Any]

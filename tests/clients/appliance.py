@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from tests.ansible_run import ROOT, ansible_playbook
-from tests.gateway.conftest import free_ports
+from tests.ports import free_ports
 
 T = TypeVar("T")
 

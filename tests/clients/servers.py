@@ -15,7 +15,7 @@ import yaml
 
 from tests.clients.appliance import poll
 from tests.environments import ROOT, environment
-from tests.gateway.conftest import free_ports
+from tests.ports import free_ports
 
 HERE = Path(__file__).parent
 HEAVY = ROOT / "tests" / "heavy"

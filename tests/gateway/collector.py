@@ -29,9 +29,16 @@ class Collector:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def wait_for(self, count: int) -> list[Span]:
-        """The spans, once there are `count` of them."""
-        return until(lambda: list(self.spans) if len(self.spans) >= count else [], f"not {count} spans")
+    def of(self, request_id: str) -> list[Span]:
+        """The spans of a request: its server span, which ends last and comes last, and what was made within."""
+
+        def found() -> list[Span]:
+            spans = list(self.spans)
+            asked = [span for span in spans if values(span.attributes).get("gateway.request_id") == request_id]
+            within = [span for span in spans if span.parent_span_id in {server.span_id for server in asked}]
+            return asked and asked + within
+
+        return until(found, f"no span of {request_id}")
 
     def take(self, path: str, body: bytes) -> None:
         assert path == "/v1/traces"

@@ -50,9 +50,14 @@ class Gateway:
         """The first entry that fits, once there is one."""
         return until(lambda: next(filter(fits, self._log()), {}), "no entry that fits")
 
+    def entry_of(self, answer: httpx.Response) -> dict[str, Any]:
+        """The entry of the request that was answered so."""
+        return self.log_entry(lambda entry: bool(entry["request_id"] == answer.headers["x-request-id"]))
+
     def _log(self) -> list[dict[str, Any]]:
         path = self.home / "data/requests.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # one may be half written
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def write_files(home: Path, url: str, **record: Any) -> None:

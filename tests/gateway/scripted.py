@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from gateway.upstream.connection import Connection
 from gateway.upstream.http1 import Origin, Pool, Response
 
 from tests.waiting import PATIENCE_SEC
@@ -138,6 +139,14 @@ async def pool(server: Backend, url: str = "http://127.0.0.1", **options: Any) -
     finally:
         await client.close()
         await until(lambda: client.open_connections == 0 and client.waiting == 0)
+
+
+def stopped(client: Pool) -> Connection:
+    """The pool's one connection, to which from now on only the test tells the time: by `check`."""
+    (connection,) = client._joined
+    assert client._timer is not None
+    client._timer.cancel()
+    return connection
 
 
 def get(client: Pool) -> asyncio.Task[Response]:

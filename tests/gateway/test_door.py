@@ -1,7 +1,6 @@
 """Who may come in: tokens, addresses, sizes; nothing open by accident."""
 
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from gateway.http import edge
 
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.sockets import connect, read_to_end
 from tests.gateway.upstream import Upstream
 
 DOCS = {"/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"}
@@ -57,9 +57,9 @@ def test_every_route_but_the_open_ones_asks_for_a_token(served: Gateway) -> None
 @pytest.mark.parametrize("way", ["../..", "..%2f..", "%2e%2e/%2e%2e", "..\\..", "/..", "x/../../.."])
 def test_open_directories_lead_nowhere_else(served: Gateway, way: str) -> None:
     for target in (f"/ui/images/{way}/v1/models", f"/docs/{way}/v1/models"):
-        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        with connect(served.port) as connection:
             connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-            answer = connection.makefile("rb").read()
+            answer = read_to_end(connection)
         assert answer.split(b" ")[1] in (b"401", b"404"), target
         assert b"echo" not in answer
 
@@ -122,7 +122,7 @@ def test_never_ending_body_is_cut_at_the_limit(served: Gateway) -> None:
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
         f"Authorization: Bearer {TOKEN}\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+    with connect(served.port) as connection:
         connection.sendall(head.encode())
         block = b"%x\r\n%b\r\n" % (65536, b"x" * 65536)
         sent = 0

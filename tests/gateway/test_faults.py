@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.gateway.conftest import TOKEN, Gateway, free_ports, gateway, write_files
-from tests.gateway.sockets import read_until, send
+from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.sockets import connect, read_until, send
 from tests.gateway.wire import (
     EVENTS,
     JSON,
@@ -33,14 +32,14 @@ from tests.gateway.wire import (
     settle,
     wire,
 )
+from tests.ports import NOBODYS
 from tests.sampling import sample
+from tests.waiting import PATIENCE_SEC, until
 
 BROKEN = 0  # told within the stream
 WHOLE = 200
 MAX_RESPONSE = 100_000
 SETTINGS: Any = {
-    "UPSTREAM_FIRST_BYTE_TIMEOUT_SEC": "1.5",
-    "UPSTREAM_IDLE_TIMEOUT_SEC": "1",
     "UPSTREAM_MAX_RESPONSE_BYTES": str(MAX_RESPONSE),
     "HEALTH_CHECK_INTERVAL_SEC": "600",  # what a request finds out is not to be a probe's luck
     "MAX_UPLOAD_BYTES": "1000000",
@@ -126,7 +125,7 @@ def write_backends(home: Path, server: Wire) -> None:
     write_files(home, server.url)
     here = yaml.safe_load((home / "backends.yaml").read_text())["backends"]["test@here"]
     native = {**here, "protocol": "ollama", "base_url": server.url.removesuffix("/v1")}
-    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    nowhere = f"http://127.0.0.1:{NOBODYS}"
     backends = {
         "test": here,
         "native": native,
@@ -145,6 +144,15 @@ def served(tmp_path_factory: pytest.TempPathFactory, server: Wire) -> Iterator[G
         yield running
 
 
+@contextmanager
+def impatient(home: Path, server: Wire, timeout: str) -> Iterator[Gateway]:
+    """For what never comes: nothing that does come may be asked of it, on a machine that may be slow."""
+    home.mkdir()
+    write_backends(home, server)
+    with gateway(home, None, **{**SETTINGS, timeout: "0.3"}) as running:
+        yield running
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest, server: Wire) -> Iterator[None]:
     """After each fault no slot is held and all is as before; the gateway's end proves that no traceback was logged."""
@@ -160,12 +168,18 @@ def check_alive(served: Gateway, server: Wire) -> None:
     for native in (False, True):
         way = Way(PATHS[0], False, native)
         server.script = Script(way.good())
-        deadline = time.monotonic() + 10
-        while verdict(way, answer := ask(served, way)) != WHOLE:
-            # Only a backend that could not be reached is away, until the next probe.
-            assert answer.json()["error"]["code"] == "backend_not_ready", answer.text
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until_there(served, way)
+
+
+def wait_until_there(served: Gateway, way: Way) -> None:
+    """Only a backend that could not be reached is away, until the next probe."""
+
+    def is_there() -> bool:
+        found = verdict(way, answer := ask(served, way))
+        assert found == WHOLE or answer.json()["error"]["code"] == "backend_not_ready", answer.text
+        return found == WHOLE
+
+    until(is_there, "not probed back in")
 
 
 def inflight(served: Gateway) -> int:
@@ -174,10 +188,7 @@ def inflight(served: Gateway) -> int:
 
 
 def wait_until_free(served: Gateway) -> None:
-    deadline = time.monotonic() + 5
-    while inflight(served):
-        assert time.monotonic() < deadline, "a slot is held"
-        time.sleep(0.01)
+    until(lambda: inflight(served) == 0, "a slot is held")
 
 
 def ask(served: Gateway, way: Way) -> httpx.Response:
@@ -251,7 +262,7 @@ def status_only(status: str) -> Callable[[Way], Script]:
 
 def half(way: Way) -> Script:
     if way.stream:
-        return Script(chunked(way.content_type, way.pieces()[:1], is_whole=False), "hang")
+        return Script((b"".join(chunked(way.content_type, way.pieces()[:1], is_whole=False)),), "hang")
     return Script((framed(JSON, way.pieces()[0])[:-20],), "hang")
 
 
@@ -267,15 +278,14 @@ def endless(way: Way) -> Script:
 
 
 FAULTS = {
-    "hangs": Fault(only("hang"), 504, 504),
-    "hangs in its head": Fault(only("hang", b"HTTP/1.1 200 OK\r\nContent-Ty"), 504, 504),
-    "stalls open": Fault(half, 504, BROKEN),
     "answers late": Fault(lambda way: Script((0.2, *way.good())), WHOLE, WHOLE),
     "resets": Fault(only("reset"), 503, 503),
     "error as JSON": Fault(lambda way: Script((framed(JSON, json.dumps(error_of(way)).encode()),)), 502, 502),
     "HTML": Fault(only("keep", framed("text/html", HTML)), 502, 502),
     "HTML by another name": Fault(lambda way: Script((framed(way.content_type, HTML),)), 502, BROKEN),
     "nothing": Fault(lambda way: Script((framed(way.content_type, b""),)), 502, BROKEN),
+    "half a JSON": Fault(lambda way: Script((framed(way.content_type, b'{"id":"c-1","choi'),)), 502, BROKEN),
+    "the end of a JSON": Fault(lambda way: Script((framed(way.content_type, b'c-1","choices":[]}'),)), 502, BROKEN),
     "null": Fault(lambda way: Script((framed(way.content_type, b"null\n\n"),)), 502, BROKEN),
     "HTML as whole events": Fault(lambda way: Script((framed(way.content_type, HTML + b"\n"),)), 502, BROKEN),
     "no HTTP": Fault(only("close", b"SSH-2.0-OpenSSH_9.6\r\n"), 502, 502),
@@ -318,6 +328,23 @@ def test_backend_that_fails(served: Gateway, server: Wire, fault: str, way: Way)
     assert "Retry-After" in answer.headers or answer.status_code != 503
 
 
+def test_backend_that_hangs(tmp_path: Path, server: Wire) -> None:
+    with impatient(tmp_path / "home", server, "UPSTREAM_FIRST_BYTE_TIMEOUT_SEC") as served:
+        for script in (only("hang"), only("hang", b"HTTP/1.1 200 OK\r\nContent-Ty")):
+            for way in WAYS:
+                server.script = script(way)
+                assert verdict(way, ask(served, way)) == 504, way
+        wait_until_free(served)
+
+
+def test_backend_that_stalls_open(tmp_path: Path, server: Wire) -> None:
+    with impatient(tmp_path / "home", server, "UPSTREAM_IDLE_TIMEOUT_SEC") as served:
+        for way in WAYS:
+            server.script = half(way)
+            assert verdict(way, ask(served, way)) == (BROKEN if way.stream else 504), way
+        wait_until_free(served)
+
+
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_backend_that_refuses_connections(served: Gateway, server: Wire, way: Way) -> None:
     model = "gone-native" if way.native else "gone"
@@ -334,6 +361,33 @@ def test_error_within_a_stream(served: Gateway, server: Wire, way: Way) -> None:
     assert verdict(way, answer) == BROKEN
     assert "CUDA out of memory" in answer.text
     assert said(way, answer.text) == PARTS[0]
+
+
+@pytest.mark.parametrize("way", [way for way in STREAMS if not way.native], ids=str)
+def test_what_an_event_without_its_blank_line_tells(served: Gateway, server: Wire, way: Way) -> None:
+    """Some servers end so; it may be the one with the usage, or with an error."""
+    *most, stop, _ = way.pieces()
+    usage = event({"id": "c-1", "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3}})
+    server.script = Script(chunked(EVENTS, [*most, stop, usage.rstrip()]))
+    answer = ask(served, way)
+    assert verdict(way, answer) == WHOLE
+    entry = served.log_entry(lambda entry: entry["request_id"] == answer.headers["x-request-id"])
+    assert (entry["input_tokens"], entry["output_tokens"]) == (5, 3)
+    server.script = Script(chunked(EVENTS, [*most, event(error_of(way)).rstrip()]))
+    answer = ask(served, way)
+    assert verdict(way, answer) == BROKEN
+    assert "CUDA out of memory" in answer.text
+
+
+@pytest.mark.parametrize("way", [way for way in STREAMS if not way.native], ids=str)
+def test_what_was_used_before_a_stream_broke_off_counts(served: Gateway, server: Wire, way: Way) -> None:
+    told = {"id": "c-1", "choices": [{"index": 0, "delta": {"content": "Hi"}}]}
+    usage = {"prompt_tokens": 5, "completion_tokens": 1}
+    server.script = Script(chunked(EVENTS, [event({**told, "usage": usage})], is_whole=False), "close")
+    answer = ask(served, way)
+    assert verdict(way, answer) == BROKEN
+    entry = served.log_entry(lambda entry: entry["request_id"] == answer.headers["x-request-id"])
+    assert (entry["input_tokens"], entry["output_tokens"]) == (5, 1)
 
 
 @pytest.mark.parametrize("malformed", [b'{"id":"c-1","choices":[{"ind', b"{\xff\xfe}", b"[1]", b"null"], ids=ascii)
@@ -385,6 +439,15 @@ def test_a_whole_answer_for_who_asked_for_a_stream(served: Gateway, server: Wire
     server.script = Script(Way(path, stream=False).good())
     way = Way(path, stream=True)
     assert verdict(way, ask(served, way)) == WHOLE
+
+
+def test_a_whole_completion_for_who_asked_for_a_stream(served: Gateway, server: Wire) -> None:
+    content = {"id": "c-1", "choices": [{"index": 0, "text": "Hi", "finish_reason": "stop"}]}
+    server.script = Script((framed(JSON, json.dumps(content).encode()),))
+    body = {"model": "test:echo", "prompt": "Say hi", "stream": True}
+    first, *rest = served.client.post("/v1/completions", json=body).text.split("\n\n")
+    assert json.loads(first.removeprefix("data: ")) == content
+    assert rest == ["data: [DONE]", ""]
 
 
 @pytest.mark.parametrize("choices", [b"5", b"[1]", b'[{"message":5}]', b'"x"'])
@@ -447,9 +510,18 @@ FLOOD = event({"id": "c-1", "choices": [{"index": 0, "delta": {"content": "x" * 
 FLOOD_MAX = 32_000_000  # what sockets hold on a loopback with large buffers, and the gateway's own 256 KiB
 
 
-def connect(served: Gateway, way: Way) -> socket.socket:
+def begin(served: Gateway, way: Way) -> socket.socket:
     """A connection on which a request was sent and nothing was read."""
     return send(served.port, way.path, way.body(), buffer=4096)
+
+
+def flooded(served: Gateway, server: Wire, way: Way) -> socket.socket:
+    """The same, once more comes than anybody reads."""
+    server.script = flood(way)
+    before = server.written
+    connection = begin(served, way)
+    until(lambda: server.written > before, "nothing is written")
+    return connection
 
 
 def flood(way: Way) -> Script:
@@ -474,7 +546,7 @@ def test_a_response_without_end_is_not_gathered(served: Gateway, server: Wire, w
 def test_a_client_that_does_not_read_stops_its_backend(served: Gateway, server: Wire, way: Way) -> None:
     """And nobody else: what it does not take stays with the backend, not in the gateway's memory."""
     server.script = flood(way)
-    with connect(served, way) as connection:
+    with begin(served, way) as connection:
         held = settle(lambda: server.written)
         assert 0 < held < FLOOD_MAX
         server.script = Script(Way(PATHS[0], False).good())
@@ -493,16 +565,10 @@ def test_a_stop_does_not_wait_for_a_client_that_does_not_read(tmp_path: Path, se
     write_backends(tmp_path, server)
     with gateway(tmp_path, GATEWAY_SHUTDOWN_TIMEOUT_SEC="1") as served, ExitStack() as stack:
         for way in STREAMS:
-            server.script = flood(way)
-            before = server.written
-            stack.enter_context(connect(served, way))
-            deadline = time.monotonic() + 5
-            while server.written == before:
-                assert time.monotonic() < deadline, "nothing flows"
-                time.sleep(0.01)
+            stack.enter_context(flooded(served, server, way))
         settle(lambda: server.written)
         served.process.send_signal(signal.SIGTERM)
-        assert served.process.wait(15) == 0
+        assert served.process.wait(PATIENCE_SEC) == 0
 
 
 def test_pipelined_requests_after_a_broken_stream(served: Gateway, server: Wire) -> None:
@@ -513,7 +579,7 @@ def test_pipelined_requests_after_a_broken_stream(served: Gateway, server: Wire)
     lines = (
         f"POST {way.path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+    with connect(served.port) as connection:
         connection.sendall((lines.encode() + body) * 3)
         received = read_until(connection, b"\r\n0\r\n\r\n", 3)
     assert received.count(b"HTTP/1.1 200 OK\r\n") == 3
@@ -548,8 +614,7 @@ def test_heads_that_come_one_byte_at_a_time(served: Gateway, server: Wire) -> No
     server.script = Script(way.good())
     head_bytes = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
     with ExitStack() as stack:
-        address = "127.0.0.1", served.port
-        slow = [stack.enter_context(socket.create_connection(address, timeout=10)) for _ in range(100)]
+        slow = [stack.enter_context(connect(served.port)) for _ in range(100)]
         for number, byte in enumerate(head_bytes):
             for connection in slow:
                 connection.sendall(bytes([byte]))

@@ -11,7 +11,8 @@ from gateway.routing.aliases import Alias, load_aliases
 from gateway.routing.backends import load_backends
 from gateway.settings import Settings, load_settings
 
-from tests.gateway.conftest import free_ports, write_files
+from tests.gateway.conftest import write_files
+from tests.ports import free_ports
 
 GOOD = "backends: {a: {class: test, base_url: 'http://127.0.0.1:1/v1', supported_capabilities: [chat]"
 

@@ -37,7 +37,7 @@ def two_hosts(
 
 def test_host_that_is_gone_costs_its_clients_nothing(tmp_path: Path) -> None:
     """Probes are rare here, so that a request is the first to find out."""
-    rare = {"HEALTH_CHECK_INTERVAL_SEC": "600"}
+    rare: Any = {"HEALTH_CHECK_INTERVAL_SEC": "600"}
     with upstream() as gone, upstream() as there, two_hosts(tmp_path, gone.url, there.url, **rare) as running:
         assert running.chat("echo").status_code == 200
         assert len(gone.seen) == 1  # of equally loaded hosts the first one is taken
@@ -69,6 +69,16 @@ def test_host_that_answers_wrongly_rests_while_another_is_there(tmp_path: Path) 
         assert statuses[:3] == [502] * 3
         # Its rests are of 1 s, 2 s, 4 s and so on: on a slow machine it gets another chance, or two.
         assert len(there.seen) == statuses.count(200) > 10
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_only_failures_in_a_row_make_a_host_rest(tmp_path: Path, path: str) -> None:
+    body = {"model": "echo", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
+    with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url) as running:
+        for always, status in [("status-500", 502), ("status-500", 502), ("", 200)] * 2:
+            here.always = always
+            assert running.client.post(path, json=body).status_code == status
+        assert (len(here.seen), len(there.seen)) == (6, 0)
 
 
 def test_load_is_spread(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from gateway.upstream.http1 import Pool, ProtocolViolation, Response, Timeouts, UpstreamClosed
+from gateway.upstream.http1 import Pool, ProtocolViolation, Response, UpstreamClosed
 
-from tests.gateway.scripted import OK, Backend, Peer, Run, backend, pool, until
+from tests.gateway.scripted import OK, Backend, Peer, Run, backend, pool, stopped, until
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -286,8 +286,7 @@ def test_an_unread_body_holds_the_backend_up_and_none_of_it_is_lost(run: Run) ->
     block = bytes(range(256)) * 256
 
     async def test() -> None:
-        timeouts = Timeouts(idle=0.2)
-        async with backend() as server, pool(server, timeouts=timeouts) as client:
+        async with backend() as server, pool(server) as client:
             peer, response = await first(client, server, HEAD + b"Content-Length: %d\r\n\r\n" % (512 * len(block)))
 
             async def pump() -> None:
@@ -295,7 +294,10 @@ def test_an_unread_body_holds_the_backend_up_and_none_of_it_is_lost(run: Run) ->
                     await peer.send(block)
 
             pumping = asyncio.create_task(pump())
-            await asyncio.sleep(0.6)  # several idle timeouts: a paused connection is not an idle one
+            connection = stopped(client)
+            await until(lambda: connection._paused)
+            for _ in range(3):
+                connection.check(connection.deadline)  # one that is paused is not an idle one
             assert not pumping.done()
             received = b"".join([piece async for piece in _pieces(response)])
             assert received == block * 512

@@ -15,6 +15,7 @@ from gateway.media import PART, MediaStore
 from tests.doubles.images import png
 from tests.gateway.conftest import Gateway, gateway, write_files
 from tests.gateway.upstream import Upstream
+from tests.waiting import until
 
 PICTURE = png(2, 2)
 NAME = hashlib.sha256(PICTURE).hexdigest()
@@ -153,7 +154,4 @@ def test_old_files_go_by_themselves(tmp_path: Path, backend: Upstream) -> None:
     with gateway(tmp_path, UI_IMAGE_TTL_SEC="1") as running:
         directory = tmp_path / "data/ui_images"
         put(running, PICTURE, "png")
-        deadline = time.monotonic() + 10
-        while names(directory):
-            assert time.monotonic() < deadline, "not swept"
-            time.sleep(0.05)
+        until(lambda: not names(directory), "not swept")

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import anthropic
-import httpx
 import pytest
 from anthropic.types import ToolParam, ToolUseBlock
 
 from tests.gateway.chat_script import ChatScript, chat_script
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.sockets import send
 
 ROUTE = "/v1/messages"
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
@@ -344,9 +344,8 @@ def test_arguments_that_are_no_json_are_a_502(sdk: anthropic.Anthropic, told: Ch
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_the_clients_leaving_cancels_the_backends_work(served: Gateway, told: ChatScript, is_stream: bool) -> None:
     body = {"model": "test:hang", "max_tokens": 64, "messages": HELLO, "stream": is_stream}
-    url, headers = f"http://127.0.0.1:{served.port}{ROUTE}", {"x-api-key": TOKEN}
-    with httpx.Client(trust_env=False) as client, pytest.raises(httpx.ReadTimeout):
-        client.post(url, json=body, headers=headers, timeout=0.3)
+    with send(served.port, ROUTE, body):
+        told.wait_for(1)
     assert told.wait_for(1, left=True)
 
 

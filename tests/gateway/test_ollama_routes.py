@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from tests.doubles.ollama import Ollama, go_json, instance, ollama
 from tests.gateway.conftest import Gateway, gateway, write_files
 from tests.gateway.upstream import Upstream
+from tests.waiting import until
 
 Json = dict[str, Any]
 CHAT = "/v1/chat/completions"
@@ -375,7 +375,8 @@ def test_a_list_of_models_that_is_none_is_a_failed_probe(tmp_path: Path) -> None
         with gateway(tmp_path, HEALTH_CHECK_INTERVAL_SEC="0.05") as running:
             for broken in (True, False):
                 double.tags_are_broken = broken
-                deadline = time.monotonic() + 10
-                while running.observe.get("/readyz").json()["backends"]["test@here"]["ready"] is broken:
-                    assert time.monotonic() < deadline, "the probe did not notice"
-                    time.sleep(0.02)
+                until(lambda: is_ready(running) is not double.tags_are_broken, "the probe did not notice")
+
+
+def is_ready(running: Gateway) -> bool:
+    return bool(running.observe.get("/readyz").json()["backends"]["test@here"]["ready"])

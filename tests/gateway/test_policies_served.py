@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -17,7 +15,9 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.sockets import connect
 from tests.gateway.upstream import Upstream
+from tests.waiting import PATIENCE_SEC, until
 
 BOT = "bot-token-0123456789abcdefgh"
 SHOWN = sha256(TOKEN.encode()).hexdigest()[:8]
@@ -41,7 +41,7 @@ def client(running: Gateway, token: str = BOT, *, address: str = "127.0.0.1", **
     headers |= {"Authorization": f"Bearer {token}"} if token else {}
     transport = httpx.HTTPTransport(local_address=address)
     url = f"http://127.0.0.1:{running.port}"
-    with httpx.Client(base_url=url, transport=transport, headers=headers, timeout=20) as made:
+    with httpx.Client(base_url=url, transport=transport, headers=headers, timeout=PATIENCE_SEC) as made:
         yield made
 
 
@@ -204,10 +204,7 @@ def test_tokens_a_day_outlive_a_kill(tmp_path: Path, backend: Upstream) -> None:
     with guarded(before, backend, {"tokens_per_day": 1}) as running, client(running) as bot:
         assert chat(bot).status_code == 200
         database = before / "data/gateway.sqlite"
-        deadline = time.monotonic() + 10
-        while not stored_tokens(database):
-            assert time.monotonic() < deadline, "nothing was stored"
-            time.sleep(0.05)
+        until(lambda: stored_tokens(database), "nothing was stored")
         shutil.copytree(before / "data", after / "data")
     with guarded(after, backend, {"tokens_per_day": 1}) as running, client(running) as bot:
         assert error(chat(bot)) == (429, "token_quota_exceeded")
@@ -231,8 +228,7 @@ def test_ten_thousand_unknown_tokens(served: Gateway) -> None:
 
 
 def unknown_tokens(running: Gateway, count: int, prefix: str) -> None:
-    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as connection:
-        answers = connection.makefile("rb")
+    with connect(running.port) as connection, connection.makefile("rb") as answers:
         for batch in range(0, count, 10):  # what waits to be read may be 64 KiB
             numbers = range(batch, batch + 10)
             names = ("Authorization: Bearer ", "x-api-key: ")

@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ import yaml
 from tests.gateway.conftest import TOKEN, Gateway, environment, gateway, write_files
 from tests.gateway.upstream import DONE, EVENT, Seen, Upstream, _answer, _chunk, _write, running
 from tests.ports import free_ports
+from tests.waiting import PATIENCE_SEC, until
 
 BOT = "bot-token-0123456789abcdefgh"
 BROKEN = {
@@ -49,7 +49,7 @@ class Held(Upstream):
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
         await _write(writer, head)
         await _chunk(writer, EVENT % 0)
-        await asyncio.to_thread(self.go.wait, 20)
+        await asyncio.to_thread(self.go.wait, PATIENCE_SEC)
         for number in range(1, 50):
             await _chunk(writer, EVENT % number)
         await _chunk(writer, DONE)
@@ -76,13 +76,6 @@ def reload(running_gateway: Gateway) -> tuple[int, dict[str, Any]]:
 
 def write_aliases(home: Path, **aliases: str) -> None:
     (home / "model_aliases.json").write_text(json.dumps({"aliases": {"default": "test:echo", **aliases}}))
-
-
-def until(condition: Callable[[], bool], problem: str) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, problem
-        time.sleep(0.02)
 
 
 @contextmanager
@@ -198,7 +191,7 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Ite
 
 
 def test_policies_change_under_way(tmp_path: Path, backend: Upstream) -> None:
-    with reloadable(tmp_path, backend.url) as served, httpx.Client(timeout=20) as bot:
+    with reloadable(tmp_path, backend.url) as served, httpx.Client(timeout=PATIENCE_SEC) as bot:
         bot.headers["Authorization"] = f"Bearer {BOT}"
         url = f"http://127.0.0.1:{served.port}/v1/chat/completions"
         body = {"model": "fast", "messages": [{"role": "user", "content": "Hi"}]}

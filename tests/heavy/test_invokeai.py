@@ -23,8 +23,8 @@ from tests.doubles.images import fits, loads, png, shape
 from tests.doubles.invokeai import InvokeAI
 from tests.environments import environment
 from tests.gateway import test_images_invokeai as doubled
-from tests.gateway.conftest import free_ports
 from tests.gateway.upstream import running
+from tests.ports import free_ports
 
 HERE = Path(__file__).parent
 START_SEC = 300

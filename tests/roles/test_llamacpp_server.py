@@ -14,7 +14,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.gateway.conftest import free_ports
+from tests.ports import free_ports
 
 LAUNCHER = Path(__file__).parents[2] / "roles/llamacpp/files/llamacpp_server.py"
 MODEL = "smollm2-135m-instruct"
