@@ -11,8 +11,10 @@ import pytest
 from gateway.api.endpoint import parse
 from gateway.api.responses import REQUEST
 from gateway.http.errors import ApiError
-from gateway.protocols.responses import REFUSED, ResponsesRequest, check, read_items, to_chat, with_own_ids
+from gateway.protocols.responses import REFUSED, ResponsesRequest, check
 from gateway.protocols.responses_answer import ResponseBuilder, begin, make_ids, response_of_item
+from gateway.protocols.responses_chat import to_chat
+from gateway.protocols.responses_items import read_items, with_own_ids
 from gateway.routing.body import dump
 from gateway.upstream.adapters.base import AnswerError
 from hypothesis import given
@@ -61,6 +63,10 @@ GOOD_REQUEST: dict[str, Any] = {
     "stream": True,
     "stream_options": {"include_obfuscation": True},
 }
+
+
+CALL_A = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
+CALLED_A = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def builder(limit: int = 1_000_000, **request: Any) -> ResponseBuilder:
@@ -290,20 +296,28 @@ def test_the_good_request_is_good() -> None:
     translate(dump(GOOD_REQUEST))
 
 
-@given(place=st.sampled_from(places(GOOD_REQUEST)), by=JSON)
-def test_no_request_raises_but_an_error_that_names_its_place(place: tuple[Any, ...], by: Any) -> None:
-    request = json.dumps(replaced(GOOD_REQUEST, place, by)).encode()
+def assert_taken_or_refused_by_name(request: Any) -> None:
     try:
-        translate(request)
+        translate(json.dumps(request).encode())
     except ApiError as error:
         assert error.status == 400
         assert error.code in ("invalid_value", "invalid_json", "unsupported_parameter")
-        if isinstance(by, dict) or place:
+        if isinstance(request, dict):
             assert error.param or error.code == "invalid_json"
 
 
-CALL_A = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
-CALLED_A = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+@given(place=st.sampled_from(places(GOOD_REQUEST)), by=JSON)
+def test_no_request_raises_but_an_error_that_names_its_place(place: tuple[Any, ...], by: Any) -> None:
+    assert_taken_or_refused_by_name(replaced(GOOD_REQUEST, place, by))
+
+
+@pytest.mark.parametrize("name", ["tool_calls", "tool_call_id", "reasoning_content", "function", "type", "role", "id"])
+@given(index=st.integers(0, len(GOOD_REQUEST["input"]) - 1), value=JSON, has_type=st.booleans())
+def test_fields_that_an_item_has_not_are_no_defect_either(name: str, index: int, value: Any, has_type: bool) -> None:
+    """Whatever else an item holds goes on, so it may meet what is made of its neighbours."""
+    items = [dict(item) for item in GOOD_REQUEST["input"]]
+    items[index] |= {**({"type": items[index].get("type", "message")} if has_type else {}), name: value}
+    assert_taken_or_refused_by_name({**GOOD_REQUEST, "input": [*items, CALL_A]})
 
 
 @pytest.mark.parametrize(
@@ -360,10 +374,14 @@ CALLED_A = {"id": "a", "type": "function", "function": {"name": "f", "arguments"
          [{"role": "system", "content": "I"},
           {"role": "assistant", "content": "", "reasoning_content": "A?",
            "tool_calls": [{**CALLED_A, "extra_content": {"sign": "x"}}]}]),
+        ([{"type": "message", "role": "assistant", "content": "said", "tool_calls": [CALLED_A]},
+          {**CALL_A, "call_id": "b"}],
+         [{"role": "system", "content": "I"},
+          {"role": "assistant", "content": "said", "tool_calls": [CALLED_A, {**CALLED_A, "id": "b"}]}]),
     ],
     ids=[
         "system", "text parts", "image", "parallel calls", "two said, one thought", "a thought for each call",
-        "images of tools", "a chat's message with more fields",
+        "images of tools", "a chat's message with more fields", "a message with calls",
     ],
 )  # fmt: skip
 def test_items_as_a_chat(items: list[dict[str, Any]], messages: list[dict[str, Any]]) -> None:

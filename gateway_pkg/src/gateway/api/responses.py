@@ -19,8 +19,10 @@ from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
 from gateway.api.schemas import events
 from gateway.http.errors import ApiError
 from gateway.http.exchange import JSON, Exchange
-from gateway.protocols.responses import INCLUDABLE, Item, ResponsesRequest, check, read_items, to_chat, with_own_ids
+from gateway.protocols.responses import INCLUDABLE, ResponsesRequest, check
 from gateway.protocols.responses_answer import ResponseBuilder, begin, make_ids, new_response_id, response_of_item
+from gateway.protocols.responses_chat import to_chat
+from gateway.protocols.responses_items import Item, read_items, unsupported, with_own_ids
 from gateway.response_store import ResponseStore, Sized
 from gateway.routing.body import dump
 from gateway.storage import StorageError
@@ -106,7 +108,7 @@ def make_router(store: ResponseStore) -> APIRouter:
     ) -> Response:
         _check_include(include, include_)
         if stream:
-            raise _unsupported("stream", "a stored response is given whole; leave it out")
+            raise unsupported("stream", "a stored response is given whole; leave it out")
         with _store_errors():
             found = await store.response(_owner(request), response_id)
         if found is None:
@@ -255,7 +257,7 @@ def _page(items: Sequence[Item], limit: int, after: str | None) -> InputItems:
 def _check_include(*given: list[str] | None) -> None:
     for name in (name for names in given for name in names or ()):
         if name not in INCLUDABLE:
-            raise _unsupported("include", f"there is no '{name}' here; it may be {', '.join(INCLUDABLE)}")
+            raise unsupported("include", f"there is no '{name}' here; it may be {', '.join(INCLUDABLE)}")
 
 
 @contextmanager
@@ -298,7 +300,3 @@ def _too_long(param: str) -> ApiError:
         param=param,
         code="conversation_too_long",
     )
-
-
-def _unsupported(param: str, advice: str) -> ApiError:
-    return ApiError(400, f"'{param}' is not supported as it is: {advice}", param=param, code="unsupported_parameter")

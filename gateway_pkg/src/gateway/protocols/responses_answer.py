@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.http.errors import ApiError
-from gateway.protocols.responses import Item, NewId
+from gateway.protocols.responses_items import Item, NewId
 from gateway.protocols.turns import (
     TURN_COST,
     Piece,
