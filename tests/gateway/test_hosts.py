@@ -81,6 +81,16 @@ def test_only_failures_in_a_row_make_a_host_rest(tmp_path: Path, path: str) -> N
         assert (len(here.seen), len(there.seen)) == (6, 0)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_only_failures_in_a_row_make_a_host_rest(tmp_path: Path, path: str) -> None:
+    body = {"model": "echo", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
+    with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url) as running:
+        for always, status in [("status-500", 502), ("status-500", 502), ("", 200)] * 2:
+            here.always = always
+            assert running.client.post(path, json=body).status_code == status
+        assert (len(here.seen), len(there.seen)) == (6, 0)
+
+
 def test_load_is_spread(tmp_path: Path) -> None:
     with ExitStack() as stack:
         here, there = stack.enter_context(upstream()), stack.enter_context(upstream())
