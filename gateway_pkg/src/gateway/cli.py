@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gateway.settings import Settings
 
 EXIT_REFUSED = 2
+ENOUGH = """A token in GATEWAY_BEARER_TOKEN and a server are enough: OLLAMA_BASE_URL, MLX_BASE_URL, or --backends. The
+other settings are environment variables, too: docs/settings.md."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         ("serve", "serve the API until a signal"),
         ("check", "check settings and files, then exit"),
     ):
-        verb = verbs.add_parser(name, help=summary, description=summary)
+        verb = verbs.add_parser(name, help=summary, description=summary, epilog=ENOUGH)
         verb.add_argument(
             "--env-file",
             type=Path,
