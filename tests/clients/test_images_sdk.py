@@ -14,7 +14,7 @@ from gateway.images.formats import kind_of, size_of
 
 from tests.doubles.images import png
 from tests.gateway.conftest import TOKEN, Gateway, gateway
-from tests.gateway.test_images import KINDS, write_backends
+from tests.gateway.studio import KINDS, write_backends
 from tests.gateway.upstream import running, upstream
 
 PICTURE = png(64, 64, "source")
