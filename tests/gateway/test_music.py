@@ -141,6 +141,13 @@ def test_a_wrong_field_is_a_400_that_names_it(
     assert server.seen == []
 
 
+def test_number_beyond_all_is_refused(playing: Gateway, server: HeartMula) -> None:
+    """JSON can say it, and would be `null` on its way to the backend."""
+    answer = playing.client.post(PATH, content=b'{"prompt": "rain", "temperature": 1e999}')
+    assert answer.json()["error"]["param"] == "temperature", answer.text
+    assert server.seen == []
+
+
 FAULTS = [
     ("html", 502, "upstream_error"),
     ("cut", 502, "upstream_closed"),

@@ -42,7 +42,7 @@ JOB_ID = Annotated[str, Path(pattern="^music-[0-9a-f]{24}$")]
 FILE_NAME = Annotated[str, Path(pattern=f"^{heartmula.FILE.pattern}$")]
 
 
-@with_config(ConfigDict(extra="allow", strict=True))
+@with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
 class MusicRequest(TypedDict):
     """HeartMula's request; one of `prompt`, `lyrics`, `style` and `input` must be there."""
 
