@@ -1,5 +1,6 @@
 """backends.yaml, model_aliases.json, the env file: what is wrong with one is said in a line, before anything opens."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,9 @@ def test_variables_are_filled(tmp_path: Path) -> None:
         '{"a": 1}',
         '{"a": "no-colon"}',
         '{"a": {"backend": "x"}}',
+        '{"a": "x:"}',
+        '{"a": ":m"}',
+        '{"a": {"backend": "x", "model": "m", "max_tokens_cap": 0}}',
         '{"a": {"backend": "x", "model": "m", "mdoel": 1}}',
     ],
 )
@@ -79,6 +83,26 @@ def test_wrong_aliases(tmp_path: Path, text: str) -> None:
     with pytest.raises(Refusal) as caught:
         load_aliases(load_settings(model_aliases_path=path))
     assert str(path) in str(caught.value)
+
+
+def test_wrong_aliases_of_a_setting_are_told_by_its_name() -> None:
+    with pytest.raises(Refusal, match=r"^MODEL_ALIASES_JSON: line 1: "):
+        load_aliases(load_settings(model_aliases_json="{"))
+
+
+@pytest.mark.parametrize(
+    ("earlier", "alias"),
+    [
+        ("context_window", Alias("x", "m", context=5)),
+        ("window", Alias("x", "m", context=5)),
+        ("max_tokens", Alias("x", "m", max_tokens_cap=5)),
+        ("max_output_tokens", Alias("x", "m", max_tokens_cap=5)),
+        ("temp_cap", Alias("x", "m", temperature_cap=5)),
+    ],
+)
+def test_the_earlier_names_of_an_alias_s_fields(earlier: str, alias: Alias) -> None:
+    text = json.dumps({"a": {"backend": "x", "model": "m", earlier: 5}})
+    assert load_aliases(load_settings(model_aliases_json=text)) == {"a": alias}
 
 
 def test_aliases_in_each_of_their_forms(tmp_path: Path) -> None:

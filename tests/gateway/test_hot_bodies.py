@@ -112,6 +112,7 @@ def test_other_stream_options_are_kept() -> None:
     [
         (Alias("c", "m", max_tokens_cap=10), {"max_tokens": 11}, {"max_tokens": 10}),
         (Alias("c", "m", max_tokens_cap=10), {"max_tokens": 10}, {}),
+        (Alias("c", "m", max_tokens_cap=10), {"max_tokens": 0}, {}),
         (Alias("c", "m", max_tokens_cap=10), {"max_completion_tokens": 99}, {"max_completion_tokens": 10}),
         (Alias("c", "m", max_tokens_cap=10), {}, {"max_tokens": 10}),
         (Alias("c", "m", max_tokens_cap=10), {"max_tokens": None}, {"max_tokens": 10}),
@@ -127,8 +128,22 @@ def test_caps_of_an_alias(alias: Alias, request_fields: dict[str, Any], changes:
     assert within_limits(alias, request_fields) == changes
 
 
+@pytest.mark.parametrize(
+    ("alias", "has_limits"),
+    [
+        (Alias("c", "m"), False),
+        (Alias("c", "m", context=9, tools=True), False),
+        (Alias("c", "m", tools=False), True),
+        (Alias("c", "m", max_tokens_cap=1), True),
+        (Alias("c", "m", temperature_cap=0.0), True),
+    ],
+)
+def test_only_an_alias_with_limits_is_looked_at(alias: Alias, has_limits: bool) -> None:
+    assert alias.limits is has_limits
+
+
 def test_alias_without_tools_refuses_them_by_its_name() -> None:
     with pytest.raises(ApiError) as caught:
         within_limits(Alias("c", "m", tools=False), {"model": "fast", "tools": [{}]})
-    assert (caught.value.status, caught.value.param) == (400, "tools")
+    assert (caught.value.status, caught.value.param, caught.value.code) == (400, "tools", "tools_not_allowed")
     assert caught.value.message == "tools not allowed for model alias 'fast'"

@@ -120,6 +120,7 @@ def test_file_and_setting_together(tmp_path: Path) -> None:
         (f'{{"{TOKEN}": {{}}, "{TOKEN}": {{}}}}', "stands twice; leave one"),
         ({"sha256:abc": {}}, "has not 64 hex digits"),
         ({"unknown-token-0123456789": {}}, "no such token is accepted"),
+        ('{"\\ud800": {}}', "no such token is accepted"),
         ({TOKEN: {"name": "a", "priority": 1}, OTHER: {"name": "a"}}, "another token is called a"),
     ],
 )
