@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # In this order; doubles stand for what cannot be had here.
 BACKENDS = (
-    "openai", "llamacpp", "mlx", "litellm", "optillm", "ollama", "nexa",
+    "openai", "llamacpp", "gateway_embed", "mlx", "litellm", "optillm", "ollama", "nexa",
     "a1111", "comfyui", "invokeai", "mock", "heartmula", "speech",
 )  # fmt: skip
 

@@ -164,7 +164,7 @@ def test_a_response_continues_another(client: openai.OpenAI) -> None:
     assert "What is my name?" in items.to_json()
 
 
-@pytest.mark.proves("/v1/rerank", "query", "documents", "top_n", "model", backend="openai")
+@pytest.mark.proves("/v1/rerank", "query", "documents", "top_n", "model", backend="gateway_embed")
 def test_rerank(client: openai.OpenAI) -> None:
     body = {"model": EMBEDDER, "query": RELATED[1], "documents": [UNRELATED, RELATED[0]], "top_n": 1}
     answer: Any = client.post("/rerank", body=body, cast_to=object)
@@ -183,7 +183,7 @@ def cosine(one: list[float], other: list[float]) -> float:
     return product / (math.hypot(*one) * math.hypot(*other))
 
 
-@pytest.mark.proves("/v1/embeddings", "input", backend="openai")
+@pytest.mark.proves("/v1/embeddings", "input", backend="gateway_embed")
 def test_related_sentences_score_higher(client: openai.OpenAI) -> None:
     answer = client.embeddings.create(model=EMBEDDER, input=[*RELATED, UNRELATED])
     assert [item.index for item in answer.data] == [0, 1, 2]
@@ -193,7 +193,7 @@ def test_related_sentences_score_higher(client: openai.OpenAI) -> None:
     assert cosine(cat, kitten) > 0.5 > cosine(cat, bank)
 
 
-@pytest.mark.proves("/v1/embeddings", "encoding_format", backend="openai")
+@pytest.mark.proves("/v1/embeddings", "encoding_format", backend="gateway_embed")
 def test_embeddings_as_floats_and_as_base64(client: openai.OpenAI) -> None:
     floats = client.embeddings.create(model=EMBEDDER, input=RELATED[0], encoding_format="float").data[0].embedding
     packed: Any = client.embeddings.create(model=EMBEDDER, input=RELATED[0], encoding_format="base64").data[0].embedding
@@ -245,7 +245,7 @@ def test_what_a_backend_cannot_do_is_a_400(client: openai.OpenAI) -> None:
         client.embeddings.create(model="fast", input="x")
 
 
-@pytest.mark.proves("/v1/embeddings", "model", backend="openai")
+@pytest.mark.proves("/v1/embeddings", "model", backend="gateway_embed")
 def test_default_is_the_embedder_where_texts_are_embedded(client: openai.OpenAI) -> None:
     named = client.embeddings.create(model=EMBEDDER, input=RELATED[0]).data[0].embedding
     default = client.embeddings.create(model="default", input=RELATED[0]).data[0].embedding

@@ -14,7 +14,7 @@ DOCUMENTS = [
 ]
 
 
-@pytest.mark.proves("/v1/rerank", "query", "documents", "model", "top_n", backend="openai")
+@pytest.mark.proves("/v1/rerank", "query", "documents", "model", "top_n", backend="gateway_embed")
 @pytest.mark.parametrize("model", ["all-minilm-l6-v2", None])
 def test_what_answers_the_query_comes_first(appliance: Appliance, model: str | None) -> None:
     answer = httpx.post(
