@@ -48,6 +48,20 @@ def test_host_that_is_gone_costs_its_clients_nothing(tmp_path: Path) -> None:
         assert running.log_entry(lambda entry: bool(entry.get("retried")))["backend"] == "test@there"
 
 
+def test_a_class_is_ready_while_one_of_its_hosts_is(tmp_path: Path) -> None:
+    often: Any = {"HEALTH_CHECK_INTERVAL_SEC": "0.05"}
+    with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url, **often) as running:
+
+        def ready() -> tuple[int, list[bool]]:
+            report = running.observe.get("/readyz")
+            return report.status_code, [state["ready"] for state in report.json()["backends"].values()]
+
+        here.healthy = False
+        until(lambda: ready() == (200, [False, True]), "one of two is not enough")
+        there.healthy = False
+        until(lambda: ready() == (503, [False, False]), "none is enough")
+
+
 def test_connection_that_is_dropped_is_tried_once_and_no_more(tmp_path: Path) -> None:
     with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url) as running:
         assert running.chat("die-before").status_code == 503

@@ -162,8 +162,9 @@ class House:
             await self._step(running, self.music.start, self.music.stop)
             await self._step(running, self.responses.start, self.responses.stop)
             await self._step(running, self.images.start, self.images.stop)
-            client = httpx.AsyncClient(timeout=self.settings.health_check_timeout_sec, verify=self.tls, trust_env=False)
-            prober = Prober(self.registry, client, self.settings.health_check_interval_sec)
+            client = httpx.AsyncClient(timeout=None, verify=self.tls, trust_env=False)  # noqa: S113  # the prober has one
+            interval, timeout = self.settings.health_check_interval_sec, self.settings.health_check_timeout_sec
+            prober = Prober(self.registry, client, interval, timeout)
             await self._step(running, prober.start, prober.stop)
             self._running = running.pop_all()
 

@@ -22,6 +22,7 @@ def upstreams(registry: Registry) -> dict[str, Any]:
 
 
 def readiness(registry: Registry) -> tuple[int, dict[str, Any]]:
-    """200 while every backend that is not optional is ready, else 503; and the report."""
-    ok = all(backend.ready or backend.record.optional for backend in registry.backends)
+    """200 while each class that is not optional has a ready backend, else 503; and the report."""
+    needed = {one.record.backend_class for one in registry.backends if not one.record.optional}
+    ok = needed <= {one.record.backend_class for one in registry.backends if one.ready}
     return (200 if ok else 503), {"ok": ok, "backends": upstreams(registry)}

@@ -20,19 +20,25 @@ RETRY_SEC = 1.0
 # So that the first client already finds the models; only a host that hangs costs this much of the start.
 FIRST_ROUND_SEC = 0.5
 MODELS_MAX = 10_000
-
+ANSWER_MAX_BYTES = 8 * 1024 * 1024
 
 # Where a capability is that of models with names.
 MODEL_CAPABILITIES = frozenset({"chat", "completions", "embeddings", "rerank"})
 
 
+class _ProbeFailed(Exception):
+    """A backend's answer is none."""
+
+
 class Prober:
     """One task per backend of the registry, from `start` to `stop`."""
 
-    def __init__(self, registry: Registry, client: httpx.AsyncClient, interval: float) -> None:
+    def __init__(self, registry: Registry, client: httpx.AsyncClient, interval: float, timeout: float) -> None:
+        """`interval` between two probes of a ready backend, `timeout` for each answer, both in seconds."""
         self._registry = registry
         self._client = client
         self._interval = interval
+        self._timeout = timeout
         self._tasks: dict[Backend, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
@@ -83,16 +89,17 @@ class Prober:
     async def _probe(self, backend: Backend) -> None:
         healthy = ready = False
         error: str | None = None
+        paths = backend.record.health
         try:
-            healthy, error = await self._ask(backend, backend.record.health.liveness)
-            if healthy and backend.record.health.readiness != backend.record.health.liveness:
-                ready, error = await self._ask(backend, backend.record.health.readiness)
-            else:
-                ready = healthy
-            if ready:
-                await self._list_models(backend)
+            await self._get(backend, paths.liveness)
+            healthy = True
+            if paths.readiness != paths.liveness:
+                await self._get(backend, paths.readiness)
+            await self._list_models(backend)
+            ready = True
+        except _ProbeFailed as failure:
+            error = str(failure)
         except (httpx.HTTPError, ValueError, AnswerError) as failure:
-            healthy = ready = False
             error = f"{type(failure).__name__}: {failure}"[:300]
         if ready != backend.ready or (ready and backend.last_check is None):
             log.log(
@@ -105,12 +112,6 @@ class Prober:
         backend.healthy, backend.ready, backend.error, backend.last_check = healthy, ready, error, time.time()
         if ready and not was_ready:
             backend.wake()
-
-    async def _ask(self, backend: Backend, path: str) -> tuple[bool, str | None]:
-        response = await self._client.get(
-            httpx.URL(backend.record.base_url).join(path), headers=_authorization(backend)
-        )
-        return response.is_success, None if response.is_success else f"{path} answered {response.status_code}"
 
     async def _list_models(self, backend: Backend) -> None:
         if backend.record.protocol == "ollama":
@@ -125,11 +126,24 @@ class Prober:
             self._registry.refresh_names()
 
     async def _get(self, backend: Backend, path: str) -> bytes:
-        """Raises httpx.HTTPError."""
-        response = await self._client.get(
-            httpx.URL(backend.record.base_url).join(path), headers=_authorization(backend)
-        )
-        return response.raise_for_status().content
+        """The body of an answer of 200 to 299; raises _ProbeFailed, httpx.HTTPError."""
+        url = httpx.URL(backend.record.base_url).join(path)
+        headers = {"Accept-Encoding": "identity"}  # so that its bytes are what it costs
+        if backend.record.api_key:
+            headers["Authorization"] = f"Bearer {backend.record.api_key}"
+        body = bytearray()
+        try:
+            # httpx's own timeouts would be for each piece, of which there may be any number.
+            async with asyncio.timeout(self._timeout), self._client.stream("GET", url, headers=headers) as response:
+                async for piece in response.aiter_raw():
+                    body += piece
+                    if len(body) > ANSWER_MAX_BYTES:
+                        raise _ProbeFailed(f"{path} answered more than {ANSWER_MAX_BYTES} bytes")
+        except TimeoutError:
+            raise _ProbeFailed(f"{path} did not answer within {self._timeout:g} s") from None
+        if not response.is_success:
+            raise _ProbeFailed(f"{path} answered {response.status_code}")
+        return bytes(body)
 
 
 def _openai_models(body: bytes) -> tuple[str, ...]:
@@ -142,7 +156,3 @@ def _openai_models(body: bytes) -> tuple[str, ...]:
 
 def _nothing() -> None:
     pass
-
-
-def _authorization(backend: Backend) -> dict[str, str]:
-    return {"Authorization": f"Bearer {backend.record.api_key}"} if backend.record.api_key else {}
