@@ -41,6 +41,8 @@ def naming(path: Path) -> Settings:
         ("backends: [", "not YAML"),
         ("backends: {a: 2026-99-99}", "not YAML"),
         ("[" * 5000, "not YAML"),
+        ("backends: &a {b: *a}", "nested too deep"),
+        (GOOD + ", health: {liveness: //elsewhere/health}}}", "health.liveness"),
         ("backends: {}", "at least one record"),
         ("- a", "at least one record"),
         ("", "at least one record"),
@@ -114,6 +116,11 @@ def test_aliases_in_each_of_their_forms(tmp_path: Path) -> None:
     assert load_aliases(load_settings(model_aliases_json=path.read_text())) == expected
 
 
+def test_alias_that_stands_twice_is_refused() -> None:
+    with pytest.raises(Refusal, match="fast: stands twice"):
+        load_aliases(load_settings(model_aliases_json='{"Fast": "x:m", "fast": "x:n"}'))
+
+
 def test_settings_imply_the_earlier_aliases(tmp_path: Path) -> None:
     path = tmp_path / "model_aliases.json"
     path.write_text('{"fast": "x:m"}')
@@ -159,6 +166,14 @@ def test_env_file_is_read_and_the_environment_beats_it(tmp_path: Path, monkeypat
     assert (settings.gateway_port, settings.max_request_bytes) == (1234, 77)
     with pytest.raises(Refusal, match="cannot be read"):
         load_settings(tmp_path / "missing")
+
+
+def test_paths_that_are_left_empty_are_not_set(tmp_path: Path) -> None:
+    names = ("GATEWAY_TLS_CERT_PATH", "GATEWAY_TLS_KEY_PATH", "GATEWAY_TOKEN_POLICIES_PATH", "BACKEND_CA_BUNDLE")
+    path = tmp_path / ".env"
+    path.write_text("".join(f"{name}=\n" for name in names))
+    settings = load_settings(path)
+    assert [getattr(settings, name.lower()) for name in names] == [None] * 4
 
 
 def test_process_refuses_in_one_line(refused: Callable[..., str], tmp_path: Path) -> None:

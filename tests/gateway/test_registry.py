@@ -169,6 +169,15 @@ def test_unchanged_backends_stay_what_they_are() -> None:
     assert new[1].slots["chat"].limit == 3
 
 
+def test_alias_may_name_a_class_as_it_was_called_before() -> None:
+    named: Any = {"class": "local_mlx"}
+    file = BackendsFile({"a": record(**named)}, {"mlx": "local_mlx"})
+    make = backend_maker(Timeouts(), None, {})  # type: ignore[arg-type]  # no https here
+    made = Registry(file, {"old": Alias("mlx", "m")}, load_settings(), make)
+    decision = made.route("old", b"", "chat").decision
+    assert (decision.backend_class, decision.model) == ("local_mlx", "m")
+
+
 def test_change_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     one = registry(a=record())
     told: list[int] = []

@@ -181,6 +181,17 @@ class Settings(BaseSettings):
     health_check_interval_sec: float = Field(30, gt=0, description="Pause between probes of a ready backend.")
     health_check_timeout_sec: float = Field(5, gt=0, description="Longest wait for the answer to a probe.")
 
+    @field_validator(
+        "gateway_tls_cert_path",
+        "gateway_tls_key_path",
+        "gateway_token_policies_path",
+        "backend_ca_bundle",
+        mode="before",
+    )
+    @classmethod
+    def _may_be_empty(cls, value: object) -> object:
+        return value or None  # as the earlier gateway's env files leave what they do not use
+
     @field_validator("ip_allowlist", "trust_proxy_cidrs", mode="before")
     @classmethod
     def _split_networks(cls, value: object) -> object:

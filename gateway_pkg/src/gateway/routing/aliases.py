@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,9 @@ def _parse(text: str, source: Path | str) -> dict[str, Alias]:
         records = _RECORDS.validate_python(content)
     except ValidationError as error:
         raise validation_refusal(source, error) from None
+    for name, count in Counter(map(str.casefold, records)).items():
+        if count > 1:
+            raise Refusal(f"{source}: {name}: stands twice, and case is of no account; leave one")
     return {name.casefold(): Alias(**record.model_dump()) for name, record in records.items()}
 
 

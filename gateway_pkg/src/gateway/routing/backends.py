@@ -42,7 +42,7 @@ PROBES: Mapping[str, str] = {
     "invokeai": "/api/v1/app/version",
     "nexa": "/v1/models",
 }
-Path_ = Annotated[str, Field(pattern=r"^/\S*$", max_length=200)]
+Path_ = Annotated[str, Field(pattern=r'^/([!"$-.0-~][!"$-~]*)?$', max_length=200)]  # `//` would begin another host
 
 
 class Health(BaseModel):
@@ -184,6 +184,8 @@ def _read(path: Path, environment: Mapping[str, str]) -> tuple[dict[str, Backend
         mapping = _MAPPING.validate_python(content.get("legacy_mapping") or {})
     except ValidationError as error:
         raise _with_nearest_keys(validation_refusal(path, error)) from None
+    except RecursionError:  # an anchor within what it names
+        raise Refusal(f"{path}: backends: nested too deep; correct it") from None
     _check_queues(records, path)
     return records, mapping
 

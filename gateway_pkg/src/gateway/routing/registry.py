@@ -210,11 +210,17 @@ class Registry:
             known[name] if name in known and known[name].record == record else self._make(name, record)
             for name, record in file.records.items()
         )
+        for backend in known.values():
+            if backend not in self.backends:
+                backend.pool.retire()
         self._by_class = {}
         for backend in self.backends:
             self._by_class.setdefault(backend.record.backend_class, []).append(backend)
         self._synonyms = BUILTIN_EMBEDDER | file.legacy_mapping
-        self._aliases = aliases
+        self._aliases = {
+            name: replace(alias, backend=self._synonyms.get(alias.backend, alias.backend))
+            for name, alias in aliases.items()
+        }
         self._share_queues()
         self.refresh_names()
         self.on_change()
