@@ -85,6 +85,25 @@ def test_a_class_that_told_of_no_models_is_named_beside_an_unknown_one() -> None
         decide("ollama", "", "chat", silent)
 
 
+@pytest.mark.parametrize(
+    ("model", "header", "expected"),
+    [
+        ("default", "mlx", Decision("mlx", "", "override:x-backend")),
+        ("auto", "mlx", Decision("mlx", "", "override:x-backend")),
+        ("Apple", "mlx", Decision("mlx", "", "override:x-backend")),
+        ("MLX:sd:1.5", "mlx", Decision("mlx", "sd:1.5", "override:x-backend")),
+        ("sd:1.5", "mlx", Decision("mlx", "sd:1.5", "override:x-backend")),
+        ("fast", "mlx", Decision("mlx", "tiny", "override:x-backend", FAST)),
+        ("sd:1.5", "", Decision("usual", "sd:1.5", "direct:model")),
+        ("default", "", Decision("usual", "", "direct:model")),
+        ("", "", Decision("usual", "", "direct:model")),
+    ],
+)
+def test_requests_of_a_kind_with_a_class_of_its_own(model: str, header: str, expected: Decision) -> None:
+    """The model may stay open there; beside `X-Backend` names mean what they mean for chats."""
+    assert decide_in_class(model, header, "images", "usual", NAMES) == expected
+
+
 ON = Rules(policy=True, request_type=True, long_context_chars=100)
 TOOLS, LONG, SHORT = Facts(has_tools=True), Facts(chars=100), Facts(chars=99)
 CODE = Facts(request_type="coding")

@@ -93,7 +93,8 @@ def decide(model: str, backend_header: str, capability: str, names: Names) -> De
     if folded == AUTO:
         model = folded = ""
     if backend_header:
-        return _override(model, folded, backend_header, names)
+        decision = _override(model, folded, backend_header, names)
+        return decision if decision.model else decision._replace(model=_strong(decision.backend_class, names))
     alias = names.aliases.get(folded)
     if alias is not None:
         return Decision(alias.backend, alias.model, "alias:model", alias)
@@ -204,11 +205,7 @@ def decide_in_class(model: str, backend_header: str, capability: str, usual: str
     """
     folded = "" if model.casefold() == AUTO else model.casefold()
     if backend_header:
-        backend_class = _class_of_header(backend_header, names)
-        alias = names.aliases.get(folded)
-        if alias is not None and alias.backend == backend_class:
-            return Decision(backend_class, alias.model, "override:x-backend", alias)
-        return Decision(backend_class, model.removeprefix(f"{backend_class}:") if folded else "", "override:x-backend")
+        return _override(model, folded, backend_header, names)
     alias = names.aliases.get(folded)
     if alias is not None and capability in names.capable.get(alias.backend, ()):
         return Decision(alias.backend, alias.model, "alias:model", alias)
@@ -248,12 +245,13 @@ def _class_of_header(backend_header: str, names: Names) -> str:
 
 
 def _override(model: str, folded: str, backend_header: str, names: Names) -> Decision:
+    """The model is "" where the request names none: `auto`, `default`, nothing, or the class itself."""
     backend_class = _class_of_header(backend_header, names)
     alias = names.aliases.get(folded)
     if alias is not None and alias.backend == backend_class:
         return Decision(backend_class, alias.model, "override:x-backend", alias)
     if folded in ("", DEFAULT_ALIAS) or names.class_of(folded) == backend_class:
-        return Decision(backend_class, _strong(backend_class, names), "override:x-backend")
+        return Decision(backend_class, "", "override:x-backend")
     prefix, separator, rest = model.partition(":")
     if separator and rest and names.class_of(prefix.casefold()) == backend_class:
         model = rest
