@@ -19,7 +19,7 @@ command -v npm >/dev/null || missing+=(nodejs npm)
 
 if ((${#missing[@]})); then
   if [[ $EUID -ne 0 ]]; then
-    echo "setup.sh: missing ${missing[*]}; type: sudo apt-get install --no-install-recommends ${missing[*]}" >&2
+    echo "setup.sh: missing ${missing[*]}; type: sudo molecule/setup.sh" >&2
     exit 2
   fi
   apt-get update --quiet=2
