@@ -91,6 +91,15 @@ def test_completions_and_embeddings(served: Gateway, seen: Upstream) -> None:
     assert [request.path for request in seen.wait_for(2)] == ["/v1/completions", "/v1/embeddings"]
 
 
+@pytest.mark.proves("/v1/embeddings", "stream", backend="openai", refused=True)
+def test_embeddings_do_not_stream(served: Gateway, seen: Upstream) -> None:
+    body = {"model": "echo", "input": "Hi"}
+    refused = served.client.post("/v1/embeddings", json=body | {"stream": True})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stream")
+    assert seen.seen == []
+    assert served.client.post("/v1/embeddings", json=body | {"stream": False}).json()["object"] == "list"
+
+
 def test_tools_pass_in_both_directions(served: Gateway, seen: Upstream) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     assert served.chat("fast", tools=tools, tool_choice="auto", stream=True).status_code == 200

@@ -81,6 +81,7 @@ class EmbeddingRequest(TypedDict):
     encoding_format: NotRequired[Literal["float", "base64"] | None]
     dimensions: NotRequired[int | None]
     user: NotRequired[str | None]
+    stream: NotRequired[Annotated[Literal[False] | None, Field(description="Embeddings come whole.")]]
 
 
 # What the gateway vouches for of an answer: backends fill in the rest.
