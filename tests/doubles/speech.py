@@ -76,18 +76,19 @@ class SpeechServer(Upstream):
             await _stream(writer, b"text/event-stream", b'data: {"type":"speech.audio.delta","audio":"QUJD"}\n\n')
         elif model == "vague":
             await _stream(writer, b"application/octet-stream", AUDIO)
-        elif model in ("endless", "hang-mid", "die-mid"):
+        elif model in ("endless", "hang-mid", "hang-first", "die-mid"):
             await self._begin(model, reader, writer)
         elif not await _fail(model, reader, writer):
             await _stream(writer, b"audio/wav", AUDIO)
 
     async def _begin(self, model: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: audio/wav\r\nTransfer-Encoding: chunked\r\n\r\n")
-        await _chunk(writer, AUDIO[:PIECE])
+        if model != "hang-first":
+            await _chunk(writer, AUDIO[:PIECE])
         while model == "endless":
             await _chunk(writer, bytes(PIECE))
             self.sent += PIECE
-        if model == "hang-mid":
+        if model in ("hang-mid", "hang-first"):
             await _until_left(reader)
         writer.transport.abort()
 

@@ -166,18 +166,24 @@ class AudioHandler:
         with Work(exchange):
             slots = await self._dispatcher.admit(exchange, route)
             began = perf_counter()
+            deadline = asyncio.get_running_loop().time() + settings.tts_timeout_sec
             ask = self._ask(exchange, route, slots, settings.tts_generate_path, b"application/json", body)
-            # What is slow to begin is given up; a long text may take its time to the end.
-            slots, response = await _within(settings.tts_timeout_sec, ask)
+            slots, response = await _begun(deadline, ask)
             try:
                 headers = _headers(slots.backend, began)
-                await self._pass_speech(exchange, slots.backend, response, wanted, headers)
+                await self._pass_speech(exchange, slots.backend, response, wanted, headers, deadline)
             finally:
                 response.close()
                 exchange.upstream_ms = (perf_counter() - began) * 1000
 
     async def _pass_speech(
-        self, exchange: Exchange, backend: Backend, response: Response, wanted: Mapping[str, Any], headers: Headers
+        self,
+        exchange: Exchange,
+        backend: Backend,
+        response: Response,
+        wanted: Mapping[str, Any],
+        headers: Headers,
+        deadline: float,
     ) -> None:
         declared = (response.header(b"content-type") or b"").decode("latin-1")
         as_events = wanted.get("stream_format") == "sse"
@@ -190,7 +196,7 @@ class AudioHandler:
             head, is_whole = await stepwise.run(speech.audio_in_json(await response.read(self._limit))), True
             declared = ""
         elif speech.is_audio(declared):
-            head, is_whole = await response.next_chunk(), False
+            head, is_whole = await _begun(deadline, response.next_chunk()), False
         else:
             raise AnswerError(f"content type '{declared[:100]}' instead of audio")
         if not head:
@@ -267,12 +273,13 @@ class AudioHandler:
         return await self._dispatcher.ask(exchange, route, slots, post)
 
 
-async def _within(seconds: float, answer: Coroutine[Any, Any, T]) -> T:
+async def _begun(deadline: float, answer: Coroutine[Any, Any, T]) -> T:
+    """The answer; UpstreamTimeout where it is not there by then. A long text may take its time to the end."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout_at(deadline):
             return await answer
     except TimeoutError:
-        raise UpstreamTimeout(f"nothing to hear within {seconds:g} s", "first_byte") from None
+        raise UpstreamTimeout("nothing to hear within TTS_TIMEOUT_SEC", "first_byte") from None
 
 
 async def _pass_events(exchange: Exchange, response: Response, headers: Headers) -> None:
