@@ -76,7 +76,7 @@ class PayloadPolicy(BaseModel):
 class BackendRecord(BaseModel):
     """One backend: a server that speaks `protocol`; OpenAI's API is below `base_url`, the others' below its host.
 
-    `llamacpp` is OpenAI's, but for the words in which one function is asked for.
+    `llamacpp` is OpenAI's, but for the words in which one function is asked for; and it counts tokens.
 
     `stream_usage`: whether it understands `stream_options`, and so can tell a stream's usage.
     """
