@@ -151,6 +151,23 @@ def test_files_are_served_inert(tmp_path: Path, backend: Upstream) -> None:
         assert running.client.post(path).status_code == 405
 
 
+def test_ranges_are_answered_as_the_page_says(tmp_path: Path, backend: Upstream) -> None:
+    write_files(tmp_path, backend.url)
+    with gateway(tmp_path) as running:
+        path = put(running, PICTURE, "png")
+        described = running.client.get("/openapi.json").json()["paths"]["/ui/images/{name}"]["get"]["responses"]
+        for wanted, status, kind in (
+            ("bytes=0-3", 206, "image/png"),
+            ("bytes=0-3,8-9", 206, "multipart/byteranges"),
+            ("bytes=9-3", 400, "text/plain"),
+            ("bytes=100000-", 416, "text/plain"),
+        ):
+            answer = running.client.get(path, headers={"Range": wanted})
+            assert answer.status_code == status
+            assert answer.headers["content-type"].partition(";")[0] == kind
+            assert kind in described[str(status)]["content"]
+
+
 def test_old_files_go_by_themselves(tmp_path: Path, backend: Upstream) -> None:
     write_files(tmp_path, backend.url)
     with gateway(tmp_path, UI_IMAGE_TTL_SEC="1") as running:

@@ -173,7 +173,13 @@ def make_media_router(store: MediaStore, prefix: str, what: str) -> APIRouter:
         summary=f"Fetch a stored {what}",
         operation_id=f"get_{what}",
         response_class=FileResponse,
-        responses={200: {"description": "The file", "content": content}, 404: {"description": "None of this name"}},
+        responses={
+            200: {"description": "The file", "content": content},
+            206: {"description": "Ranges of it", "content": {**content, "multipart/byteranges": {}}},
+            400: {"description": "`Range` cannot be read", "content": {"text/plain": {}}},
+            404: {"description": "None of this name"},
+            416: {"description": "There is no such range", "content": {"text/plain": {}}},
+        },
     )
     router.add_api_route(f"{prefix}/{{name}}", get_file, methods=["HEAD"], include_in_schema=False)
     return router
