@@ -1,16 +1,9 @@
 """What the gateway's own protocol adds to uvicorn's keeps HTTP's rules: order, closing, half-closed clients."""
 
-import asyncio
 import json
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-import uvicorn
-from gateway.http.protocol import Protocol
-from starlette.types import Receive, Scope, Send
 
 from tests.gateway.conftest import TOKEN, Gateway
 from tests.gateway.sockets import connect, read_to_end, read_until
@@ -93,47 +86,3 @@ def test_head_without_end_is_cut(connection: socket.socket, served: Gateway, end
 
 def test_large_head_within_the_limit_is_taken(served: Gateway) -> None:
     assert served.client.get("/health", headers={"X-Large": "x" * 30_000}).status_code == 200
-
-
-@contextmanager
-def impatient(listener: socket.socket) -> Iterator[None]:
-    """A server in this process; each answer takes 1 s."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(1)
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-        await send({"type": "http.response.body"})
-
-    config = uvicorn.Config(app, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=asyncio.run, args=(server.serve(sockets=[listener]),))
-    thread.start()
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-@pytest.mark.parametrize(
-    ("sent", "answer"),
-    [
-        (b"", b""),
-        (b"GET / HTTP/1.1\r\nHost", b"HTTP/1.1 408 Request Timeout\r\n"),
-        (b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 204 No Content\r\n"),
-        (b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nHost", b"HTTP/1.1 204 No Content\r\n"),
-    ],
-    ids=["nothing", "half a head", "a whole one", "one and a half"],
-)
-def test_a_head_has_its_time(monkeypatch: pytest.MonkeyPatch, sent: bytes, answer: bytes) -> None:
-    """Who never ends it only holds a connection, and is let go; an answer under way is not disturbed."""
-    monkeypatch.setattr("gateway.http.protocol.REQUEST_HEAD_MAX_SEC", 0.3)
-    with socket.create_server(("127.0.0.1", 0)) as listener, connect(listener.getsockname()[1]) as connection:
-        connection.sendall(sent)  # before anybody looks, so that nothing but the rest of a head is late
-        with impatient(listener):
-            if sent.endswith(b"\r\n\r\n"):
-                assert read_until(connection, b"\r\n\r\n").startswith(answer)
-                return
-            received = read_to_end(connection)
-            assert received.startswith(answer)
-            assert sent == b"" or b"408 Request Timeout" in received

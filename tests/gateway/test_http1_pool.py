@@ -257,3 +257,28 @@ def test_a_queue_that_does_not_move_is_a_failed_connection(run: Run) -> None:
             await first
 
     run(test)
+
+
+def test_retired_pool_keeps_no_connection_beyond_its_use(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server) as client:
+            idle = await served(client, server)
+            first = get(client)
+            await idle.request()
+            second = get(client)
+            other = await server.accept()
+            await other.answer(OK)
+            assert await (await second).read(2) == b"ok"
+            client.retire()
+            await other.gone()
+            assert client.open_connections == 1
+            await idle.send(OK)
+            assert await (await first).read(2) == b"ok"
+            await idle.gone()
+            assert client.open_connections == 0
+            late = get(client)
+            await (await server.accept()).answer(OK)
+            assert await (await late).read(2) == b"ok"
+            assert client.open_connections == 0
+
+    run(test)

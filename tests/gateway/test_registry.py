@@ -9,7 +9,7 @@ from gateway.routing.aliases import Alias
 from gateway.routing.backends import BackendRecord, BackendsFile
 from gateway.routing.registry import ROUTES_MAX, STRIKES_MAX, Backend, Registry, Route, backend_maker
 from gateway.settings import load_settings
-from gateway.upstream.http1 import Timeouts
+from gateway.upstream.http1 import Pool, Timeouts
 
 ALIASES = {"default": Alias("test", "m"), "lost": Alias("nowhere", "m")}
 
@@ -176,6 +176,14 @@ def test_alias_may_name_a_class_as_it_was_called_before() -> None:
     made = Registry(file, {"old": Alias("mlx", "m")}, load_settings(), make)
     decision = made.route("old", b"", "chat").decision
     assert (decision.backend_class, decision.model) == ("local_mlx", "m")
+
+
+def test_backends_that_are_gone_keep_no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    retired: list[Pool] = []
+    monkeypatch.setattr(Pool, "retire", lambda self: retired.append(self))
+    old, new = replaced({"a": record(2), "b": record(2), "c": record(2)}, {"b": record(2), "a": record(3)})
+    assert retired == [old[0].pool, old[2].pool]
+    assert new[0].pool is old[1].pool
 
 
 def test_change_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

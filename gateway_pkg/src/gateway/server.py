@@ -108,7 +108,7 @@ def _config(app: ASGIApp, settings: Settings, *, with_tls: bool) -> uvicorn.Conf
     tls = _certificate(settings) if with_tls else {}
     return uvicorn.Config(
         app,
-        http=Protocol,
+        http=_protocol(settings),
         ws="none",
         lifespan="off",
         log_config=None,
@@ -119,6 +119,14 @@ def _config(app: ASGIApp, settings: Settings, *, with_tls: bool) -> uvicorn.Conf
         timeout_graceful_shutdown=int(settings.gateway_shutdown_timeout_sec),
         **tls,  # type: ignore[arg-type]  # two keyword arguments of one type
     )
+
+
+def _protocol(settings: Settings) -> type[Protocol]:
+    class Bounded(Protocol):
+        body_timeout = settings.request_body_timeout_sec
+        send_timeout = settings.response_send_timeout_sec
+
+    return Bounded
 
 
 def _certificate(settings: Settings) -> dict[str, Path]:

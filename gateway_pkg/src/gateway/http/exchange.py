@@ -100,7 +100,7 @@ class Exchange:
         return (self.first_byte_at - self.started) * 1000
 
     async def body(self) -> bytes:
-        """The whole body; raises ApiError 413 when it is longer than `limit`, ClientGone."""
+        """The whole body; raises ApiError 413 when it is longer than `limit`, 408 when it is too slow; ClientGone."""
         whole = self._connection.take_body()
         if whole is not None:
             self.bytes_in = len(whole)
@@ -119,7 +119,7 @@ class Exchange:
         """The fields and files of a multipart body, until the end of the block; files are on disk when they are large.
 
         Raises:
-            ApiError: 413 when it is longer than `limit`, 400 when it is no multipart body.
+            ApiError: 413 when it is longer than `limit`, 408 when it is too slow, 400 when it is no multipart body.
             ClientGone: the client left before its end.
         """
         request = Request(self.scope, self._receive_within_limit)
@@ -138,7 +138,12 @@ class Exchange:
             await form.close()
 
     async def _receive_within_limit(self) -> Message:
-        message = await self.receive()
+        longest = self._connection.body_timeout
+        try:
+            async with asyncio.timeout(self.started + longest - perf_counter()):
+                message = await self.receive()
+        except TimeoutError:
+            raise too_slow(longest) from None
         if message["type"] == "http.disconnect":
             raise ClientGone
         self.bytes_in += len(message.get("body", b""))
@@ -237,5 +242,14 @@ def too_large(limit: int, setting: str) -> ApiError:
         413,
         f"The body is larger than {limit} bytes, the limit set by {setting}",
         code="request_too_large",
+        headers=HANG_UP,
+    )
+
+
+def too_slow(longest: float) -> ApiError:
+    return ApiError(
+        408,
+        f"The body did not come within {longest:g} s, the limit set by REQUEST_BODY_TIMEOUT_SEC",
+        code="request_timeout",
         headers=HANG_UP,
     )

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with what a hot request saves by going past ASGI, and with a bound on a request's head.
+"""uvicorn's HTTP protocol with what a hot request saves by going past ASGI, and with bounds on who is slow.
 
 An answer's head and body go out in one write, since each is a system call that wakes the client; a whole answer goes
 out as the bytes that it is. And whoever works for a client is told at once when it leaves; by ASGI's `receive()` that
@@ -15,9 +15,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 EXTENSION = "gateway.connection"
 HEAD = b"HTTP/1.1 "
+NEVER = float("inf")
 # A head is held in memory before anything can be known of its sender. Twice what other servers take at the most.
 REQUEST_HEAD_MAX_BYTES = 64 * 1024
-# From the connection, or its last answer's end, to the end of a head; who takes longer only holds the connection.
+# From the connection, or a head's first byte, to the head's end; and from the first byte that comes of a body after
+# its request was answered to the next head. Who takes longer only holds the connection.
 REQUEST_HEAD_MAX_SEC = 30.0
 TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -41,11 +43,17 @@ _server_lines = _ServerLines()
 
 
 class _JoiningTransport:
-    """Holds a head back until its body follows, at most until the event loop's next turn."""
+    """Holds a head back until its body follows, at most until the event loop's next turn.
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    `on_unsent` is called when it is closed before all is sent, for which the event loop has all the time in the world.
+    """
+
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, on_unsent: Callable[[], object]
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._on_unsent = on_unsent
         self._held = b""
         # Bound here once: what `__getattr__` finds costs an AttributeError each time.
         self.is_closing = transport.is_closing
@@ -64,6 +72,8 @@ class _JoiningTransport:
     def close(self) -> None:
         self._flush()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._on_unsent()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -75,15 +85,23 @@ class _JoiningTransport:
 
 
 class Protocol(HttpToolsProtocol):
-    """What `uvicorn.Config(http=…)` takes; in a request's scope it is the extension `gateway.connection`."""
+    """What `uvicorn.Config(http=…)` takes; in a request's scope it is the extension `gateway.connection`.
 
+    A request has `body_timeout` seconds for its body; a client that takes nothing for `send_timeout` is cut.
+    """
+
+    body_timeout = 600.0
+    send_timeout = 300.0
     # Called once, when the client leaves; None while nobody works for it. One request at a time is under way here.
     on_left: Callable[[], object] | None = None
     _head_bytes = 0
-    _head_timer: asyncio.TimerHandle | None = None  # runs while a head is waited for
+    _head_due = NEVER  # seconds of the loop's clock; what REQUEST_HEAD_MAX_SEC bounds is waited for until then
+    _head_timer: asyncio.TimerHandle | None = None  # it may outlast its head: a timer a connection, not a request
+    _send_timer: asyncio.TimerHandle | None = None  # runs while more waits to be sent than the buffers should hold
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(cast(asyncio.Transport, _JoiningTransport(transport, self.loop)))
+        joining = _JoiningTransport(transport, self.loop, self._watch_sending)
+        super().connection_made(cast(asyncio.Transport, joining))
         self._wait_for_head()
 
     def write_answer(self, head: tuple[bytes, ...], body: bytes) -> bool:
@@ -124,31 +142,65 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {EXTENSION: cast(Any, self)}
         self._head_bytes = 0
+        self._head_due = NEVER
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.scope is None or "method" in self.scope:  # set at the head's end
+        if self.scope is None:
+            return
+        if "method" in self.scope:  # set at the head's end
+            if self.cycle.response_complete and self._head_due == NEVER:
+                self._wait_for_head()  # a body that nobody reads is not to come for ever
             return
         # What came ends in a head without its end yet. (One that ends within a single read is bounded by that.)
         self._head_bytes += len(data)
         if self._head_bytes > REQUEST_HEAD_MAX_BYTES and not self.transport.is_closing():
             self.transport.write(TOO_LARGE)
             self.transport.close()
-        elif self._head_timer is None:
+        elif self._head_due == NEVER:
             self._wait_for_head()
 
     def _wait_for_head(self) -> None:
-        self._head_timer = self.loop.call_later(REQUEST_HEAD_MAX_SEC, self._head_is_late)
+        self._head_due = self.loop.time() + REQUEST_HEAD_MAX_SEC
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_at(self._head_due, self._check_head)
 
-    def _head_is_late(self) -> None:
-        if self.transport.is_closing():
+    def _check_head(self) -> None:
+        self._head_timer = None
+        if self.transport.is_closing() or self._head_due == NEVER:
             return
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._head_due > self.loop.time():
+            self._head_timer = self.loop.call_at(self._head_due, self._check_head)
+        elif self.cycle is not None and not self.cycle.response_complete:
             self._wait_for_head()  # the answer before it has all the time that it needs
-            return
-        if self._head_bytes:
-            self.transport.write(TOO_LATE)
-        self.transport.close()
+        else:
+            if self._head_bytes:
+                self.transport.write(TOO_LATE)
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_sending()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+        if self.transport.is_closing():
+            self._watch_sending()
+
+    def _watch_sending(self) -> None:
+        """Until writing is resumed, or all is sent at the end: nothing is added meanwhile."""
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+        unsent = self.transport.get_write_buffer_size()
+        self._send_timer = self.loop.call_later(self.send_timeout, self._check_sending, unsent)
+
+    def _check_sending(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self._watch_sending()
+        else:
+            self.transport.abort()
 
     def shutdown(self) -> None:
         """uvicorn's, at a stop; but an idle TLS client is not waited for to agree to the end."""
@@ -161,8 +213,9 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._head_timer is not None:
-            self._head_timer.cancel()
+        for timer in (self._head_timer, self._send_timer):
+            if timer is not None:
+                timer.cancel()
         if self.on_left is not None:
             self.on_left()
             self.on_left = None

@@ -90,7 +90,7 @@ class Pool:
         self._idle: list[Connection] = []
         self._joined: set[Connection] = set()  # whose socket is not yet closed
         self._waiters: OrderedDict[asyncio.Future[Connection | None], float] = OrderedDict()
-        self._closed = False
+        self._closed = self._retired = False
         self._all_left: asyncio.Future[None] | None = None
         self._head = lru_cache(maxsize=64)(self._checked_head)  # a backend's requests look alike
 
@@ -132,6 +132,12 @@ class Pool:
             if response._error is not None and not isinstance(response._error, UnansweredOnReused):
                 raise response._error
             connection = await self._connect()
+
+    def retire(self) -> None:
+        """Keep no connection any more: those that are idle end now, those in use with their last request."""
+        self._retired = True
+        for connection in tuple(self._idle):
+            connection.drop()
 
     async def close(self) -> None:
         """Abort everything; returns when all sockets are closed."""
@@ -229,6 +235,8 @@ class Pool:
             waiter.set_result(connection)
         else:
             self._idle.append(connection)
+            if self._retired:
+                connection.drop()
 
     def forget(self, connection: Connection) -> None:
         """A connection was dropped."""
