@@ -58,6 +58,15 @@ def test_edit_of_several_images(studio: Studio) -> None:
     assert form(studio.servers["openai"].asked(EDITS)[0])["image[]"] == [PICTURE, second]
 
 
+def test_type_of_a_file_is_that_of_its_bytes(studio: Studio) -> None:
+    """Clients that know no better say `application/octet-stream`, which servers refuse."""
+    files = {"image": ("cat", PICTURE, "application/octet-stream")}
+    answer = studio.gateway.client.post(EDITS, data={"prompt": "x"}, files=files, headers={"X-Backend": "openai"})
+    assert answer.status_code == 200, answer.text
+    body = studio.servers["openai"].asked(EDITS)[0].body
+    assert b'name="image"; filename="cat"\r\nContent-Type: image/png\r\n\r\n' in body
+
+
 @pytest.mark.proves(EDITS, "image", "mask", "prompt", "strength", "seed", backend="a1111")
 def test_edit_by_a1111(studio: Studio) -> None:
     answer = studio.edit("a1111", ("image", PICTURE), ("mask", MASK), strength="0.5", seed="3")

@@ -308,7 +308,8 @@ async def _read_form(exchange: Exchange) -> tuple[dict[str, Any], tuple[Upload, 
             if name in ("image", "mask"):
                 if not isinstance(value, UploadFile):
                     raise _invalid(name, "must be a file")
-                upload = Upload(value.filename or name, value.content_type or "image/png", await value.read())
+                data = await value.read()
+                upload = Upload(value.filename or name, MEDIA_TYPES.get(kind_of(data) or "", ""), data)
                 if name == "image":
                     images.append(upload)
                 elif mask is not None:

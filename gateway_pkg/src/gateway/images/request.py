@@ -22,7 +22,7 @@ _OURS = frozenset({"prompt", "n", "size", "model", "response_format", "stream", 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file of a multipart body."""
+    """A file of a multipart body; its type is that of its bytes, whatever the client says, "" where it is no image."""
 
     filename: str
     content_type: str
