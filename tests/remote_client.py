@@ -26,7 +26,7 @@ class Caller:
 
     def stream(self, path: str, body: dict[str, Any]) -> subprocess.Popen[str]:
         """curl, with the answer on its standard output as it comes."""
-        return self.host.start(*self._curl(path, body, "--silent", "--no-buffer", "--max-time", "120"))
+        return self.host.start(*self._curl(path, body, "--silent", "--no-buffer", "--max-time", "300"))
 
     def knocks(self, port: int) -> int:
         """How curl ends that asks the port: 0 for an answer, else curl's own number."""

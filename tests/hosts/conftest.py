@@ -34,8 +34,14 @@ def host(named: Callable[[str], str]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def token() -> str:
-    return (Path(str(EPHEMERAL)) / "inventory/secrets/gateway_token").read_text().strip()
+def inventory() -> Path:
+    """The directory of the scenario's inventory."""
+    return Path(str(EPHEMERAL)) / "inventory"
+
+
+@pytest.fixture(scope="session")
+def token(inventory: Path) -> str:
+    return (inventory / "secrets/gateway_token").read_text().strip()
 
 
 @pytest.fixture(scope="session")

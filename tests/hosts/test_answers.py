@@ -51,7 +51,7 @@ def cosine(one: list[float], other: list[float]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True)) / math.hypot(*one) / math.hypot(*other)
 
 
-def test_a_killed_model_ends_the_stream_with_an_error_then_503_then_it_is_back(host: Any, inside: Caller) -> None:
+def test_a_killed_model_ends_the_stream_with_an_error_and_comes_back(host: Any, inside: Caller) -> None:
     before = host.service("llamacpp").systemd_properties["MainPID"]
     long = {"model": "default", "prompt": "Once upon a time", "max_tokens": 3000, "ignore_eos": True, "stream": True}
     client = inside.stream("/v1/completions", long)
@@ -59,14 +59,15 @@ def test_a_killed_model_ends_the_stream_with_an_error_then_503_then_it_is_back(h
     first = client.stdout.readline()
     assert json.loads(first.removeprefix("data: "))["choices"]
     host.run_test(f"kill -9 {before}")
-    rest, _ = client.communicate(timeout=30)
+    rest, _ = client.communicate(timeout=60)
     events = [line.removeprefix("data: ") for line in rest.splitlines() if line.startswith("data: ")]
     assert "error" in json.loads(events[-1]), events[-1]
     assert "[DONE]" not in events
 
-    status, answer = inside.post("/v1/chat/completions", {**QUESTION, "max_tokens": 8})
-    assert status == 503, answer
-    assert answer["error"]["code"] == "backend_not_ready"
+    def is_back() -> bool:
+        status, answer = inside.post("/v1/chat/completions", {**QUESTION, "max_tokens": 8})
+        assert status == 200 or (status, answer["error"]["code"]) == (503, "backend_not_ready"), answer
+        return status == 200
 
-    eventually(lambda: inside.post("/v1/chat/completions", {**QUESTION, "max_tokens": 8})[0] == 200)
+    eventually(is_back, 60)
     assert host.service("llamacpp").systemd_properties["MainPID"] not in ("0", before)

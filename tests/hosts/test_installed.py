@@ -1,7 +1,6 @@
 """What stands on the provisioned host: listeners, users, modes, what services may write, their sandbox."""
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -10,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.ansible_run import ansible_playbook
+from tests.ansible_run import ROOT, ansible_playbook
 
-ROOT = Path(__file__).resolve().parents[2]
 SSHD = {("0.0.0.0", 22), ("::", 22)}
 
 # Written by hand, to hold the derived one to something.
@@ -117,9 +115,8 @@ def test_a_service_can_write_its_data_and_nothing_else(host: Any, unit: str) -> 
 
 
 @pytest.fixture(scope="session")
-def production(host: Any) -> Callable[[str], str]:
+def production(host: Any, inventory: Path) -> Callable[[str], str]:
     """The unit as rendered for production: what check mode with PrivateUsers= would write."""
-    inventory = Path(os.environ["MOLECULE_INVENTORY_FILE"]).parent
     flags = ["--check", "--diff", "-e", "service_private_users=true"]
     run = ansible_playbook(ROOT / "molecule/default/converge.yml", *flags, inventory=inventory).succeeded()
     differences = [line.strip() for line in run.output.splitlines() if re.match(r" *[+-](?![+-])", line)]
