@@ -47,7 +47,9 @@ REQUIRED: dict[str, Any] = {
 }
 # Of each kind some that a field takes and some that it does not, whichever field it is put into.
 VALUES: st.SearchStrategy[Any] = st.one_of(
-    st.sampled_from([None, True, False, 0.5, 3.5, -0.5, 5_000, 2**40, "", "x" * 501, {}, [], [{}], [[1, 2]], [1, "x"]]),
+    st.sampled_from(
+        [None, True, False, 0, 1, 0.5, 3.5, -0.5, 5_000, 2**40, "", "x" * 501, {}, [], [{}], [[1, 2]], [1, "x"]]
+    ),
     st.sampled_from(["float", "base64", "url", "b64_json", "png", "auto", "low", "detailed", "standard", "sse", "zzz"]),
     st.sampled_from([[{"role": "user"}], [{"role": "user", "content": 5}], [{"role": "user", "content": [{}]}]]),
     st.sampled_from([[{"role": "user", "content": [{"type": "text"}]}], [{"role": "zzz", "content": ""}]]),

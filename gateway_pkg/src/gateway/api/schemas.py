@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 _OPEN = ConfigDict(extra="allow", strict=True)
@@ -18,6 +18,18 @@ Model = Annotated[
         description="An alias, a served model, `<class>:<model>`, or `auto`.",
         examples=["default", "auto"],
     ),
+]
+
+
+def _is_false(value: bool) -> bool:
+    if value:
+        raise ValueError("embeddings come whole")
+    return value
+
+
+# Not Literal[False], to which Pydantic would make 0, though the body goes on as it came.
+Whole = Annotated[
+    bool, AfterValidator(_is_false), Field(description="Embeddings come whole.", json_schema_extra={"const": False})
 ]
 
 
@@ -81,7 +93,7 @@ class EmbeddingRequest(TypedDict):
     encoding_format: NotRequired[Literal["float", "base64"] | None]
     dimensions: NotRequired[int | None]
     user: NotRequired[str | None]
-    stream: NotRequired[Annotated[Literal[False] | None, Field(description="Embeddings come whole.")]]
+    stream: NotRequired[Whole | None]
 
 
 # What the gateway vouches for of an answer: backends fill in the rest.
