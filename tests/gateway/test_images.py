@@ -45,7 +45,6 @@ SLOW: dict[str, dict[str, str]] = {
     "comfyui": {"prompt": "slow"},
     "invokeai": {"prompt": "slow"},
 }
-
 PROVES = {
     kind: pytest.param(kind, marks=pytest.mark.proves(GENERATIONS, "prompt", "n", "size", "model", backend=kind))
     for kind in KINDS
@@ -262,7 +261,6 @@ def test_field_without_counterpart_is_refused_by_name(studio: Studio, kind: str,
 
 
 NATIVE = ("nexa", "a1111", "comfyui", "invokeai")
-
 DONE_ANYWAY = {"quality": "auto", "background": "auto", "moderation": "auto", "output_format": "png", "user": "me"}
 
 
