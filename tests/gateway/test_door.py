@@ -9,7 +9,7 @@ import pytest
 from gateway.http import edge
 
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
-from tests.gateway.sockets import connect, read_to_end
+from tests.gateway.sockets import connect, read_to_end, read_until
 from tests.gateway.upstream import Upstream
 
 DOCS = {"/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"}
@@ -115,6 +115,13 @@ def test_size_guard_with_and_without_a_length(tmp_path: Path, backend: Upstream)
             assert answer.status_code == 413
             assert "MAX_REQUEST_BYTES" in answer.json()["error"]["message"]
         assert running.chat("fast").status_code == 200
+
+
+def test_length_of_too_many_digits_is_too_large(served: Gateway) -> None:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    with connect(served.port) as connection:
+        connection.sendall(f"{head}Content-Length: {'0' * 5000}2\r\n\r\n{{}}".encode())
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 413 ")
 
 
 def test_never_ending_body_is_cut_at_the_limit(served: Gateway) -> None:

@@ -183,13 +183,13 @@ def test_caps_of_an_alias_hold_for_what_is_translated(capped: tuple[Gateway, Ups
     body = {"model": "fast", "max_tokens": 50, "temperature": 0.9, "messages": HI}
     assert running.client.post("/v1/messages", json=body).status_code == 200
     sent = backend.seen[-1].json
-    assert (sent["max_completion_tokens"], sent["temperature"]) == (9, 0.5)
+    assert (sent["max_tokens"], sent["temperature"]) == (9, 0.5)
     body["tools"] = [{"name": "f", "input_schema": {"type": "object"}}]
     refused = running.client.post("/v1/messages", json=body)
     assert refused.status_code == 400
     assert refused.json()["error"]["message"] == "tools not allowed for model alias 'fast'"
     assert running.client.post("/v1/messages", json={**body, "model": "default"}).status_code == 200
-    assert [entry["has_tools"] for entry in running.log_entries(3)] == [False, False, True]
+    assert running.log_entry(lambda entry: bool(entry.get("has_tools")))["path"] == "/v1/messages"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from gateway.api.dispatch import as_chunk
 from gateway.api.endpoint import parse
 from gateway.api.hot import CHAT_REQUEST as CHAT
 from gateway.api.hot import COMPLETION_REQUEST as COMPLETIONS
@@ -126,6 +127,17 @@ def test_other_stream_options_are_kept() -> None:
 )
 def test_caps_of_an_alias(alias: Alias, request_fields: dict[str, Any], changes: dict[str, Any]) -> None:
     assert within_limits(alias, request_fields) == changes
+
+
+def test_a_whole_answer_as_one_chunk_numbers_its_tool_calls() -> None:
+    calls = [{"id": name, "type": "function", "function": {"name": name, "arguments": "{}"}} for name in "ab"]
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+    chunk = as_chunk({"id": "c", "object": "chat.completion", "choices": [choice]})
+    assert chunk["object"] == "chat.completion.chunk"
+    (choice,) = chunk["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["delta"] == {**message, "tool_calls": [{"index": n, **call} for n, call in enumerate(calls)]}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,38 @@ def test_backend_that_is_gone_is_a_503_until_it_is_back(tmp_path: Path) -> None:
             backend.healthy = True
             until(lambda: running.chat("echo").status_code == 200, "not probed back in")
             assert running.observe.get("/readyz").status_code == 200
+
+
+def test_stop_cuts_what_does_not_end(tmp_path: Path, backend: Upstream, seen: Upstream) -> None:
+    """Half of an answer is not to look like all of it, nor none like one."""
+    write_files(tmp_path, backend.url)
+    with gateway(tmp_path, GATEWAY_SHUTDOWN_TIMEOUT_SEC="1") as running:
+        with chat(running.port, "hang-mid", stream=True) as begun, chat(running.port, "hang") as silent:
+            seen.wait_for(2)
+            read_until(begun, b"data: ")
+            running.process.send_signal(signal.SIGTERM)
+            assert not rest(begun).endswith(b"0\r\n\r\n")
+            assert rest(silent) == b""
+        assert running.process.wait(PATIENCE_SEC) == 0
+        assert [entry.get("abort_reason") for entry in running.log_entries(2)].count("shutdown") == 2
+
+
+def rest(connection: socket.socket) -> bytes:
+    """What comes until the connection is closed or reset."""
+    received = b""
+    with suppress(ConnectionResetError):
+        while data := connection.recv(65536):
+            received += data
+    return received
+
+
+def test_told_again_and_again_to_stop_it_still_ends_well(tmp_path: Path, backend: Upstream) -> None:
+    write_files(tmp_path, backend.url)
+    with gateway(tmp_path) as running:
+        while running.process.poll() is None:
+            running.process.send_signal(signal.SIGTERM)
+            time.sleep(0.001)
+    assert running.process.returncode == 0
 
 
 def test_stop_lets_a_stream_end(tmp_path: Path, backend: Upstream) -> None:
