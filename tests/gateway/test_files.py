@@ -168,6 +168,25 @@ def test_env_file_is_read_and_the_environment_beats_it(tmp_path: Path, monkeypat
         load_settings(tmp_path / "missing")
 
 
+def test_variables_of_files_may_stand_in_the_env_file(tmp_path: Path) -> None:
+    """Also where they are settings, as in the earlier gateway's own list of backends."""
+    env_file, path = tmp_path / ".env", tmp_path / "backends.yaml"
+    env_file.write_text("KEY=from-file\nOLLAMA_BASE_URL=http://127.0.0.1:7\nOTHER=1\nTTS_BASE_URL=\n")
+    settings = load_settings(env_file, gateway_backends_path=path, mlx_base_url="http://127.0.0.1:8")
+    for name, environment, filled in (
+        ("KEY", {}, "from-file"),
+        ("KEY", {"KEY": "from-environment"}, "from-environment"),
+        ("OLLAMA_BASE_URL", {}, "http://127.0.0.1:7"),
+        ("MLX_BASE_URL", {}, "http://127.0.0.1:8"),
+    ):
+        path.write_text(GOOD + f", api_key: '${{{name}}}'}}}}")
+        assert load_backends(settings, environment).records["a"].api_key == filled
+    for name in ("TTS_BASE_URL", "GATEWAY_PORT", "GATEWAY_BEARER_TOKEN", "NOWHERE"):
+        path.write_text(GOOD + f", api_key: '${{{name}}}'}}}}")
+        with pytest.raises(Refusal, match="is not set; set it in the environment or the env file"):
+            load_backends(settings, {})
+
+
 def test_paths_that_are_left_empty_are_not_set(tmp_path: Path) -> None:
     names = ("GATEWAY_TLS_CERT_PATH", "GATEWAY_TLS_KEY_PATH", "GATEWAY_TOKEN_POLICIES_PATH", "BACKEND_CA_BUNDLE")
     path = tmp_path / ".env"

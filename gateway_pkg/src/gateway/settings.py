@@ -7,11 +7,12 @@ earlier gateway, in either case; keys of the env file that the gateway does not 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, NoDecode, SettingsConfigDict
 
 from gateway.refusal import Refusal
 
@@ -37,6 +38,8 @@ class Settings(BaseSettings):
     """The gateway's settings. Sizes are bytes, times seconds."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    _env_file_lines: Mapping[str, str | None] = PrivateAttr(default_factory=dict)
 
     gateway_host: str = Field("127.0.0.1", description="Address of the API listener.")
     gateway_port: int = Field(8800, ge=1, le=65535, description="Port of the API listener.")
@@ -205,6 +208,13 @@ class Settings(BaseSettings):
             return value
         return tuple(ipaddress.ip_network(part.strip(), strict=False) for part in value.split(",") if part.strip())
 
+    def variable(self, name: str, environment: Mapping[str, str]) -> str:
+        """What `${name}` stands for in a file: by the environment, the env file or a setting; "" for nothing."""
+        value = environment.get(name) or self._env_file_lines.get(name)
+        if not value and name.lower() in type(self).model_fields:
+            value = getattr(self, name.lower())
+        return value if isinstance(value, str) else ""
+
     def tokens(self) -> tuple[str, ...]:
         """The accepted tokens.
 
@@ -239,12 +249,16 @@ def load_settings(env_file: Path | None = None, **overrides: object) -> Settings
             raise Refusal(f"env file {env_file} cannot be read ({_reason(error)}); check its path and mode") from None
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Settings(_env_file=env_file, _env_file_encoding="utf-8", **given)  # type: ignore[call-arg, arg-type]  # pydantic-settings' own arguments
+        settings = Settings(_env_file=env_file, _env_file_encoding="utf-8", **given)  # type: ignore[call-arg, arg-type]  # pydantic-settings' own arguments
     except ValidationError as error:
         problems = [
             f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
         ]
         raise Refusal(*problems) from None
+    if env_file is not None:
+        source = DotEnvSettingsSource(Settings, env_file=env_file, env_file_encoding="utf-8", case_sensitive=True)
+        settings._env_file_lines = source.env_vars
+    return settings
 
 
 def _reason(error: Exception) -> str:

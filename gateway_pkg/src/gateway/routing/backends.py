@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -139,7 +139,7 @@ class BackendsFile(NamedTuple):
 
 
 def load_backends(settings: Settings, environment: Mapping[str, str] = os.environ) -> BackendsFile:
-    """The backends of the file and those that single settings name; `${NAME}` is filled from the environment.
+    """The backends of the file and those that single settings name; `${NAME}` as `Settings.variable`.
 
     The file need not be there where a setting names a backend, unless it was named itself.
 
@@ -150,7 +150,7 @@ def load_backends(settings: Settings, environment: Mapping[str, str] = os.enviro
     implied = implied_records(settings)
     if implied and "gateway_backends_path" not in settings.model_fields_set and not path.exists():
         return BackendsFile(implied, {})
-    records, legacy_mapping = _read(path, environment)
+    records, legacy_mapping = _read(path, lambda name: settings.variable(name, environment))
     classes = {record.backend_class for record in records.values()}
     known = classes | {name for name, backend_class in legacy_mapping.items() if backend_class in classes}
     records |= {name: record for name, record in implied.items() if record.backend_class not in known}
@@ -167,7 +167,7 @@ def _is_loopback(url: str) -> bool:
     return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
 
 
-def _read(path: Path, environment: Mapping[str, str]) -> tuple[dict[str, BackendRecord], dict[str, str]]:
+def _read(path: Path, variable: Callable[[str], str]) -> tuple[dict[str, BackendRecord], dict[str, str]]:
     text = read_text(path, "backends file", f"{HINT}, {NO_BACKENDS}")
     try:
         content = yaml.safe_load(text)
@@ -180,7 +180,7 @@ def _read(path: Path, environment: Mapping[str, str]) -> tuple[dict[str, Backend
     if not isinstance(content, dict) or not isinstance(content.get("backends"), dict) or not content["backends"]:
         raise Refusal(f"{path}: needs a mapping 'backends:' with at least one record; see docs/add-a-backend.md")
     try:
-        records = _RECORDS.validate_python(_fill(content["backends"], environment, path))
+        records = _RECORDS.validate_python(_fill(content["backends"], variable, path))
         mapping = _MAPPING.validate_python(content.get("legacy_mapping") or {})
     except ValidationError as error:
         raise _with_nearest_keys(validation_refusal(path, error)) from None
@@ -254,19 +254,21 @@ def _probed(path: str) -> dict[str, str]:
     return {"liveness": path, "readiness": path}
 
 
-def _fill(value: Any, environment: Mapping[str, str], path: Path) -> Any:
+def _fill(value: Any, variable: Callable[[str], str], path: Path) -> Any:
     if isinstance(value, dict):
-        return {key: _fill(item, environment, path) for key, item in value.items()}
+        return {key: _fill(item, variable, path) for key, item in value.items()}
     if isinstance(value, list):
-        return [_fill(item, environment, path) for item in value]
+        return [_fill(item, variable, path) for item in value]
     if not isinstance(value, str):
         return value
 
     def replace(match: re.Match[str]) -> str:
         name = match.group(1)
-        if name not in environment:
-            raise Refusal(f"{path}: ${{{name}}} is not set in the environment; set it or write the value")
-        return environment[name]
+        if filled := variable(name):
+            return filled
+        raise Refusal(
+            f"{path}: ${{{name}}} is not set; set it in the environment or the env file, or write the value here"
+        )
 
     return _VARIABLE.sub(replace, value)
 
