@@ -186,13 +186,13 @@ class Dispatcher:
         """A slot of another host instead of that which failed; raises the error itself, ApiError where none is free."""
         if error.sent_first_byte or isinstance(error, PoolExhausted) or len(route.slots) == 1:
             raise error
-        slots.backend.fail(str(error))
+        told = failure(error, slots.backend)
         slots.release()
         exchange.slots = None
         try:
             other = self.registry.take(route, slots.backend) or await self._wait(exchange, route)
         except ApiError:
-            raise failure(error, slots.backend) from error
+            raise told from error
         exchange.slots = other
         exchange.retried = True
         return other

@@ -73,11 +73,14 @@ class Exchange:
         self._send = send
 
     def cancel_when_left(self) -> None:
-        """From now on the client's leaving cancels the current task; `finished` must follow."""
+        """From now on the client's leaving cancels the current task, also if it has left; `finished` must follow."""
         connection = self._connection
         # With the loop given, Python 3.11 need not ask the kernel for its process id.
         self._task = asyncio.current_task(connection.loop)
-        connection.on_left = self._left
+        if connection.transport.is_closing():
+            self._left()
+        else:
+            connection.on_left = self._left
 
     def finished(self) -> None:
         """The work is over: its client may do as it likes."""

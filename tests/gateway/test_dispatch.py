@@ -1,0 +1,41 @@
+"""What all handlers share of the way to a backend: clients that left before it, hosts that fail before its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.gateway.chat_script import chat_script
+from tests.gateway.conftest import gateway, write_files
+from tests.gateway.sockets import send
+from tests.gateway.test_hosts import two_hosts
+from tests.gateway.test_leaving import wait_until_idle
+from tests.gateway.upstream import upstream
+
+
+def test_client_that_leaves_before_its_backend_is_asked(tmp_path: Path) -> None:
+    """Stored responses are read beside the event loop: who leaves meanwhile has left when the work begins."""
+    with chat_script() as script:
+        write_files(tmp_path, script.url)
+        with gateway(tmp_path) as running:
+            stored = running.client.post("/v1/responses", json={"model": "echo", "input": "Hi"}).json()["id"]
+            request = {"model": "hang", "input": "Go on", "previous_response_id": stored}
+            for number in range(30):
+                headers = {"X-Request-Id": f"leaving-{number}"}
+                send(running.port, "/v1/responses", request, headers=headers).close()
+            for number in range(30):
+                assert running.log_entry(_is(f"leaving-{number}"))["status"] == 499
+            wait_until_idle(running)
+
+
+def test_host_that_another_stood_in_for_has_failed(tmp_path: Path) -> None:
+    with upstream() as gone, upstream() as there, two_hosts(tmp_path, gone.url, there.url) as running:
+        gone.always = "die-before"
+        assert running.chat("echo").status_code == 200
+        failures = 'gateway_upstream_failures_total{backend="test@here",kind="closed"} 1.0'
+        assert failures in running.client.get("/metrics").text
+
+
+def _is(request_id: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda entry: entry["request_id"] == request_id
