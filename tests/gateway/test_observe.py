@@ -74,7 +74,8 @@ def test_observability_listener(served: Gateway) -> None:
     assert served.observe.get("/readyz").json()["ok"] is True
     assert served.observe.get("/health/upstreams").json()["upstreams"]["test@here"]["ready"] is True
     assert served.observe.get("/v1/models").status_code == 404
-    assert served.observe.post("/health").status_code == 405
+    refused = served.observe.post("/health")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD")
 
 
 def test_switched_off(tmp_path: Path, backend: Upstream) -> None:

@@ -123,6 +123,14 @@ def test_routes_are_decided_anew_when_names_change() -> None:
     assert alone.route("new", b"", "chat").decision.reason == "pinned:model"
 
 
+def test_no_model_has_a_name_without_end() -> None:
+    alone = registry(a=record())
+    alone.route_in_class("x" * 500, b"", "chat", "test", "/v1/x")
+    with pytest.raises(ApiError, match="at most 500 characters") as caught:
+        alone.route_in_class("x" * 501, b"", "chat", "test", "/v1/x")
+    assert (caught.value.status, caught.value.param) == (400, "model")
+
+
 def test_remembered_routes_are_bounded() -> None:
     alone = registry(a=record())
     for number in range(3 * ROUTES_MAX):

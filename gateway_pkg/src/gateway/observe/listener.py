@@ -44,6 +44,8 @@ def make_listener(registry: Registry, metrics: Metrics | None) -> ASGIApp:
             return
         status, content_type, body = page(scope["method"], scope["path"])
         headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+        if status == 405:
+            headers.append((b"allow", b"GET, HEAD"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 

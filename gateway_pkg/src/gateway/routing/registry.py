@@ -49,6 +49,7 @@ BUILTIN_EMBEDDER = {"builtin": "gateway_embed"}  # the earlier EMBEDDINGS_BACKEN
 RETRY_NOT_READY_SEC = 30  # the earlier system's figures
 RETRY_OVERLOADED_SEC = 5
 ROUTES_MAX = 1_000
+MODEL_MAX_CHARS = 500  # as the JSON routes have it; a form's field is checked by nobody else, and its route is kept
 # A host that failed so often in a row, though its probes are answered, rests while others of its class are there.
 STRIKES_MAX = 3
 REST_MAX_SEC = 60.0
@@ -325,6 +326,10 @@ class Registry:
         Raises:
             ApiError: as `route`.
         """
+        if len(model) > MODEL_MAX_CHARS:
+            raise ApiError(
+                400, f"'model': send at most {MODEL_MAX_CHARS} characters", param="model", code="invalid_value"
+            )
         decision = decide_in_class(model, backend_header.decode("latin-1"), capability, usual, self.names)
         return self._decide_once(decision, capability, model, path)
 
