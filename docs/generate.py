@@ -30,7 +30,7 @@ MARKED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
 SECTIONS = {
     "gateway_host": "Listener and process",
     "gateway_bearer_token": "Who may call",
-    "max_request_bytes": "Sizes and addresses",
+    "max_request_bytes": "Requests and answers",
     "gateway_db_path": "What is stored",
     "gateway_backends_path": "Backends, aliases, routing",
     "embeddings_backend": "Embeddings",
