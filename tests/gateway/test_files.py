@@ -150,6 +150,13 @@ def test_a_class_of_the_file_beats_an_address(tmp_path: Path) -> None:
     assert list(load_backends(settings, {}).records) == ["a", "ollama"]
 
 
+def test_a_record_is_not_lost_to_an_address_of_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "backends.yaml"
+    path.write_text(GOOD.replace("a:", "ollama:", 1) + "}}")
+    with pytest.raises(Refusal, match="ollama: a setting makes a backend of this name"):
+        load_backends(load_settings(gateway_backends_path=path, ollama_base_url="http://127.0.0.1:3"), {})
+
+
 def test_hosts_of_a_class_share_one_queue(tmp_path: Path) -> None:
     path = tmp_path / "backends.yaml"
     record = GOOD.removeprefix("backends: {a: ")

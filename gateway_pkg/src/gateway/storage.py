@@ -311,7 +311,8 @@ def _apply(connection: apsw.Connection, path: Path, migrations: Sequence[str], m
         connection.pragma("user_version", len(migrations))
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a full disk ends it by itself
+            connection.execute("ROLLBACK")
         raise
 
 

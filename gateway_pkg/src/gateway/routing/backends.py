@@ -153,7 +153,14 @@ def load_backends(settings: Settings, environment: Mapping[str, str] = os.enviro
     records, legacy_mapping = _read(path, lambda name: settings.variable(name, environment))
     classes = {record.backend_class for record in records.values()}
     known = classes | {name for name, backend_class in legacy_mapping.items() if backend_class in classes}
-    records |= {name: record for name, record in implied.items() if record.backend_class not in known}
+    for name, record in implied.items():
+        if record.backend_class not in known:
+            if name in records:
+                raise Refusal(
+                    f"{path}: {name}: a setting makes a backend of this name; rename the record, "
+                    f"or give it the class {record.backend_class}"
+                )
+            records[name] = record
     url = settings.images_http_base_url
     if url and not _is_loopback(url):  # the earlier system's rule: its default, on loopback, left the class's own
         for name, record in records.items():
