@@ -10,7 +10,7 @@ T = TypeVar("T")
 PATIENCE_SEC = 30.0  # after which what a test waits for will not come: many times what the slowest machine needs
 
 
-def until(get: Callable[[], T], problem: str, seconds: float = PATIENCE_SEC) -> T:
+def until(get: Callable[[], T | None], problem: str, seconds: float = PATIENCE_SEC) -> T:
     """What `get` gives, as soon as that is true; fails with `problem` after so many seconds."""
     deadline = time.monotonic() + seconds
     while not (found := get()):

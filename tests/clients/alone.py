@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.clients.appliance import Appliance, poll
+from tests.clients.appliance import Appliance
 from tests.ports import free_ports
+from tests.waiting import PATIENCE_SEC, until
 
 TOKEN = "a-token-of-this-test-0123456789"
 Record = dict[str, Any]
@@ -63,20 +64,20 @@ def fronting(
     with (place / "stderr").open("w") as stderr:
         process = subprocess.Popen(command(program, place, port), env=env, stderr=stderr, cwd=place)
         try:
-            poll(lambda: _health(process, port, place / "stderr"), "the gateway did not answer", 20)
+            until(lambda: _health(process, port, place / "stderr"), "the gateway does not answer")
             yield Appliance(f"http://127.0.0.1:{port}/v1", TOKEN)
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(20)
+                process.wait(PATIENCE_SEC)
             finally:
                 process.kill()
     assert process.returncode == 0, (place / "stderr").read_text()
 
 
-def _health(process: subprocess.Popen[bytes], port: int, stderr: Path) -> bool | None:
+def _health(process: subprocess.Popen[bytes], port: int, stderr: Path) -> bool:
     assert process.poll() is None, stderr.read_text()
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).is_success or None
+        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).is_success
     except httpx.TransportError:
-        return None
+        return False

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from tests.ansible_run import ROOT, ansible_playbook
 from tests.ports import free_ports
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -65,13 +62,3 @@ def _inventory(place: Path) -> tuple[Path, int]:
     }
     path.write_text(yaml.safe_dump(inventory))
     return path, api
-
-
-def poll(ask: Callable[[], T | None], problem: str, seconds: float) -> T:
-    """What `ask` gives as soon as it gives something; fails with `problem` after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if (found := ask()) is not None:
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"{problem} within {seconds} s")

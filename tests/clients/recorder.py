@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from tests.clients.appliance import poll
+from tests.waiting import until
 
 
 class _Bytes(io.BytesIO):
@@ -34,7 +34,7 @@ class Recorder:
 
     def answer(self, mark: bytes) -> bytes:
         """The body of the one answer that holds `mark`, such as a completion's id, without its transfer coding."""
-        return poll(lambda: self._find(mark), f"no whole answer holds {mark!r}", 5)
+        return until(lambda: self._find(mark), f"no whole answer holds {mark!r}")
 
     def _find(self, mark: bytes) -> bytes | None:
         found = [body for received in self.received for body in _bodies(bytes(received)) if mark in body]

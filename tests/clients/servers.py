@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import yaml
 
-from tests.clients.appliance import poll
 from tests.environments import ROOT, environment
 from tests.ports import free_ports
+from tests.waiting import until
 
 HERE = Path(__file__).parent
 HEAVY = ROOT / "tests" / "heavy"
@@ -27,7 +27,7 @@ MLX_MODEL = "default_model"  # what mlx_lm.server calls the model that it was st
 
 @contextmanager
 def started(
-    argv: Sequence[str | Path], url: str, log: Path, variables: Mapping[str, str] | None = None, seconds: float = 60
+    argv: Sequence[str | Path], url: str, log: Path, variables: Mapping[str, str] | None = None, seconds: float = 120
 ) -> Iterator[None]:
     """Runs `argv` until the end of the block, from when `url` answers 200; its output goes to `log`.
 
@@ -44,7 +44,7 @@ def started(
             start_new_session=True,
         )
     try:
-        poll(lambda: _answers(process, url, log), f"{url} did not answer; see {log}", seconds)
+        until(lambda: _answers(process, url, log), f"{url} does not answer, see {log},", seconds)
         yield
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -55,12 +55,12 @@ def started(
             process.wait()
 
 
-def _answers(process: subprocess.Popen[bytes], url: str, log: Path) -> bool | None:
+def _answers(process: subprocess.Popen[bytes], url: str, log: Path) -> bool:
     assert process.poll() is None, log.read_text(errors="replace")[-3000:]
     try:
-        return httpx.get(url, trust_env=False, timeout=5).is_success or None
+        return httpx.get(url, trust_env=False, timeout=5).is_success
     except httpx.TransportError:
-        return None
+        return False
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def optillm(place: Path, upstream: str) -> Iterator[str]:
     argv: list[str | Path] = [program, "--base-url", upstream, "--host", "127.0.0.1", "--port", str(port)]
     variables = {"OPENAI_API_KEY": "none", "HF_HUB_OFFLINE": "1", "HF_HOME": str(place / "huggingface")}
     url = f"http://127.0.0.1:{port}"
-    with started(argv, f"{url}/health", place / "optillm.log", variables, seconds=180):
+    with started(argv, f"{url}/health", place / "optillm.log", variables, seconds=300):
         yield f"{url}/v1"
 
 
@@ -114,5 +114,5 @@ def litellm(place: Path, upstream: str, model: str) -> Iterator[str]:
     argv: list[str | Path] = [program, "--config", place / "litellm.yaml", "--host", "127.0.0.1", "--port", str(port)]
     variables = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"}
     url = f"http://127.0.0.1:{port}"
-    with started(argv, f"{url}/health/liveliness", place / "litellm.log", variables, seconds=120):
+    with started(argv, f"{url}/health/liveliness", place / "litellm.log", variables, seconds=300):
         yield f"{url}/v1"

@@ -42,7 +42,7 @@ def alone(program: Path, caller: ToolCaller, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def sdk(alone: Appliance) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=alone.url, api_key=alone.token, max_retries=0, timeout=20) as client:
+    with openai.OpenAI(base_url=alone.url, api_key=alone.token, max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -97,7 +97,7 @@ def refusal(program: Path, place: Path, text: str, *, token: str = "", port: int
         env=environment(place) | ({"GATEWAY_BEARER_TOKEN": token} if token else {}),
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=False,
     )
     assert done.returncode == 2, done

@@ -21,11 +21,11 @@ PORT = 8080
 CHAT = {"model": "pair:pacer", "messages": [{"role": "user", "content": "Who are you?"}]}
 # Seconds: so short that a test need not wait, so long that a busy machine is not taken for a dead host.
 IMPATIENT = {
-    "UPSTREAM_CONNECT_TIMEOUT_SEC": "2",
-    "UPSTREAM_FIRST_BYTE_TIMEOUT_SEC": "4",
-    "UPSTREAM_IDLE_TIMEOUT_SEC": "3",
+    "UPSTREAM_CONNECT_TIMEOUT_SEC": "4",
+    "UPSTREAM_FIRST_BYTE_TIMEOUT_SEC": "8",
+    "UPSTREAM_IDLE_TIMEOUT_SEC": "6",
     "HEALTH_CHECK_INTERVAL_SEC": "1",
-    "HEALTH_CHECK_TIMEOUT_SEC": "2",
+    "HEALTH_CHECK_TIMEOUT_SEC": "4",
 }
 
 
@@ -62,6 +62,8 @@ class Pair:
 
     def is_back(self, name: str) -> bool:
         """With the other host busy, a request goes to this one when it is taken for ready."""
+        if self.ask()[0] != 200:  # not probed yet
+            return False
         with self.streaming() as (busy, _):
             return busy == name or self.ask() == (200, name)
 
@@ -88,7 +90,7 @@ def pair(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 
 def client(gateway: Appliance) -> httpx.Client:
     headers = {"Authorization": f"Bearer {gateway.token}"}
-    return httpx.Client(base_url=gateway.url, headers=headers, timeout=30, trust_env=False)
+    return httpx.Client(base_url=gateway.url, headers=headers, timeout=60, trust_env=False)
 
 
 @contextmanager

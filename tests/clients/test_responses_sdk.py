@@ -44,7 +44,7 @@ def alone(program: Path, caller: ToolCaller, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture
 def sdk(alone: Appliance) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=alone.url, api_key=alone.token, max_retries=0, timeout=20) as client:
+    with openai.OpenAI(base_url=alone.url, api_key=alone.token, max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -147,7 +147,7 @@ def test_refusals_are_the_errors_that_libraries_look_for(sdk: openai.OpenAI) -> 
 def test_the_asynchronous_client(alone: Appliance) -> None:
     async def ask() -> tuple[str, ...]:
         async with (
-            openai.AsyncOpenAI(base_url=alone.url, api_key=alone.token, max_retries=0, timeout=20) as client,
+            openai.AsyncOpenAI(base_url=alone.url, api_key=alone.token, max_retries=0, timeout=60) as client,
             client.responses.stream(model=upstream.MODEL, input=QUESTION, tools=TOOLS) as stream,
         ):
             return tuple(call.arguments for call in calls_of(await stream.get_final_response()))

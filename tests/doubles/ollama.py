@@ -35,6 +35,9 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from tests.ports import free_ports
+from tests.waiting import PATIENCE_SEC, until
+
 Json = dict[str, Any]
 VERSION = "0.12.11"
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,11 +108,8 @@ class Ollama:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def wait_until_left(self, seconds: float = 5) -> None:
-        deadline = time.monotonic() + seconds
-        while not self.left:
-            assert time.monotonic() < deadline, "the stream was not left"
-            time.sleep(0.005)
+    def wait_until_left(self) -> None:
+        until(lambda: self.left, "the stream was not left")
 
     def model(self, request: Json) -> str:
         """The full name of the request's model."""
@@ -599,21 +599,18 @@ def ollama(port: int = 0, *, with_llama: bool = False) -> Iterator[Ollama]:
 @contextmanager
 def llama() -> Iterator[str]:
     """A real llama.cpp with the packaged model; gives its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_ports(1)[0])
     script = ROOT / "roles/llamacpp/files/llamacpp_server.py"
     options = ["--model-name", "smollm2", "--context-size", "2048", "--parallel", "2"]
     command = [sys.executable, str(script), "--host", "127.0.0.1", "--port", port, *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while not answers(f"http://127.0.0.1:{port}/health"):
-            assert process.poll() is None and time.monotonic() < deadline, "llama.cpp did not start"
-            time.sleep(0.1)
+        until(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}/health"), "no llama.cpp", 120)
+        assert process.poll() is None, "llama.cpp did not start"
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_SEC)
 
 
 def answers(url: str) -> bool:

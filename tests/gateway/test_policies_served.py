@@ -54,9 +54,9 @@ def error(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
-def test_models_of_a_token(tmp_path: Path, backend: Upstream) -> None:
+def test_models_of_a_token(tmp_path: Path, seen: Upstream) -> None:
     refused = (403, "model_not_allowed")
-    with guarded(tmp_path, backend, {"models_allowlist": ["fast"]}) as running, client(running) as bot:
+    with guarded(tmp_path, seen, {"models_allowlist": ["fast"]}) as running, client(running) as bot:
         assert chat(bot).status_code == 200
         for model in ("echo", "test:echo", "test:fast", "test", "auto"):
             assert error(chat(bot, model)) == refused, model
@@ -67,8 +67,7 @@ def test_models_of_a_token(tmp_path: Path, backend: Upstream) -> None:
         assert error(chat(bot, "hang")) == refused
         assert chat(bot).json()["model"] == "echo"
         assert running.chat("echo").status_code == 200
-        assert backend.seen
-        assert {seen.json["model"] for seen in backend.seen} == {"echo"}
+        assert {request.json["model"] for request in seen.seen} == {"echo"}
 
 
 def test_requests_a_minute(tmp_path: Path, backend: Upstream) -> None:

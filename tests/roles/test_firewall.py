@@ -10,6 +10,8 @@ import pytest
 from firewall import firewall_cuts, firewall_kept_ports, firewall_refusals, ufw_commands
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from tests.waiting import until
+
 TEMPLATES = Path(__file__).resolve().parents[2] / "roles/firewall/templates"
 
 GATEWAY = {"service": "gateway", "name": "api", "port": 8800, "allow_from": ["10.10.22.0/24", "fd00:22::/64"]}
@@ -252,12 +254,12 @@ def test_pf_is_enabled_once_and_its_token_given_back(pf: Pf) -> None:
 def test_confirmed_pf_rules_stay_and_unconfirmed_ones_go(pf: Pf) -> None:
     new, rules = pf.directory / "new", pf.directory / "firewall.pf"
     new.write_text("new")
-    assert pf.run("try", str(new), "2") == 0
+    assert pf.run("try", str(new), "60") == 0
     assert pf.run("confirm", str(new)) == 0
     assert rules.read_text() == "new"
 
     new.write_text("worse")
     assert pf.run("try", str(new), "0") == 0
-    subprocess.run(["sh", "-c", f"while [ -e {pf.directory}/appliance-pf.waiting ]; do sleep 0.05; done"], timeout=10)
+    until(lambda: not (pf.directory / "appliance-pf.waiting").exists(), "the rules before do not come back")
     assert pf.run("confirm", str(new)) != 0
     assert rules.read_text() == "new"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import plistlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,15 +103,17 @@ def test_the_simulation_has_the_exit_codes_of_launchctl(mac: Mac) -> None:
     target = f"system/{LABEL}"
     assert mac.launchctl("print", target)[0] == 113
     assert mac.launchctl("bootout", target)[0] == 3
-    mac.plist.write_text(mac.content())
+    mac.plist.write_text(mac.content(program=STUBBORN, ExitTimeOut=3600))
     assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 0
     assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 5
-    eventually(mac.pid)
+    eventually((mac.directory / "ready").exists)
     assert mac.launchctl("bootout", target)[0] == 36
     assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 5  # still draining
+    os.kill(mac.pid(), signal.SIGKILL)
     eventually(lambda: not mac.loaded())
+    mac.plist.write_text(mac.content())
     assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 5  # just gone
-    eventually(lambda: mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 0)
+    assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 0
 
 
 def test_check_mode_shows_a_diff_and_does_nothing(mac: Mac) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -68,9 +69,10 @@ async def _run(
     observe_socket: socket.socket | None,
 ) -> None:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _stop, api)
-    loop.add_signal_handler(signal.SIGHUP, house.reloader.reload_soon)
+    stop = partial(_stop, api)
+    signals = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: house.reloader.reload_soon}
+    for number, act in signals.items():
+        signal.signal(number, lambda *_, act=act: loop.call_soon_threadsafe(act))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the console script holds it back until now
     await house.start()
     log.info("%s", addresses(house.settings))
@@ -82,6 +84,8 @@ async def _run(
         observability.should_exit = True
         await watching
     await house.stop()
+    for number in signals:  # what comes now must not kill a process that is ending well: it would end with an error
+        signal.signal(number, signal.SIG_IGN)
 
 
 def addresses(settings: Settings) -> str:

@@ -49,8 +49,12 @@ def disabled() -> set[str]:
 
 
 def lingers(label: str) -> bool:
-    mark = DIRECTORY / f"{label}.gone"
-    return mark.exists() and time.time() - mark.stat().st_mtime < LINGER_SECONDS
+    """Of a job that is just gone: once, however late that is asked for."""
+    try:
+        (DIRECTORY / f"{label}.gone").unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def bootstrap(domain: str, path: str) -> None:
