@@ -20,7 +20,7 @@ from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
 from tests.gateway.sockets import connect, read_to_end, send
 from tests.gateway.test_leaving import inflight, wait_until_idle
 from tests.gateway.upstream import running
-from tests.waiting import until
+from tests.waiting import PATIENCE_SEC, until
 
 PATH = "/v1/music/generations"
 AUDIO = "/ui/heartmula/audio/"
@@ -301,6 +301,8 @@ def test_jobs_outlive_the_process(tmp_path: Path, server: HeartMula) -> None:
         server.wait_for(2)
         served.process.send_signal(signal.SIGTERM)
         server.wait_for(1, left=True)
+        # A second SIGTERM, from the end of the block, would find a process that no longer heeds it.
+        assert served.process.wait(PATIENCE_SEC) == 0
     database = apsw.Connection(str(tmp_path / "data/gateway.sqlite"))
     row = database.execute("SELECT status, error FROM music_jobs WHERE id = ?", (Path(stopped).name,)).fetchone()
     assert row is not None
