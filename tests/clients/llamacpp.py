@@ -30,5 +30,6 @@ if __name__ == "__main__":
     )
     settings = parameters(arguments)
     settings.chat_template = Path(__file__).with_name("tools.jinja").read_text()
+    settings.sampling.temp = 0  # where a request names none, as OptiLLM's do: the same words each time
     server = Server(settings)
     signal.pause()  # SIGTERM ends it
