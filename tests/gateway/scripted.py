@@ -15,7 +15,6 @@ from gateway.upstream.http1 import Origin, Pool, Response
 
 from tests.waiting import PATIENCE_SEC
 
-DEADLINE = PATIENCE_SEC
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Test = Callable[[], Coroutine[Any, Any, None]]
@@ -23,12 +22,17 @@ Run = Callable[[Test], None]
 
 
 def run_on(loop: str, test: Test) -> None:
+    """Fails also where a callback did: of that only the loop is told."""
+    unexpected: list[dict[str, Any]] = []
+
     async def with_deadline() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unexpected.append(context))
         async with asyncio.timeout(2 * PATIENCE_SEC):
             await test()
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
         runner.run(with_deadline())
+    assert unexpected == []
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -63,6 +63,16 @@ def test_connection_serves_many_requests(connection: socket.socket) -> None:
             assert answer.count(b"\r\ndate: ") == 1
 
 
+def test_each_head_that_comes_in_parts_has_its_own_bound(connection: socket.socket) -> None:
+    """Twenty of 8 KB are more than one may have."""
+    padded, half = request("echo", extra=f"X-Long: {'x' * 8000}\r\n"), 4000
+    with connection:
+        connection.sendall(padded[:half])
+        for _ in range(20):
+            connection.sendall(padded[half:] + padded[:half])
+            assert read_until(connection, b'"total_tokens"').startswith(b"HTTP/1.1 200 OK\r\n")
+
+
 def test_head_of_a_stream_does_not_wait_for_its_first_event(connection: socket.socket, seen: Upstream) -> None:
     with connection:
         connection.sendall(request("hang-head", stream=True))
