@@ -19,7 +19,8 @@ from gateway import storage
 from gateway.refusal import Refusal
 from gateway.storage import MIGRATIONS, Database, StorageError
 
-from tests.gateway.scripted import DEADLINE, Run
+from tests.gateway.scripted import Run
+from tests.waiting import PATIENCE_SEC
 
 NOTES = "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE) STRICT"
 COUNTS = "CREATE TABLE counts (n INTEGER NOT NULL) STRICT"
@@ -100,11 +101,11 @@ def test_writes_that_wait_share_a_transaction_and_keep_their_order(
 
             def block(connection: apsw.Connection) -> None:
                 begun.set()
-                release.wait(5)
+                release.wait(PATIENCE_SEC)
                 connection.set_commit_hook(see)
 
             blocked = asyncio.ensure_future(database.write(block))
-            await asyncio.to_thread(begun.wait, 5)
+            await asyncio.to_thread(begun.wait, PATIENCE_SEC)
             waiting = [asyncio.ensure_future(add(database, str(number))) for number in range(50)]
             await asyncio.sleep(0)
             release.set()
@@ -122,17 +123,17 @@ def test_closing_it_ends_what_is_under_way(run: Run, tmp_path: Path) -> None:
         begun, may_write, may_read = threading.Barrier(3), threading.Event(), threading.Event()
 
         def write(_: apsw.Connection) -> None:
-            begun.wait(5)
-            may_write.wait(5)
+            begun.wait(PATIENCE_SEC)
+            may_write.wait(PATIENCE_SEC)
 
         def read(connection: apsw.Connection) -> int:
-            begun.wait(5)
-            may_read.wait(5)
+            begun.wait(PATIENCE_SEC)
+            may_read.wait(PATIENCE_SEC)
             return int(connection.execute("SELECT count(*) FROM notes").get)
 
         writing = asyncio.ensure_future(database.write(write))
         reading = asyncio.ensure_future(database.read(read))
-        await asyncio.to_thread(begun.wait, 5)
+        await asyncio.to_thread(begun.wait, PATIENCE_SEC)
         waiting = asyncio.ensure_future(add(database, "waits"))
         await asyncio.sleep(0)
         closing = asyncio.ensure_future(database.close())
@@ -144,7 +145,7 @@ def test_closing_it_ends_what_is_under_way(run: Run, tmp_path: Path) -> None:
             assert not closing.done()
             may_read.set()
             assert await reading == 1
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(PATIENCE_SEC):
                 await closing
         finally:
             database._queue.put(None)  # a writer that has missed its end would keep the test's from coming
@@ -200,10 +201,10 @@ def test_cancelled_before_it_began_it_is_not_done(run: Run, tmp_path: Path) -> N
 
             def block(_: apsw.Connection) -> None:
                 begun.set()
-                release.wait(5)
+                release.wait(PATIENCE_SEC)
 
             blocked = asyncio.ensure_future(database.write(block))
-            await asyncio.to_thread(begun.wait, 5)
+            await asyncio.to_thread(begun.wait, PATIENCE_SEC)
             waiting = asyncio.ensure_future(add(database, "no"))
             await asyncio.sleep(0)
             waiting.cancel()
@@ -222,7 +223,7 @@ def test_what_waits_is_bounded(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     async def test() -> None:
         async with opened(tmp_path / "x.sqlite") as database:
             release = threading.Event()
-            waiting = [asyncio.ensure_future(database.write(lambda _: release.wait(5))) for _ in range(3)]
+            waiting = [asyncio.ensure_future(database.write(lambda _: release.wait(PATIENCE_SEC))) for _ in range(3)]
             await asyncio.sleep(0)
             with pytest.raises(StorageError, match="behind by 3 writes"):
                 await add(database, "too many")
@@ -243,11 +244,11 @@ def test_readers_cannot_write_and_see_one_state(run: Run, tmp_path: Path) -> Non
             def twice(connection: apsw.Connection) -> tuple[int, int]:
                 before = connection.execute("SELECT count(*) FROM notes").get
                 counted.set()
-                written.wait(5)
+                written.wait(PATIENCE_SEC)
                 return before, connection.execute("SELECT count(*) FROM notes").get
 
             reading = asyncio.ensure_future(database.read(twice))
-            await asyncio.to_thread(counted.wait, 5)
+            await asyncio.to_thread(counted.wait, PATIENCE_SEC)
             await add(database, "between")
             written.set()
             assert await reading == (0, 0)
@@ -418,7 +419,7 @@ def test_two_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path / "x.sqlite")]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for process in processes:
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=PATIENCE_SEC)
         assert process.returncode == 0, errors
     connection = apsw.Connection(str(tmp_path / "x.sqlite"))
     assert connection.pragma("user_version") == len(MIGRATIONS)
