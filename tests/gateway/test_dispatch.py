@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.gateway.chat_script import chat_script
 from tests.gateway.conftest import gateway, write_files
 from tests.gateway.sockets import send
+from tests.gateway.test_faults import STREAMS, WHOLE, Way, ask, verdict, write_backends
 from tests.gateway.test_hosts import two_hosts
 from tests.gateway.test_leaving import wait_until_idle
 from tests.gateway.upstream import upstream
+from tests.gateway.wire import Script, chunked, wire
 
 
 def test_client_that_leaves_before_its_backend_is_asked(tmp_path: Path) -> None:
@@ -35,6 +39,17 @@ def test_host_that_another_stood_in_for_has_failed(tmp_path: Path) -> None:
         assert running.chat("echo").status_code == 200
         failures = 'gateway_upstream_failures_total{backend="test@here",kind="closed"} 1.0'
         assert failures in running.client.get("/metrics").text
+
+
+@pytest.mark.parametrize("way", STREAMS, ids=str)
+def test_backend_that_said_all_and_stays(tmp_path: Path, way: Way) -> None:
+    """Nobody waits for the end of its message: the client has its answer whole, the next one the slot."""
+    with wire() as server:
+        write_backends(tmp_path, server)
+        server.script = Script(chunked(way.content_type, way.pieces(), is_whole=False), "hang")
+        with gateway(tmp_path) as running:
+            assert verdict(way, ask(running, way)) == WHOLE
+            wait_until_idle(running)
 
 
 def _is(request_id: str) -> Callable[[dict[str, Any]], bool]:

@@ -320,16 +320,24 @@ class Call:
         if adapter is not None:
             request = {**self._request, "stream_options": {"include_usage": True}}
             translator = adapter.stream(self.slots.capability, request, self._request["model"])
-            while data := await self._response.next_chunk():
-                for event in translator.feed(data):
-                    yield event
+            try:
+                while data := await self._response.next_chunk():
+                    events = translator.feed(data)
+                    self._response.is_over = translator.is_done
+                    for event in events:
+                        yield event
+            except UpstreamError:
+                if not translator.is_done:
+                    raise
             for event in translator.end():
                 yield event
             return
         cutter = EventCutter()
         try:
             while data := await self._response.next_chunk():
-                for event in split_events(cutter.feed(data)):
+                events = list(split_events(cutter.feed(data)))
+                self._response.is_over = cutter.is_done
+                for event in events:
                     yield event
         except UpstreamError:
             if not cutter.is_done:

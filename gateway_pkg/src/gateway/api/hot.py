@@ -182,7 +182,9 @@ class HotHandler:
         await exchange.start_stream(EVENTS_TYPE)
         try:
             while chunk := await response.next_chunk():
-                if events := translator.feed(chunk):
+                events = translator.feed(chunk)
+                response.is_over = translator.is_done
+                if events:
                     await exchange.stream(b"".join(events))
         except UpstreamError:
             if not translator.is_done:
@@ -200,7 +202,9 @@ async def _pass_stream(
     await exchange.start_stream(content_type)
     try:
         while chunk := await response.next_chunk():
-            if (events := cutter.feed(chunk)) and (events := watch.look(events)):
+            events = cutter.feed(chunk)
+            response.is_over = cutter.is_done
+            if events and (events := watch.look(events)):
                 await exchange.stream(events)
             if watch.failure is not None:
                 told_in_200(watch.failure, backend)

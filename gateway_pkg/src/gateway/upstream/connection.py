@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gateway.upstream.http1 import Pool
 
 UNREAD_HIGH = 256 * 1024  # bytes that wait for their reader before the socket is paused
+END_SEC = 1.0  # by then a server that has said all has also ended its message
 VERSION = b"HTTP/1."  # the parser takes RTSP, HTTP/2.0 and leading blank lines, too
 
 
@@ -23,7 +24,7 @@ class UnansweredOnReused(UpstreamClosed):
 class Response:
     """One answer. Whoever has it calls `close()` in the end; while it is incomplete it owns a connection."""
 
-    __slots__ = ("_conn", "_error", "_rest", "_waiter", "complete", "ends_unframed", "headers", "status")
+    __slots__ = ("_conn", "_error", "_rest", "_waiter", "complete", "ends_unframed", "headers", "is_over", "status")
 
     def __init__(self, conn: Connection, waiter: asyncio.Future[None]) -> None:
         self.status = 0  # until the head is complete
@@ -31,6 +32,8 @@ class Response:
         self.complete = False
         # Once it has ended: only the connection's end told the body's, and one that was cut looks like a whole one.
         self.ends_unframed = False
+        # Set by its reader, who wants no more of it: what is left has END_SEC to come and so to keep the connection.
+        self.is_over = False
         self._conn: Connection | None = conn  # None once the message has ended, well or badly
         self._waiter: asyncio.Future[None] | None = waiter
         self._error: UpstreamError | None = None
@@ -321,12 +324,15 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Called by the pool's timer."""
-        if self.response is not None and self._status and (self._active or self._paused):
+        response = self.response
+        if response is not None and response.is_over:
+            self.deadline = min(self.deadline, now + END_SEC)
+        elif response is not None and self._status and (self._active or self._paused):
             self._active = False
             self.deadline = now + self.pool.timeouts.idle
-        elif now < self.deadline or self.dead:
+        if now < self.deadline or self.dead:
             return
-        elif self.response is None:
+        if response is None:
             self.drop()
         elif self._status:
             message = f"no byte of the body for {self.pool.timeouts.idle:g} s"
