@@ -1,16 +1,19 @@
-"""The life of a rootless appliance by the real playbooks: check, install, again, a service less, remove."""
+"""The life of a rootless appliance by the real playbooks: check, install, again, reload, a service less, remove."""
 
 import json
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from tests.ansible_run import ROOT, Run, ansible_playbook
-from tests.gateway.conftest import free_ports
+from tests.podman_hosts import eventually
+from tests.ports import free_ports
 
 
 class Site:
@@ -35,6 +38,23 @@ class Site:
     def play(self, playbook: str, *arguments: str) -> Run:
         self.inventory.write_text(yaml.safe_dump(self.declaration))
         return ansible_playbook(ROOT / "playbooks" / playbook, *arguments, inventory=self.inventory, timeout=900)
+
+    def write_aliases(self, more: dict[str, str]) -> None:
+        shipped = json.loads((ROOT / "files/model_aliases.json").read_text())["aliases"]
+        file = self.inventory.parent / "files/model_aliases.json"
+        file.parent.mkdir()
+        file.write_text(json.dumps({"aliases": shipped | more}))
+
+    def models(self) -> set[str]:
+        """What the gateway offers."""
+        headers = {"Authorization": f"Bearer {self.token.read_text().strip()}"}
+        answer = httpx.get(f"http://127.0.0.1:{self.api}/v1/models", headers=headers, trust_env=False)
+        return {model["id"] for model in answer.json()["data"]}
+
+    def gateway_pid(self) -> int:
+        control = self.root / "var/lib/supervisor/env/bin/supervisorctl"
+        ask: list[str | Path] = [control, "-c", self.root / "etc/appliance/supervisord.conf", "pid", "gateway"]
+        return int(subprocess.run(ask, capture_output=True, text=True, check=True).stdout)
 
     def declared(self) -> set[str]:
         return set(json.loads((self.root / "etc/appliance/services.json").read_text())["services"])
@@ -67,6 +87,13 @@ def test_the_life_of_an_appliance(site: Site) -> None:
 
     assert site.play("site.yml").succeeded().changed == 0
     assert site.play("site.yml", "--check").succeeded().changed == 0
+
+    before = site.gateway_pid()
+    assert "another" not in site.models()
+    site.write_aliases({"another": "llamacpp:smollm2-135m-instruct"})
+    site.play("site.yml", "--tags", "install-gateway").succeeded()
+    eventually(lambda: "another" in site.models())
+    assert site.gateway_pid() == before, "aliases are reloaded"
 
     del site.declaration["all"]["children"]["llamacpp"]
     site.play("site.yml", "--tags", "install-gateway_embed").succeeded()
