@@ -52,5 +52,17 @@ def test_backend_that_said_all_and_stays(tmp_path: Path, way: Way) -> None:
             wait_until_idle(running)
 
 
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}), ("/v1/responses", {"input": "Hi"})],
+)
+def test_time_that_a_silent_backend_took_is_told(tmp_path: Path, path: str, content: dict[str, Any]) -> None:
+    with upstream() as backend:
+        write_files(tmp_path, backend.url)
+        with gateway(tmp_path, UPSTREAM_FIRST_BYTE_TIMEOUT_SEC="0.3") as running:
+            assert running.client.post(path, json={"model": "hang", **content}).status_code == 504
+            assert running.log_entry(lambda entry: entry["status"] == 504)["upstream_ms"] >= 300
+
+
 def _is(request_id: str) -> Callable[[dict[str, Any]], bool]:
     return lambda entry: entry["request_id"] == request_id

@@ -260,15 +260,17 @@ class Dispatcher:
             slots = await self.admit(exchange, route)
             began = perf_counter()
             body = dump(request)
-            slots, response = await self.ask(
-                exchange, route, slots, lambda slots: self.send(exchange, slots, request, body)
-            )
+            response: Response | None = None
             try:
+                slots, response = await self.ask(
+                    exchange, route, slots, lambda slots: self.send(exchange, slots, request, body)
+                )
                 if response.status != 200:
                     raise refused(response.status, await response.read(self.max_response_bytes), slots.backend)
                 yield Call(exchange, slots, request, response, self.max_response_bytes)
             finally:
-                response.close()
+                if response is not None:
+                    response.close()
                 exchange.upstream_ms = (perf_counter() - began) * 1000
 
 

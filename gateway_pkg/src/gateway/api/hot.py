@@ -124,12 +124,13 @@ class HotHandler:
     ) -> None:
         is_streamed = request.get("stream")
         sent_at = perf_counter()
+        response: Response | None = None
         try:
-            response = await self._dispatcher.send(exchange, slots, request, body)
-        except (ConnectFailed, UpstreamClosed) as error:
-            slots = await self._dispatcher.other(exchange, route, slots, error)
-            response = await self._dispatcher.send(exchange, slots, request, body)
-        try:
+            try:
+                response = await self._dispatcher.send(exchange, slots, request, body)
+            except (ConnectFailed, UpstreamClosed) as error:
+                slots = await self._dispatcher.other(exchange, route, slots, error)
+                response = await self._dispatcher.send(exchange, slots, request, body)
             if response.status != 200:
                 raise refused(response.status, await response.read(self._max_response_bytes), slots.backend)
             content_type = response.header(b"content-type") or b""
@@ -148,7 +149,8 @@ class HotHandler:
             if slots.backend.strikes:
                 slots.backend.succeed()
         finally:
-            response.close()
+            if response is not None:
+                response.close()
             exchange.upstream_ms = (perf_counter() - sent_at) * 1000
 
     async def _relay(self, exchange: Exchange, route: Route, backend: Backend, response: Response) -> None:
