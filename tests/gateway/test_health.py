@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from gateway.routing.backends import BackendsFile
 from gateway.routing.health import Prober
 from gateway.routing.registry import Backend
 
@@ -43,6 +44,25 @@ def test_models_are_those_that_were_listed_last(run: Run) -> None:
             assert (await peer.answer(LISTED)).startswith(b"GET /v1/models HTTP/1.1\r\n")
             await until(lambda: one.last_check is not None)
             assert (one.models, one.healthy, one.ready, one.error) == (("one", "two"), True, True, None)
+
+    run(test)
+
+
+def test_no_backends_are_probed_but_those_of_now(run: Run) -> None:
+    def probes() -> set[str]:
+        return {name for task in asyncio.all_tasks() if (name := task.get_name()).startswith("probe ")}
+
+    async def test() -> None:
+        async with backend() as server:
+            one = record(base_url=f"http://127.0.0.1:{server.port}/v1")
+            made = registry(a=one)
+            prober = Prober(made, httpx.AsyncClient(trust_env=False), 60, 5)
+            await prober.start()
+            assert probes() == {"probe a"}
+            made.replace(BackendsFile({"b": one, "c": one}, {}), {})
+            await until(lambda: probes() == {"probe b", "probe c"})
+            await prober.stop()
+            assert probes() == set()
 
     run(test)
 

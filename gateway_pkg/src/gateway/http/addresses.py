@@ -73,8 +73,6 @@ def _parse_hop(hop: bytes) -> Address | None:
     elif text.count(":") == 1:
         host, port = text.split(":")
         port = f":{port}"
-        if ":" in host:
-            return None
     if port and not (port[1:].isascii() and port[1:].isdigit()):
         return None
     return parse_address(host)
