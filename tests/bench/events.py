@@ -19,7 +19,7 @@ STREAMS = 256
 BESIDE = 64
 PROMPT_BYTES = 900_000
 STAMP = re.compile(rb'"content": ?" (\d+) (\d+\.\d+)"')
-PATIENCE = 10.0  # seconds beyond a stream's own length after which what has not come counts as lost
+PATIENCE = 30.0  # seconds beyond a stream's own length after which what has not come counts as lost
 
 
 class Watcher(asyncio.Protocol):

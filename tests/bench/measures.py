@@ -17,7 +17,7 @@ from tests.bench.results import NEVER
 from tests.bench.subjects import Subject
 
 POLL = 0.0005
-LIMIT = 2.0  # seconds after which a leaving that the upstream has not seen counts as never seen
+LIMIT = 30.0  # seconds after which a leaving that the upstream has not seen counts as never seen
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from typing import Protocol
 import yaml
 
 from tests.bench.load import Target, once
-from tests.bench.processes import GATEWAY_CORE, LOAD_CORE, free_port, running
+from tests.bench.processes import GATEWAY_CORE, LOAD_CORE, running
 from tests.environments import environment
+from tests.ports import free_ports
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "bench"
@@ -106,12 +107,12 @@ def gateway(
     (place / "model_aliases.json").write_text(json.dumps({"aliases": aliases}))
     (place / ".env").write_text(f"GATEWAY_BEARER_TOKEN={TOKEN}\n")
     (place / ".env").chmod(0o600)
-    port = free_port()
+    port = free_ports(1)[0]
     environment = {
         "GATEWAY_HOST": "127.0.0.1",
         "GATEWAY_PORT": str(port),
         "OBSERVABILITY_HOST": "127.0.0.1",
-        "OBSERVABILITY_PORT": str(free_port()),
+        "OBSERVABILITY_PORT": str(free_ports(1)[0]),
         "GATEWAY_BACKENDS_PATH": str(place / "backends.yaml"),
         "MODEL_ALIASES_PATH": str(place / "model_aliases.json"),
         "REQUEST_LOG_PATH": str(place / "requests.jsonl"),
@@ -124,7 +125,7 @@ def gateway(
 
 def passthrough(place: Path, upstream_port: int) -> contextlib.AbstractContextManager[Subject]:
     """A bare pass-through on the same server and client as the gateway: what neither of them can be faster than."""
-    port = free_port()
+    port = free_ports(1)[0]
     argv: list[str | Path] = [sys.executable, HERE / "passthrough.py", str(port), str(upstream_port)]
     return started("pass-through", argv, port, place / "passthrough.log", {}, "")
 
@@ -152,7 +153,7 @@ def litellm(
         "litellm_settings": {"telemetry": False},
     }
     (place / "litellm.yaml").write_text(yaml.safe_dump(config))
-    port = free_port()
+    port = free_ports(1)[0]
     variables = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"}
     argv: list[str | Path] = [environment(HERE / "litellm.txt") / "litellm", "--config", place / "litellm.yaml"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
