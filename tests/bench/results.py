@@ -47,7 +47,7 @@ class Results:
             return "too slow to tell" if NEVER in values else form.format(max(values))
         if NEVER in values:
             seen = [value for value in values if value != NEVER]
-            return f"{form.format(statistics.median(seen))}, then not within 2 s" if seen else "not within 2 s"
+            return f"{form.format(statistics.median(seen))}, then not within 30 s" if seen else "not within 30 s"
         middle = form.format(statistics.median(values))
         return f"{middle} (worst {form.format(max(values))})" if row.startswith("leaving") else middle
 
