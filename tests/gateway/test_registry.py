@@ -209,3 +209,10 @@ def test_hosts_of_a_class_wait_in_one_queue(queue: Any) -> None:
     first, second = (backend.slots["chat"].queue for backend in both.backends)
     assert first is second
     assert (first is not None) == (queue is not None)
+
+
+def test_aliases_of_a_class_that_is_not_there_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    registry(a=record())
+    assert [entry.getMessage() for entry in caplog.records] == [
+        "alias 'lost' is of no use: no backend of class 'nowhere' is configured"
+    ]

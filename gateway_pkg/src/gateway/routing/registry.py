@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import ssl
 import sys
@@ -33,6 +34,8 @@ from gateway.routing.queue import FairQueue
 from gateway.settings import Settings
 from gateway.upstream.adapters.base import Adapter
 from gateway.upstream.http1 import Origin, Pool, Timeouts
+
+log = logging.getLogger(__name__)
 
 # What OpenAI's capabilities are below a backend's base_url; other protocols have paths of their own.
 PATHS = {
@@ -222,6 +225,9 @@ class Registry:
             name: replace(alias, backend=self._synonyms.get(alias.backend, alias.backend))
             for name, alias in aliases.items()
         }
+        for name, alias in self._aliases.items():
+            if alias.backend not in self._by_class:
+                log.warning("alias '%s' is of no use: no backend of class '%s' is configured", name, alias.backend)
         self._share_queues()
         self.refresh_names()
         self.on_change()
