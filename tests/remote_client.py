@@ -30,7 +30,7 @@ class Caller:
 
     def knocks(self, port: int) -> int:
         """How curl ends that asks the port: 0 for an answer, else curl's own number."""
-        asked = f"curl -s -o /dev/null -m 3 http://{self.server}:{port}/health"
+        asked = f"curl -s -o /dev/null --connect-timeout 3 -m 60 http://{self.server}:{port}/health"
         return int(self.host.run(asked, check=False).returncode)
 
     def _curl(self, path: str, body: dict[str, Any], *options: str) -> list[str]:

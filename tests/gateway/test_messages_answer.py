@@ -147,9 +147,9 @@ def test_words_of_the_client_are_not_said_again() -> None:
 )
 def test_usage_is_the_backends_or_null(usage: Any, expected: dict[str, Any]) -> None:
     assert json.loads(message({**completion({"content": "x"}), "usage": usage}, FACTS))["usage"] == expected
-    chunk = {"choices": [], "usage": usage}
-    assert events([chunk])[-2]["usage"] == expected
-    assert events([chunk])[0]["message"]["usage"] == {"input_tokens": 0, "output_tokens": 0}
+    told = events([chunk_of({"content": "x"}), {"choices": [], "usage": usage}])
+    assert told[-2]["usage"] == expected
+    assert told[0]["message"]["usage"] == {"input_tokens": 0, "output_tokens": 0}
 
 
 @pytest.mark.parametrize(
@@ -311,6 +311,7 @@ def test_a_name_that_comes_late_is_waited_for() -> None:
         [],
         [{"choices": "x"}],
         [{"choices": [5]}],
+        [{"choices": []}, {"usage": {"prompt_tokens": 1, "completion_tokens": 1}}],
         [chunk_of({"content": ["x"]})],
         [chunk_of({"tool_calls": [{"index": 0}]})],
         [chunk_of({"tool_calls": [{"index": 0, "function": []}, 1]})],

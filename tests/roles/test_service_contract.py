@@ -94,8 +94,8 @@ def test_a_service_that_is_not_healthy_fails_with_its_log(machine: Machine) -> N
     server = machine.read(f"{machine.product}/server.py")
     machine.write(f"{machine.product}/server.py", "raise SystemExit('no model to load')")
     try:
-        machine.play("present", "-e", "service_health_timeout=3", succeeds=False)
-        assert "llamacpp" in machine.output and "is not healthy after 3 s" in machine.output
+        machine.play("present", "-e", "service_health_timeout=10", succeeds=False)
+        assert "llamacpp" in machine.output and "is not healthy after 10 s" in machine.output
         assert "no model to load" in machine.output
     finally:
         machine.write(f"{machine.product}/server.py", server)

@@ -6,13 +6,13 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from tests.podman_hosts import ENVIRONMENT, Fleet, podman
+from tests.ports import free_ports
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -225,12 +225,3 @@ class SystemdMachine(Machine):
 
     def close(self) -> None:
         self._fleet.close()
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports

@@ -83,7 +83,7 @@ class MessageStream:
         self._turns = Turns(HELD_MAX)
         self._index = -1  # of the open block
         self._calls = 0
-        self._is_begun = self._is_refused = False
+        self._is_begun = self._has_choice = self._is_refused = False
         self._choice: dict[str, Any] = {}  # the one that told why the answer ended
         self._usage: Any = None
 
@@ -99,14 +99,15 @@ class MessageStream:
         choice = first_choice(chunk)
         if choice is None:
             return events
+        self._has_choice = True
         if choice.get("finish_reason"):
             self._choice = choice
         return events + b"".join(map(self._tell, self._turns.feed(read_object(choice, "delta"))))
 
     def end(self) -> bytes:
-        """The last events; raises AnswerError when nothing came, or a tool call without a name."""
-        if not self._is_begun:
-            raise AnswerError("a stream without anything in it")
+        """The last events; raises AnswerError when no choice came, or a tool call without a name."""
+        if not self._has_choice:
+            raise AnswerError("a stream without a choice")
         events = b"".join(map(self._tell, self._turns.end()))
         reason, sequence = _stop(self._choice, self._calls > 0, self._facts)
         if self._is_refused:
