@@ -9,11 +9,11 @@ from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gateway.http.errors import ApiError
+from gateway.http.errors import ApiError, overloaded
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.routing.body import ask_for_usage, dump, with_one_tool, within_limits
 from gateway.routing.policy import Facts, worth_counting
-from gateway.routing.registry import Backend, Registry, Route, Slots, overloaded
+from gateway.routing.registry import Backend, Registry, Route, Slots
 from gateway.settings import Settings
 from gateway.upstream.adapters.base import AnswerError, json_object
 from gateway.upstream.errors import PoolExhausted, UpstreamError

@@ -21,6 +21,8 @@ TYPES = {
     503: "service_unavailable_error",
     504: "upstream_timeout_error",
 }
+RETRY_NOT_READY_SEC = 30  # the earlier system's figures
+RETRY_OVERLOADED_SEC = 5
 
 
 class ApiError(Exception):
@@ -85,3 +87,21 @@ OPENAI_ERRORS = ErrorShape(ApiError.body, ApiError.event, "Error", SCHEMA)
 
 def retry_after(seconds: int) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"retry-after", str(seconds).encode()),)
+
+
+def not_ready(backend_class: str) -> ApiError:
+    return ApiError(
+        503,
+        f"Backend '{backend_class}' is not ready; its state is in /readyz",
+        code="backend_not_ready",
+        headers=retry_after(RETRY_NOT_READY_SEC),
+    )
+
+
+def overloaded(backend_class: str, why: str = "") -> ApiError:
+    return ApiError(
+        429,
+        f"Backend '{backend_class}' is at its limit of requests{why and f', and {why}'}; try again",
+        code="backend_overloaded",
+        headers=retry_after(RETRY_OVERLOADED_SEC),
+    )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
-from gateway.http.errors import ApiError, retry_after
+from gateway.http.errors import overloaded
 
 if TYPE_CHECKING:
     from gateway.routing.registry import Slots
@@ -65,7 +65,7 @@ class FairQueue:
             ApiError: 429 when the queue is full, or no slot came free in time.
         """
         if len(self._waiting) >= self.max_waiting:
-            raise _overloaded(slots, f"its queue of {self.max_waiting} is full")
+            raise overloaded(slots[0].backend.record.backend_class, f"its queue of {self.max_waiting} is full")
         waiter = self._enter(slots, token, priority, model)
         for one in slots:  # free already, where those in line have just left
             self.wake(one)
@@ -74,7 +74,9 @@ class FairQueue:
                 return await waiter.granted
         except TimeoutError:
             self._leave(waiter)
-            raise _overloaded(slots, f"no slot came free within {self.timeout:g} s") from None
+            raise overloaded(
+                slots[0].backend.record.backend_class, f"no slot came free within {self.timeout:g} s"
+            ) from None
         except asyncio.CancelledError:
             self._leave(waiter)
             raise
@@ -126,12 +128,3 @@ class FairQueue:
 def _may_serve(slots: Slots, waiter: _Waiter) -> bool:
     """A backend that rests serves those for whom there is no other."""
     return slots.backend.is_usable or not any(one.backend.is_usable for one in waiter.slots)
-
-
-def _overloaded(slots: Sequence[Slots], why: str) -> ApiError:
-    return ApiError(
-        429,
-        f"Backend '{slots[0].backend.record.backend_class}' is at its limit of requests, and {why}; try again",
-        code="backend_overloaded",
-        headers=retry_after(5),
-    )

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import orjson
 
-from gateway.http.errors import ApiError, retry_after
+from gateway.http.errors import RETRY_NOT_READY_SEC, ApiError, not_ready, retry_after
 from gateway.routing.aliases import Alias
 from gateway.routing.backends import BackendRecord, BackendsFile
 from gateway.routing.body import Rename
@@ -49,8 +49,6 @@ PATHS = {
     "music": b"/music/generations",
 }
 BUILTIN_EMBEDDER = {"builtin": "gateway_embed"}  # the earlier EMBEDDINGS_BACKEND's word for it
-RETRY_NOT_READY_SEC = 30  # the earlier system's figures
-RETRY_OVERLOADED_SEC = 5
 ROUTES_MAX = 1_000
 MODEL_MAX_CHARS = 500  # as the JSON routes have it; a form's field is checked by nobody else, and its route is kept
 # A host that failed so often in a row, though its probes are answered, rests while others of its class are there.
@@ -422,24 +420,6 @@ def backend_maker(timeouts: Timeouts, tls: ssl.SSLContext, adapters: Mapping[str
         return Backend(name, record, pool, adapters.get(record.protocol))
 
     return make
-
-
-def not_ready(backend_class: str) -> ApiError:
-    return ApiError(
-        503,
-        f"Backend '{backend_class}' is not ready; its state is in /readyz",
-        code="backend_not_ready",
-        headers=retry_after(RETRY_NOT_READY_SEC),
-    )
-
-
-def overloaded(backend_class: str) -> ApiError:
-    return ApiError(
-        429,
-        f"Backend '{backend_class}' is at its limit of requests; try again",
-        code="backend_overloaded",
-        headers=retry_after(RETRY_OVERLOADED_SEC),
-    )
 
 
 def _names_none(model: str) -> bool:

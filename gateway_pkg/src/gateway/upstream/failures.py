@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from gateway.http.errors import ApiError
-from gateway.routing.registry import Backend, not_ready, overloaded
+from gateway.http.errors import ApiError, not_ready, overloaded
+from gateway.routing.registry import Backend
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.http1 import ConnectFailed, PoolExhausted, UpstreamClosed, UpstreamError, UpstreamTimeout
 
