@@ -70,6 +70,17 @@ def test_models_of_a_token(tmp_path: Path, seen: Upstream) -> None:
         assert {request.json["model"] for request in seen.seen} == {"echo"}
 
 
+def test_unknown_models_tell_a_token_of_its_own_alone(tmp_path: Path, seen: Upstream) -> None:
+    asked = {"model": "hand-mid", "input": "x"}
+    with guarded(tmp_path, seen, {"models_allowlist": ["fast"]}) as running, client(running) as bot:
+        answers = [chat(bot, "hand-mid"), bot.post("/v1/embeddings", json=asked), bot.get("/v1/models/hand-mid")]
+        for answer in answers:
+            assert error(answer) == (404, "model_not_found")
+            assert "such as fast" in answer.text
+            assert "hang" not in answer.text
+        assert "did you mean hang-mid" in running.chat("hand-mid").text
+
+
 def test_requests_a_minute(tmp_path: Path, backend: Upstream) -> None:
     with guarded(tmp_path, backend, {"requests_per_minute": 3}) as running, client(running) as bot:
         answers = [bot.get("/v1/models"), chat(bot), chat(bot, stream=True), chat(bot), bot.get("/v1/models")]

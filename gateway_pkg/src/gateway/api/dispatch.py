@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.http.errors import ApiError, overloaded
 from gateway.http.exchange import ClientGone, Exchange
 from gateway.routing.body import ask_for_usage, dump, with_one_tool, within_limits
-from gateway.routing.policy import Facts, worth_counting
+from gateway.routing.policy import Facts, unknown_model, worth_counting
 from gateway.routing.registry import Backend, Registry, Route, Slots
 from gateway.settings import Settings
 from gateway.upstream.adapters.base import AnswerError, json_object
@@ -110,11 +110,22 @@ class Dispatcher:
             ClientGone: the client left while tokens were counted.
         """
         header = exchange.headers.get(b"x-backend", b"")
-        route = self.registry.named_route(model, header, capability, path)
+        with self._known_to(exchange, model):
+            route = self.registry.named_route(model, header, capability, path)
         if route is None:
             facts = await self._counted(chat_facts(request, exchange), exchange, request)
             route = self.registry.policy_route(facts, model, capability, path)
         return self._allowed(exchange, route, model)
+
+    @contextmanager
+    def _known_to(self, exchange: Exchange, model: str) -> Iterator[None]:
+        """Where `model` is unknown, those that the 404 names are the caller's own."""
+        try:
+            yield
+        except ApiError as error:
+            if error.status != 404 or exchange.caller is None:
+                raise
+            raise unknown_model(model, exchange.caller.known(self.registry.names)) from None
 
     async def _counted(self, facts: Facts, exchange: Exchange, request: Mapping[str, Any]) -> Facts:
         """The facts with the number of tokens, where that can change the decision and somebody can count them."""
@@ -128,12 +139,15 @@ class Dispatcher:
     def route(self, exchange: Exchange, capability: str, model: str) -> Route:
         """As `chat_route`, for requests that the policy knows nothing of."""
         header = exchange.headers.get(b"x-backend", b"")
-        return self._allowed(exchange, self.registry.route(model, header, capability), model)
+        with self._known_to(exchange, model):
+            route = self.registry.route(model, header, capability)
+        return self._allowed(exchange, route, model)
 
     def route_in_class(self, exchange: Exchange, capability: str, model: str, usual: str) -> Route:
         """As `route`, for kinds of requests that have a class of backends of their own: `usual`."""
         header = exchange.headers.get(b"x-backend", b"")
-        route = self.registry.route_in_class(model, header, capability, usual, exchange.scope["path"])
+        with self._known_to(exchange, model):
+            route = self.registry.route_in_class(model, header, capability, usual, exchange.scope["path"])
         return self._allowed(exchange, route, model)
 
     def _allowed(self, exchange: Exchange, route: Route, model: str) -> Route:

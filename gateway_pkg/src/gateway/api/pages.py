@@ -12,7 +12,7 @@ from gateway.http.tokens import Caller
 from gateway.observe import health
 from gateway.observe.metrics import CONTENT_TYPE, Metrics
 from gateway.routing.aliases import Alias
-from gateway.routing.policy import AUTO, Decision, unknown_model
+from gateway.routing.policy import AUTO, unknown_model
 from gateway.routing.registry import Registry
 
 READINESS = {
@@ -104,7 +104,7 @@ def make_router(registry: Registry, metrics: Metrics | None) -> APIRouter:
         if found is None:
             found = next((model for model in models.values() if model.upstream_model == model_id), None)
         if found is None:
-            raise unknown_model(model_id, registry.names)
+            raise unknown_model(model_id, _caller(request).known(registry.names))
         return found
 
     return router
@@ -112,25 +112,15 @@ def make_router(registry: Registry, metrics: Metrics | None) -> APIRouter:
 
 def known_models(registry: Registry, caller: Caller) -> dict[str, Model]:
     """What the caller may name as `model`: served models, `auto`, classes and aliases, in this order."""
-    names = registry.names
-    found = []
-    for backend_class, models in names.served.items():
-        for name in models:
-            if caller.may_use(name, Decision(backend_class, name, "pinned:model"), names):
-                model_id = f"{backend_class}:{name}"
-                found.append(Model(id=model_id, owned_by="local", backend=backend_class, upstream_model=name))
-    allowed = {model.backend for model in found}
-    found.append(Model(id=AUTO, owned_by="gateway"))
-    found += [
-        Model(id=backend_class, owned_by="gateway", backend=backend_class)
+    names = caller.known(registry.names)
+    found = [
+        Model(id=f"{backend_class}:{name}", owned_by="local", backend=backend_class, upstream_model=name)
         for backend_class, models in names.served.items()
-        if backend_class in allowed or not models
+        for name in models
     ]
-    found += [
-        _alias(name, alias)
-        for name, alias in names.aliases.items()
-        if caller.may_use(name, Decision(alias.backend, alias.model, "alias:model", alias), names)
-    ]
+    found.append(Model(id=AUTO, owned_by="gateway"))
+    found += [Model(id=name, owned_by="gateway", backend=name) for name in names.served]
+    found += [_alias(name, alias) for name, alias in names.aliases.items()]
     return {model.id: model for model in found}
 
 

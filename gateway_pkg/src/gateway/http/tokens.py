@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from fnmatch import translate
 from hashlib import sha256
 
@@ -111,6 +112,26 @@ class Caller:
         elif decision.model in names.served.get(decision.backend_class, ()):
             meant.append(decision.model)
         return any(map(self._models.fullmatch, meant))
+
+    def known(self, names: Names) -> Names:
+        """Of all names the models and aliases that models_allowlist has; classes of which it has none are left out."""
+        if self._models is None:
+            return names
+        served = {
+            backend_class: [
+                model for model in models if self.may_use(model, Decision(backend_class, model, "pinned:model"), names)
+            ]
+            for backend_class, models in names.served.items()
+        }
+        return replace(
+            names,
+            served={name: models for name, models in served.items() if models or not names.served[name]},
+            aliases={
+                name: alias
+                for name, alias in names.aliases.items()
+                if self.may_use(name, Decision(alias.backend, alias.model, "alias:model", alias), names)
+            },
+        )
 
     def check_admin(self) -> None:
         """Raises ApiError 403 when the token's policy does not say `admin`."""
