@@ -7,7 +7,7 @@ import sys
 
 import uvicorn
 import uvloop
-from gateway.http.protocol import Protocol
+from gateway.http.protocol import EXTENSION, Protocol
 from gateway.server import BACKLOG, KEEP_ALIVE_SEC
 from gateway.upstream.http1 import Origin, Pool
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -33,7 +33,9 @@ def make_app(pool: Pool) -> ASGIApp:
             if length is not None:
                 await send({"type": "http.response.body", "body": await response.read(LIMIT)})
                 return
-            while chunk := await response.next_chunk():
+            # ASGI's `send` says nothing of a client that has left: its stream would go on for ever.
+            connection = scope["extensions"][EXTENSION]
+            while not connection.transport.is_closing() and (chunk := await response.next_chunk()):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
