@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tests.clients.appliance import Appliance
 
@@ -125,8 +125,10 @@ def test_several_choices_with_logprobs(client: openai.OpenAI) -> None:
 
 
 class City(BaseModel):
-    name: str
-    inhabitants: int
+    """Bounded, since a small model may go on with a name for ever."""
+
+    name: str = Field(max_length=40)
+    inhabitants: int = Field(ge=0, le=100_000_000)
 
 
 @pytest.mark.proves("/v1/chat/completions", "response_format", backend="llamacpp")
