@@ -24,7 +24,7 @@ from gateway.images.formats import MEDIA_TYPES, kind_of
 from gateway.images.request import GUIDANCE, ImageRequest, Painting, Upload, read_request
 from gateway.media import MediaStore
 from gateway.routing.body import dump
-from gateway.routing.policy import Decision, decide_in_class
+from gateway.routing.policy import MODEL_MAX_CHARS, Decision, decide_in_class
 from gateway.routing.registry import Backend
 from gateway.settings import Settings
 from gateway.upstream.adapters import a1111, comfyui, invokeai, nexa, openai_images
@@ -50,7 +50,7 @@ _OPENAI_FIELDS = ("background", "output_format", "quality", "size", "usage")
 
 class _Fields(TypedDict):
     prompt: Annotated[str, Field(min_length=1, max_length=32_000)]
-    model: NotRequired[Annotated[str, Field(max_length=500)] | None]
+    model: NotRequired[Annotated[str, Field(max_length=MODEL_MAX_CHARS)] | None]
     n: NotRequired[Annotated[int, Field(description="1 to 4")] | None]
     size: NotRequired[Annotated[str, Field(description="WIDTHxHEIGHT or auto; 1024x1024 without")] | None]
     response_format: NotRequired[

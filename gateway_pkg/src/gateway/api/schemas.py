@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
+from gateway.routing.policy import MODEL_MAX_CHARS
+
 _OPEN = ConfigDict(extra="allow", strict=True)
 Model = Annotated[
     str,
     Field(
-        max_length=500,
+        max_length=MODEL_MAX_CHARS,
         description="An alias, a served model, `<class>:<model>`, or `auto`.",
         examples=["default", "auto"],
     ),

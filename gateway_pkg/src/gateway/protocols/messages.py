@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from gateway.http.errors import ApiError
+from gateway.routing.policy import MODEL_MAX_CHARS
 
 _OPEN = ConfigDict(extra="allow", strict=True)
 _CLOSED = ConfigDict(extra="forbid", strict=True)
@@ -123,7 +124,9 @@ class OutputConfig(TypedDict):
 class Conversation(TypedDict):
     """What a prompt is made of; the whole of `POST /v1/messages/count_tokens`."""
 
-    model: Annotated[str, Field(max_length=500, description="An alias, a served model, `<class>:<model>`, or `auto`.")]
+    model: Annotated[
+        str, Field(max_length=MODEL_MAX_CHARS, description="An alias, a served model, `<class>:<model>`, or `auto`.")
+    ]
     messages: Annotated[list[InputMessage], Field(min_length=1, max_length=100_000)]
     system: NotRequired[str | list[Block] | None]
     tools: NotRequired[list[Tool] | None]

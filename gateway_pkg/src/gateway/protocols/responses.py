@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from gateway.protocols.responses_items import invalid, unsupported
+from gateway.routing.policy import MODEL_MAX_CHARS
 
 _OPEN = ConfigDict(extra="allow", strict=True)
 _CLOSED = ConfigDict(extra="forbid", strict=True)
@@ -64,7 +65,8 @@ class ResponsesRequest(TypedDict):
 
     model: NotRequired[
         Annotated[
-            str | None, Field(max_length=500, description="An alias, a served model, `<class>:<model>`, or `auto`.")
+            str | None,
+            Field(max_length=MODEL_MAX_CHARS, description="An alias, a served model, `<class>:<model>`, or `auto`."),
         ]
     ]
     input: NotRequired[

@@ -13,6 +13,7 @@ from gateway.routing.request_type import is_coding
 
 AUTO = "auto"
 DEFAULT_ALIAS = "default"
+MODEL_MAX_CHARS = 500  # of a model's name in a request; routes are remembered by it
 CHARS_PER_TOKEN = 4  # the usual estimate for English text
 TEMPLATE_MAX_TOKENS = 1_024  # what a chat template may add; the system prompts that some bring are of hundreds
 

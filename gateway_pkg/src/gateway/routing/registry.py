@@ -21,6 +21,7 @@ from gateway.routing.body import Rename
 from gateway.routing.policy import (
     AUTO,
     DEFAULT_ALIAS,
+    MODEL_MAX_CHARS,
     Decision,
     Facts,
     Names,
@@ -50,7 +51,6 @@ PATHS = {
 }
 BUILTIN_EMBEDDER = {"builtin": "gateway_embed"}  # the earlier EMBEDDINGS_BACKEND's word for it
 ROUTES_MAX = 1_000
-MODEL_MAX_CHARS = 500  # as the JSON routes have it; a form's field is checked by nobody else, and its route is kept
 # A host that failed so often in a row, though its probes are answered, rests while others of its class are there.
 STRIKES_MAX = 3
 REST_MAX_SEC = 60.0
@@ -330,7 +330,7 @@ class Registry:
         Raises:
             ApiError: as `route`.
         """
-        if len(model) > MODEL_MAX_CHARS:
+        if len(model) > MODEL_MAX_CHARS:  # a form's field, which no schema has checked
             raise ApiError(
                 400, f"'model': send at most {MODEL_MAX_CHARS} characters", param="model", code="invalid_value"
             )
