@@ -7,7 +7,7 @@ import plistlib
 import re
 from typing import Callable, Optional
 
-from ansible.module_utils.appliance_service import ARGUMENTS, Failure, Manager, command, poll, run
+from ansible.module_utils.appliance_service import SERVICE_ARGUMENTS, Failure, Manager, command, poll, run
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
@@ -138,7 +138,7 @@ class Launchd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's im
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec={"name": {"type": "str", "required": True}, **ARGUMENTS}, supports_check_mode=True
+        argument_spec={"name": {"type": "str", "required": True}, **SERVICE_ARGUMENTS}, supports_check_mode=True
     )
     run(module, Launchd(module))
 

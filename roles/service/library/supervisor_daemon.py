@@ -27,11 +27,8 @@ options:
   path: {description: Where its configuration lies., type: path, required: true}
   content: {description: Its text; the identifier is C(@revision@)., type: str}
   reads: {description: What it reads at its start., type: list, elements: path, default: []}
-  reloads: {description: Not used., type: list, elements: path, default: []}
   logs: {description: Its log., type: list, elements: path, default: []}
   user: {description: Owner of the log., type: str}
-  health: {description: Not used., type: str}
-  health_timeout: {description: Not used., type: int, default: 60}
   stop_timeout: {description: Seconds that all programs together may take to stop., type: int, default: 15}
 author: AI Appliance
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict
 
-from ansible.module_utils.appliance_service import ARGUMENTS, Failure, Manager, run
+from ansible.module_utils.appliance_service import SERVICE_ARGUMENTS, Failure, Manager, run
 from ansible.module_utils.appliance_supervisor import BAD_NAME, NOT_RUNNING, Fault, Supervisor
 from ansible.module_utils.basic import AnsibleModule
 
@@ -116,7 +116,7 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str", "required": True},
             "socket": {"type": "path", "required": True},
-            **ARGUMENTS,
+            **SERVICE_ARGUMENTS,
         },
         supports_check_mode=True,
     )

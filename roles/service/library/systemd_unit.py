@@ -7,7 +7,7 @@ import contextlib
 import os
 from typing import Callable, Dict
 
-from ansible.module_utils.appliance_service import ARGUMENTS, Manager, command, run
+from ansible.module_utils.appliance_service import SERVICE_ARGUMENTS, Manager, command, run
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
@@ -112,7 +112,7 @@ class Systemd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's im
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec={"name": {"type": "str", "required": True}, **ARGUMENTS}, supports_check_mode=True
+        argument_spec={"name": {"type": "str", "required": True}, **SERVICE_ARGUMENTS}, supports_check_mode=True
     )
     if module.params["state"] == "present" and not module.get_bin_path("logrotate"):
         module.warn("logrotate is not installed: the logs in /var/log grow until it is; type: apt install logrotate")

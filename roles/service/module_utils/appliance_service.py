@@ -26,17 +26,22 @@ LOADED = "@loaded@"
 POLL_SECONDS = 0.1
 TAIL_LINES = 15
 
+# Of every module.
 ARGUMENTS: Dict[str, Dict[str, Any]] = {
     "state": {"type": "str", "choices": ["present", "stopped", "absent"], "default": "present"},
     "path": {"type": "path", "required": True},
     "content": {"type": "str"},
     "reads": {"type": "list", "elements": "path", "default": []},
-    "reloads": {"type": "list", "elements": "path", "default": []},
     "logs": {"type": "list", "elements": "path", "default": []},
     "user": {"type": "str"},
+    "stop_timeout": {"type": "int", "default": 15},
+}
+# Of those that run a service of ours, which has a listener and files of its own.
+SERVICE_ARGUMENTS: Dict[str, Dict[str, Any]] = {
+    **ARGUMENTS,
+    "reloads": {"type": "list", "elements": "path", "default": []},
     "health": {"type": "str"},
     "health_timeout": {"type": "int", "default": 60},
-    "stop_timeout": {"type": "int", "default": 15},
 }
 
 
@@ -155,7 +160,7 @@ def _present(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
     params = module.params
     if not params["content"]:
         raise Failure("content is required when state is present")
-    definition = Definition.of(params["content"], params["reads"], params["reloads"])
+    definition = Definition.of(params["content"], params["reads"], params.get("reloads", []))
     before = _read(params["path"]) or ""
     written = before == definition.text
     restart = not (definition.runs_as(before) and manager.running() and manager.current(definition.revision))
@@ -171,7 +176,7 @@ def _present(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
         if not written:
             write(module, params["path"], definition.text)
         manager.apply(restart)
-    if params["health"] and not (changed and module.check_mode):
+    if params.get("health") and not (changed and module.check_mode):
         _wait_until_healthy(params, manager)
     return {
         "changed": changed,
