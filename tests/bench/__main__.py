@@ -1,20 +1,24 @@
 """`make bench`: the gateway's figures beside a peer's, on this machine, in one run. Times are printed, never asserted.
 
-The program under measurement has one core to itself; the trivial upstream and the load generator share another.
+The program under measurement has one core to itself; the trivial upstream and the load generator share another. Each
+figure is printed and kept as soon as it is there, so a run that is interrupted loses none.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import multiprocessing
 import os
 import platform
+import signal
 import sys
 import tempfile
+import time
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-import orjson
 import uvloop
 
 from tests.bench import events, measures, subjects
@@ -26,6 +30,8 @@ from tests.bench.results import Results
 PARTS = ("requests", "streams", "latency", "events", "leaving", "memory", "start")
 PHASES = ("queued", "before first token", "mid-stream", "non-streaming")
 PEER = "LiteLLM"
+PEER_LIMIT = 300.0  # seconds for the peer's whole column: it is slow, and not what is developed here
+FORK = multiprocessing.get_context("fork")
 
 
 def say(text: str) -> None:
@@ -35,9 +41,8 @@ def say(text: str) -> None:
 class Bench:
     """One run: an upstream, the bounds, the parts that are wanted, and the figures so far."""
 
-    def __init__(self, upstream: Target, bounds: Bounds, parts: set[str], place: Path) -> None:
-        self.upstream, self.bounds, self.parts, self.place = upstream, bounds, parts, place
-        self.results = Results()
+    def __init__(self, upstream: Target, bounds: Bounds, parts: set[str], place: Path, results: Results) -> None:
+        self.upstream, self.bounds, self.parts, self.place, self.add = upstream, bounds, parts, place, results.add
 
     def directory(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self.place))
@@ -50,6 +55,27 @@ class Bench:
             self.leavings(column, start)
         if self.parts & {"memory", "start"}:
             self.memory_and_start(column, start)
+
+    def column_within(self, column: str, start: subjects.Start, seconds: float) -> None:
+        """The same in a process of its own, which ends after so many seconds with what it has by then."""
+        figures, told = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=self._tell, args=(column, start, told))
+        process.start()
+        told.close()
+        deadline = time.monotonic() + seconds
+        try:
+            with contextlib.suppress(EOFError):
+                while figures.poll(max(0, deadline - time.monotonic())):
+                    self.add(*figures.recv())
+                say(f"{column}: not done within {seconds:g} s")
+        finally:
+            process.terminate()
+            process.join(30)
+            process.kill()
+
+    def _tell(self, column: str, start: subjects.Start, told: Connection) -> None:
+        self.add = lambda *figure: told.send(figure)
+        self.column(column, start)
 
     def throughput(self, column: str, start: subjects.Start) -> None:
         """Rows that load one running subject; the bare pass-through takes turns with the gateway."""
@@ -68,7 +94,7 @@ class Bench:
                         self.single_events("pass-through", bare)
 
     def one_round(self, column: str, subject: subjects.Subject, bare: subjects.Subject | None) -> None:
-        add, bounds = self.results.add, self.bounds
+        add, bounds = self.add, self.bounds
         if "requests" in self.parts:
             rate = uvloop.run(measures.requests_per_cpu_second(subject, bounds))
             add("requests", column, rate)
@@ -87,10 +113,10 @@ class Bench:
 
     def single_events(self, column: str, subject: subjects.Subject) -> None:
         lost, late = uvloop.run(events.paced_streams(subject, self.bounds))
-        self.results.add("events lost", column, lost)
-        self.results.add("events late", column, late)
+        self.add("events lost", column, lost)
+        self.add("events late", column, late)
         delay = uvloop.run(events.delay_beside_prompts_ms(subject, self.bounds))
-        self.results.add("prompt delay", column, delay)
+        self.add("prompt delay", column, delay)
 
     def leavings(self, column: str, start: subjects.Start) -> None:
         """One client leaves, again and again, in each phase; waiting for a connection needs a backend with one."""
@@ -99,20 +125,20 @@ class Bench:
                 for phase in phases:
                     say(f"{column}: a client leaves, {phase}")
                     for took in measures.leavings_ms(subject, self.upstream, phase, self.bounds):
-                        self.results.add(f"leaving {phase}", column, took)
+                        self.add(f"leaving {phase}", column, took)
 
     def memory_and_start(self, column: str, start: subjects.Start) -> None:
         """Rows that need a fresh process each time."""
         for turn in range(self.bounds.rounds):
             say(f"{column}: start and memory, round {turn + 1} of {self.bounds.rounds}")
             with start(self.directory(), self.upstream.port) as subject:
-                self.results.add("start", column, subject.started)
+                self.add("start", column, subject.started)
                 if "memory" not in self.parts:
                     continue
-                self.results.add("memory idle", column, resident_megabytes(subject.pid))
+                self.add("memory idle", column, resident_megabytes(subject.pid))
                 after, requests = uvloop.run(measures.memory_mb(subject, self.bounds))
-                self.results.add("memory after", column, after)
-                self.results.add("memory requests", column, requests)
+                self.add("memory after", column, after)
+                self.add("memory requests", column, requests)
 
 
 def arguments() -> argparse.Namespace:
@@ -129,6 +155,7 @@ def main() -> None:
     if not hasattr(os, "sched_setaffinity") or len(CORES) < 2:
         sys.exit("bench: needs Linux and two cores, one for the gateway and one for what loads it")
     os.sched_setaffinity(0, {LOAD_CORE})
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # which asyncio's runner knows to end
     subjects.BUILD.mkdir(parents=True, exist_ok=True)
     machine = {
         "python": platform.python_version(),
@@ -137,17 +164,21 @@ def main() -> None:
         "cores": f"{GATEWAY_CORE} gateway, {LOAD_CORE} upstream and load generator, of {os.cpu_count()}",
         "load average at the start": [round(value, 2) for value in os.getloadavg()],
     }
-    with tempfile.TemporaryDirectory(dir=subjects.BUILD, prefix="run-") as place, subjects.upstream() as upstream:
-        bench = Bench(upstream, QUICK if options.quick else FULL, set(options.only or PARTS), Path(place))
-        bench.column("gateway", subjects.gateway)
-        if not options.no_peer:
-            bench.column(PEER, subjects.litellm)
-    machine["load average at the end"] = [round(value, 2) for value in os.getloadavg()]
-    print(bench.results.table(("gateway", PEER, "pass-through"), machine))
-    report = {"machine": machine, "figures": bench.results.figures}
-    temporary = options.json.with_suffix(".tmp")
-    temporary.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
-    temporary.replace(options.json)
+    results = Results(options.json, machine)
+    try:
+        with tempfile.TemporaryDirectory(dir=subjects.BUILD, prefix="run-") as place, subjects.upstream() as upstream:
+            parts = set(options.only or PARTS)
+            bench = Bench(upstream, QUICK if options.quick else FULL, parts, Path(place), results)
+            bench.column("gateway", subjects.gateway)
+            if not options.no_peer:
+                subjects.install_litellm()  # its time is not the measurement's
+                bench.column_within(PEER, subjects.litellm, PEER_LIMIT)
+    except KeyboardInterrupt:
+        sys.exit("bench: interrupted; the figures so far:")
+    finally:
+        machine["load average at the end"] = [round(value, 2) for value in os.getloadavg()]
+        results.save()
+        print(results.table(("gateway", PEER, "pass-through")), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,13 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 def running(
     argv: Sequence[str | Path], core: int, log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `argv` on one core, output to `log`; end its whole process group on the way out."""
+    """Run `argv` on one core, output to `log`; end its whole process group on the way out.
+
+    The kernel ends it where this process is killed and gets no such chance.
+    """
     with log.open("ab") as output:
         process = subprocess.Popen(
-            ["taskset", "--cpu-list", str(core), *map(str, argv)],
+            ["setpriv", "--pdeathsig", "KILL", "taskset", "--cpu-list", str(core), *map(str, argv)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import orjson
 
 NEVER = -1.0  # stands for a leaving that the upstream did not see while it was waited for
 
@@ -29,14 +33,29 @@ ROWS = (
 WORST = ("events lost", "events late", "prompt delay")
 
 
-class Results:
-    """Every single figure, by row and column."""
+FORMS = {key: form for key, _, form, _ in ROWS}
 
-    def __init__(self) -> None:
+
+class Results:
+    """Every single figure, by row and column. Each is printed and written to `path` as soon as it is there."""
+
+    def __init__(self, path: Path, machine: dict[str, Any]) -> None:
         self.figures: dict[str, dict[str, list[float]]] = {}
+        self.machine = machine
+        self._path = path
 
     def add(self, row: str, column: str, value: float) -> None:
         self.figures.setdefault(row, {}).setdefault(column, []).append(value)
+        shown = "not within 30 s" if value == NEVER else FORMS[row].format(value)
+        print(f"  {row}, {column}: {shown}", file=sys.stderr, flush=True)
+        self.save()
+
+    def save(self) -> None:
+        """Writes what there is; an earlier file is replaced whole."""
+        report = {"machine": self.machine, "figures": self.figures}
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))
+        temporary.replace(self._path)
 
     def cell(self, row: str, column: str, form: str) -> str:
         """The median; for leavings with the worst one behind it; for what is a worst already, the worst of them."""
@@ -51,7 +70,7 @@ class Results:
         middle = form.format(statistics.median(values))
         return f"{middle} (worst {form.format(max(values))})" if row.startswith("leaving") else middle
 
-    def table(self, columns: Sequence[str], machine: dict[str, Any]) -> str:
+    def table(self, columns: Sequence[str]) -> str:
         head = ["", "must reach", *columns]
         lines = [head]
         for key, text, form, goal in ROWS:
@@ -60,5 +79,5 @@ class Results:
         widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
         rows = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
         rows.insert(1, "-|-".join("-" * width for width in widths))
-        facts = [f"{name}: {value}" for name, value in machine.items()]
+        facts = [f"{name}: {value}" for name, value in self.machine.items()]
         return "\n".join(["", *rows, "", "median of the rounds, of worst figures the worst", *facts])

@@ -130,6 +130,11 @@ def passthrough(place: Path, upstream_port: int) -> contextlib.AbstractContextMa
     return started("pass-through", argv, port, place / "passthrough.log", {}, "")
 
 
+def install_litellm() -> Path:
+    """The directory of its programs."""
+    return environment(HERE / "litellm.txt")
+
+
 def litellm(
     place: Path, upstream_port: int, connections: int | None = None
 ) -> contextlib.AbstractContextManager[Subject]:
@@ -155,6 +160,6 @@ def litellm(
     (place / "litellm.yaml").write_text(yaml.safe_dump(config))
     port = free_ports(1)[0]
     variables = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR"}
-    argv: list[str | Path] = [environment(HERE / "litellm.txt") / "litellm", "--config", place / "litellm.yaml"]
+    argv: list[str | Path] = [install_litellm() / "litellm", "--config", place / "litellm.yaml"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
     return started("LiteLLM", argv, port, place / "litellm.log", variables, f"sk-{TOKEN}")
