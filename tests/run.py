@@ -147,10 +147,14 @@ def hosts() -> Tally:
 # The figures that are asked for: how many cases each property was tried with, and what took longest.
 HEAVY = ("tests/heavy", "tests/gateway", "--hypothesis-show-statistics", "--durations=20")
 
+# On all cores; a file's tests in one process, since they share its gateways, and a role's wherever there is room.
+FILES_APART = ("-n", "auto", "--maxprocesses=4", "--dist=loadfile")
+TESTS_APART = ("-n", "auto", "--maxprocesses=4", "--dist=worksteal")
+
 LAYERS: dict[str, Callable[[], Tally]] = {
     "lint": lint,
-    "package": lambda: pytest("tests/gateway", "tests/release", "tests/bench"),
-    "roles": lambda: pytest("tests/roles"),
+    "package": lambda: pytest("tests/gateway", "tests/release", "tests/bench", *FILES_APART),
+    "roles": lambda: pytest("tests/roles", *TESTS_APART),
     "hosts": hosts,
     "clients": lambda: pytest("tests/clients"),
     "heavy": lambda: pytest(*HEAVY, SAMPLE_ALL="1"),
