@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from time import process_time
 from typing import Any
 
 import pytest
@@ -257,3 +258,95 @@ def test_nothing_is_kept_of_tokens_that_do_not_wait(run: Run) -> None:
         assert line.queue._last_turn == {}
 
     in_line(run, test)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "comes", "loses"),
+    [
+        ([("a", 0)] * 4, ("b", 0), "3"),
+        ([("a", 0)] * 3 + [("b", 0)], ("b", 0), "2"),
+        ([("a", 0)] * 4, ("a", 0), None),
+        ([("a", 0)] * 2 + [("b", 0)] * 2, ("a", 0), None),
+        ([("a", 0)] * 2 + [("b", 0), ("c", 0)], ("c", 0), None),  # as many have less then as before
+        ([("a", 0), ("b", 0), ("c", 0), ("d", 0)], ("e", 0), None),
+        ([("low", 0)] + [("high", 1)] * 3, ("higher", 2), "0"),
+        ([("low", 0)] * 2 + [("lower", -1), ("high", 1)], ("high", 1), "2"),
+        ([("low", 0)] * 3 + [("high", 1)], ("high", 1), "2"),
+        ([("high", 1)] * 4, ("low", 0), None),
+        ([("high", 1)] * 4, ("other", 1), "3"),
+    ],
+)
+def test_a_full_queue_is_shared(
+    run: Run, waiting: list[tuple[str, int]], comes: tuple[str, int], loses: str | None
+) -> None:
+    """Who fills it loses its newest to others; whose token has no fewer is refused."""
+
+    async def test(line: Line) -> None:
+        for number, (token, priority) in enumerate(waiting):
+            await line.join(str(number), token, priority)
+        await line.join("comes", *comes)
+        await asyncio.sleep(0)
+        refused = [name for name, task in line.tasks.items() if task.done()]
+        assert refused == [loses or "comes"]
+        error = line.tasks[refused[0]].exception()
+        assert isinstance(error, ApiError)
+        assert (error.status, dict(error.headers)[b"retry-after"]) == (429, b"5")
+        assert len(line.queue) == 4
+        assert len(await line.serve(4)) == 4
+
+    in_line(run, test, max=4)
+
+
+def test_who_leaves_when_its_place_is_gone_gives_nothing_back(run: Run) -> None:
+    async def test(line: Line) -> None:
+        for number in range(2):
+            await line.join(f"{number}", "a")
+        comes = asyncio.create_task(line.queue.wait(line.route.slots, "b", 0, "m"))
+        await asyncio.sleep(0)
+        line.tasks["1"].cancel()
+        await asyncio.sleep(0)
+        assert len(line.queue) == 2
+        assert await line.serve(2) == ["0"]
+        assert await comes is line.slots
+        assert line.slots.inflight == 1
+
+    in_line(run, test, max=2)
+
+
+def test_one_that_is_cancelled_keeps_nobody_out(run: Run) -> None:
+    async def test(line: Line) -> None:
+        await line.join("leaves", "a")
+        line.tasks["leaves"].cancel()  # and has not run since
+        await line.join("comes", "a")
+        await asyncio.sleep(0)
+        assert len(line.queue) == 1
+        assert await line.serve(1) == ["comes"]
+
+    in_line(run, test, max=1)
+
+
+@pytest.mark.parametrize("leavers", ["all at once", "in turn", "while a slot comes free"])
+def test_eight_times_as_many_waiters_cost_about_eight_times_as_much(run: Run, leavers: str) -> None:
+    async def cost(waiters: int) -> float:
+        line = Line(max=waiters)
+        for number in range(waiters):
+            await line.join(f"{number}", "a", model=f"m{number % 7}")
+        tasks = list(line.tasks.values())
+        began = process_time()
+        if leavers == "in turn":
+            await line.serve(waiters)
+        else:
+            for task in tasks:
+                task.cancel()
+            if leavers == "while a slot comes free":
+                line.slots.release()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        spent = process_time() - began
+        assert len(line.queue) == 0
+        return spent
+
+    async def test() -> None:
+        few, many = [await cost(500) for _ in range(3)], [await cost(4_000) for _ in range(3)]
+        assert min(many) / min(few) < 24, (few, many)
+
+    run(test)

@@ -128,9 +128,6 @@ class Backend:
     def is_usable(self) -> bool:
         return self.ready and (not self.rests_until or self.rests_until <= monotonic())
 
-    def is_loaded(self, model: str) -> bool:
-        return model == self.last_model or model in self.loaded
-
     def count_failure(self, kind: str) -> None:
         self.failures[kind] = self.failures.get(kind, 0) + 1
 
