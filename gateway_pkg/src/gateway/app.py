@@ -156,7 +156,7 @@ class House:
                 running.push_async_callback(self.tracer.close)
             lag = LagSampler(self.metrics.loop_lag)
             lag.start()
-            running.callback(lag.stop)
+            running.push_async_callback(lag.stop)
             running.push_async_callback(self._close_pools)
             running.push_async_callback(settled)
             await self._step(running, self.music.start, self.music.stop)

@@ -6,7 +6,6 @@ The name is all that opens one: nobody guesses it who has not the bytes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from fastapi import APIRouter
 from starlette.responses import FileResponse
 
+from gateway import background
 from gateway.http.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -74,13 +74,10 @@ class MediaStore:
 
     async def start(self) -> None:
         """Removes, from now on, what has become too old."""
-        self._sweeper = asyncio.create_task(self._sweep_forever())
+        self._sweeper = background.start("media_sweep", self._sweep_forever)
 
     async def stop(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
+        await background.end(self._sweeper)
 
     async def _sweep_forever(self) -> None:
         while True:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from gateway import background
 from gateway.http.policies import PolicyBook, load_policies
 from gateway.http.tokens import Doorkeeper
 from gateway.refusal import Refusal
@@ -103,7 +104,10 @@ class Reloader:
     async def _reload_for_signals(self) -> None:
         while self._is_asked:
             self._is_asked = False
-            await self.reload()
+            try:
+                await self.reload()
+            except Exception:
+                background.failed("reload")
 
     def _read(self) -> ReloadReport:
         report = ReloadReport(ok=True, reloaded=[], kept=[])

@@ -6,7 +6,6 @@ Each row holds its whole conversation, so that one read is enough to go on with 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import apsw
 from pydantic_core import from_json
 
+from gateway import background
 from gateway.routing.body import dump
 from gateway.storage import Database, StorageError
 
@@ -54,13 +54,10 @@ class ResponseStore:
         self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._sweeping = asyncio.create_task(self._sweep())
+        self._sweeping = background.start("responses_sweep", self._sweep)
 
     async def stop(self) -> None:
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeping
+        await background.end(self._sweeping)
 
     async def put(self, owner: str, response: Mapping[str, Any], items: Sequence[Item]) -> None:
         """Keeps a response; where there is no room for it, the oldest go."""

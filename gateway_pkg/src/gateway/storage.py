@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import apsw
 
+from gateway import background
 from gateway.refusal import Refusal
 
 log = logging.getLogger(__name__)
@@ -193,7 +195,12 @@ class Database:
     def _write_batches(self, connection: apsw.Connection) -> None:
         assert self._loop is not None  # noqa: S101  # open has set it
         while batch := self._next_batch():
-            outcomes = self._commit(connection, batch)
+            try:
+                outcomes = self._commit(connection, batch)
+            except Exception as error:  # who waits for these must not wait for ever, nor those who come
+                background.failed("database_writer")
+                outcomes = [_Outcome(error=self._explained(error))] * len(batch)
+                time.sleep(background.RESTART_SEC)
             self._loop.call_soon_threadsafe(self._deliver, batch, outcomes)
         connection.close()
 

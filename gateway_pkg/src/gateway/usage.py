@@ -7,11 +7,12 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import apsw
 
+from gateway import background
 from gateway.http.limits import SLOTS, SLOTS_A_SEC, SlidingWindow
 from gateway.storage import Database, StorageError
 
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 DAY_SEC = 86_400
 SAVE_EVERY_SEC = 1.0
 KEEP_DAYS = 31
+TOKENS_MAX = 2**62  # of a caller and day; SQLite's integers have 64 bits
 
 
 class _Counts(NamedTuple):
@@ -83,14 +85,17 @@ class TokenUsage:
             if name in self.windows:
                 self.windows[name].restore(slot - self._shift + 1, count, now)  # both shifts were rounded down
         self._database = database
-        self._saver = asyncio.create_task(self._save_often(), name="token usage")
+        self._saver = background.start("token_usage", self._save_often)
 
     async def stop(self) -> None:
         """Stores what is not stored yet; before the database is closed."""
         self._stopping.set()
         if self._saver is not None:
             await self._saver
-            await self._save()
+            try:
+                await self._save()
+            except Exception:
+                background.failed("token_usage")
 
     async def _save_often(self) -> None:
         while not self._stopping.is_set():
@@ -116,20 +121,22 @@ class TokenUsage:
         try:
             await self._database.write(lambda connection: _store(connection, counts))
             self._is_failing = False
-        except StorageError as error:
+        except Exception as error:
+            self._saved_to = saved_to
+            for key, tokens in unsaved.items():
+                self._unsaved[key] = min(self._unsaved.get(key, 0) + tokens, TOKENS_MAX)
+            if not isinstance(error, StorageError):
+                raise
             if not self._is_failing:
                 log.warning("what tokens have used cannot be stored, and a restart would lose it: %s", error)
             self._is_failing = True
-            self._saved_to = saved_to
-            for key, tokens in unsaved.items():
-                self._unsaved[key] = self._unsaved.get(key, 0) + tokens
 
     def _turn_day(self) -> None:
         """Counts what is fresh, for the day that ends if one does: near midnight a second may be yesterday's."""
         for name, tokens in self._fresh.items():
             self._used[name] = self._used.get(name, 0) + tokens
             key = (self._day, name)
-            self._unsaved[key] = self._unsaved.get(key, 0) + tokens
+            self._unsaved[key] = min(self._unsaved.get(key, 0) + tokens, TOKENS_MAX)
         self._fresh.clear()
         day = int(self._clock() // DAY_SEC)
         # A clock that is set back gives nobody a second day.
@@ -145,9 +152,10 @@ def _stored(connection: apsw.Connection, day: int) -> tuple[dict[str, int], list
 
 
 def _store(connection: apsw.Connection, counts: _Counts) -> None:
-    tokens: Iterable[tuple[int, str, int]] = ((day, name, spent) for (day, name), spent in counts.tokens.items())
+    tokens = ((day, name, spent, TOKENS_MAX) for (day, name), spent in counts.tokens.items())
     connection.executemany(
-        "INSERT INTO token_usage VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET tokens = tokens + excluded.tokens", tokens
+        "INSERT INTO token_usage VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET tokens = min(tokens + excluded.tokens, ?)",
+        tokens,
     )
     connection.execute("DELETE FROM token_usage WHERE day < ?", (counts.first_day,))
     connection.execute("DELETE FROM request_counts WHERE slot < ? OR ?", (counts.first_slot, counts.is_all))

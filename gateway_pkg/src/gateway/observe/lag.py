@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from time import perf_counter
 
+from gateway import background
 from gateway.observe.metrics import Histogram
 
 # Often enough to meet a stall of its length; four timers a second cost nothing.
@@ -16,16 +17,16 @@ class LagSampler:
 
     def __init__(self, histogram: Histogram) -> None:
         self._histogram = histogram
-        self._timer: asyncio.TimerHandle | None = None
+        self._sampling: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        due = perf_counter() + PERIOD_SEC
-        self._timer = asyncio.get_running_loop().call_later(PERIOD_SEC, self._wake, due)
+        self._sampling = background.start("event_loop_lag", self._sample)
 
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    async def stop(self) -> None:
+        await background.end(self._sampling)
 
-    def _wake(self, due: float) -> None:
-        self._histogram.observe(max(0.0, perf_counter() - due) * 1000)
-        self.start()
+    async def _sample(self) -> None:
+        while True:
+            due = perf_counter() + PERIOD_SEC
+            await asyncio.sleep(PERIOD_SEC)
+            self._histogram.observe(max(0.0, perf_counter() - due) * 1000)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from gateway import background
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +21,9 @@ PENDING_MAX_LINES = 20_000
 
 
 class LineLog:
-    """Lines go out in batches, by one thread. A full disk loses lines, which `dropped` counts, never a request."""
+    """Lines go out in batches, by one thread. A line is whole in the file or absent, and then `dropped` counts it: a
+    full disk loses lines, never a request.
+    """
 
     def __init__(self, path: Path, max_bytes: int, keep: int) -> None:
         self._path = path
@@ -61,7 +66,7 @@ class LineLog:
     def _flush(self) -> None:
         self._timer = None
         lines, self._pending = self._pending, []
-        self._writing = asyncio.get_running_loop().run_in_executor(self._thread, self._append, lines)
+        self._writing = asyncio.get_running_loop().run_in_executor(self._thread, self._write_out, lines)
         self._writing.add_done_callback(self._flushed)
 
     def _flushed(self, _: asyncio.Future[None]) -> None:
@@ -69,23 +74,45 @@ class LineLog:
         if self._pending and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SEC, self._flush)
 
-    def _append(self, lines: list[bytes]) -> None:
+    def _write_out(self, lines: list[bytes]) -> None:
         try:
-            if self._file is None:
-                self._file = open(self._path, "ab", buffering=0, opener=_private)  # noqa: SIM115  # kept open; Path has no opener
-                self._size = self._file.tell()
-            self._size += self._file.write(b"".join(lines))
+            self._append(lines)
+        except Exception:
+            background.failed("request_log")
+            self.dropped += len(lines)
+            self._close_file()
+
+    def _append(self, lines: list[bytes]) -> None:
+        data, written = b"".join(lines), 0
+        try:
+            file = self._file if self._file is not None else self._open()
+            while written < len(data):  # a full disk takes what fits, and fails the rest
+                written += file.write(data[written:])
+            self._size += written
             if self._size >= self._max_bytes:
                 self._close_file()
                 self._rotate()
         except OSError as error:
-            self.dropped += len(lines)
+            whole = data.rfind(b"\n", 0, written) + 1
+            self.dropped += len(lines) - data.count(b"\n", 0, whole)
+            if self._file is not None and whole < written:
+                with contextlib.suppress(OSError):  # an append-only file; `_open` ends its last line then
+                    self._file.truncate(self._file.tell() - (written - whole))
             if not self._failing:
                 log.warning("request log %s cannot be written: %s", self._path, error.strerror)
             self._failing = True
             self._close_file()
         else:
             self._failing = False
+
+    def _open(self) -> io.FileIO:
+        file = self._file = open(self._path, "a+b", buffering=0, opener=_private)  # noqa: SIM115  # kept open; Path has no opener
+        self._size = file.seek(0, os.SEEK_END)
+        if self._size:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # torn, by a process that was killed
+                self._size += file.write(b"\n")
+        return file
 
     def _close_file(self) -> None:
         if self._file is not None:

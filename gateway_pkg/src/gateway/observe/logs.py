@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import logging
 import os
 import queue
@@ -12,11 +13,19 @@ from logging.handlers import QueueHandler, QueueListener
 
 import orjson
 
+from gateway import background
+
 STDERR = 2
 PENDING_MAX_LINES = 10_000
 LAST_LINES_SEC = 2.0  # what the end of the process waits for them
 # Set once a request; each has a task, and so a context, of its own.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+class Dropped:
+    """Lines that nobody took, since the process began."""
+
+    lines = 0
 
 
 class JsonFormatter(logging.Formatter):
@@ -33,26 +42,39 @@ class JsonFormatter(logging.Formatter):
             entry["request_id"] = identifier
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(entry, default=str).decode()
+        try:
+            return orjson.dumps(entry, default=str).decode()
+        except TypeError:  # bytes of a file's name that are not UTF-8
+            return json.dumps(entry, default=str)
 
 
 class _Handler(QueueHandler):
     """Formats a line where it is logged, and leaves it to be written elsewhere; where too many wait, it is lost."""
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(queue.Full):
+        try:
             self.queue.put_nowait(record)
+        except queue.Full:
+            Dropped.lines += 1
 
 
 class _Writer(QueueListener):
     """Writes to stderr in a thread of its own: a pipe that nobody reads must not stop the event loop."""
 
+    _is_torn = False
+
     def handle(self, record: logging.LogRecord) -> None:
         # Past Python's own streams, whose locks a write that hangs would keep beyond the end of the process.
-        line = f"{record.getMessage()}\n".encode(errors="backslashreplace")
-        with contextlib.suppress(OSError):
+        try:
+            line = b"\n" * self._is_torn + f"{record.getMessage()}\n".encode(errors="backslashreplace")
             while line:
-                line = line[os.write(STDERR, line) :]
+                written = os.write(STDERR, line)
+                self._is_torn = line[written - 1 : written] != b"\n"
+                line = line[written:]
+        except OSError:
+            Dropped.lines += 1
+        except Exception:  # the thread goes on; what it is for cannot be used to tell
+            background.failures["process_log"] += 1
 
     def stop(self) -> None:
         with contextlib.suppress(queue.Full):

@@ -20,8 +20,9 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway import __version__
+from gateway import __version__, background
 from gateway.observe.linelog import LineLog
+from gateway.observe.logs import Dropped
 from gateway.routing.registry import Registry
 from gateway.upstream.usage import Usage
 
@@ -94,11 +95,16 @@ CONNECTIONS = Family("gateway_backend_connections", "gauge", "Open connections."
 WAITING = Family("gateway_backend_connections_waiting", "gauge", "Requests that wait for a connection.", ("backend",))
 LOOP_LAG = Family("gateway_event_loop_lag_ms", "histogram", "How late the event loop wakes its sampler.")
 DROPPED = Family("gateway_request_log_lines_dropped", "counter", "Lines the request log could not hold.")
+PROCESS_DROPPED = Family("gateway_process_log_lines_dropped", "counter", "Lines the process log could not hold.")
+BACKGROUND = Family(
+    "gateway_background_failures", "counter", "Failures of work beside the requests, tried again since.", ("task",)
+)
 SPANS = Family("gateway_trace_spans", "counter", "Spans made, and what became of them.", ("state",))
 BUILD = Family("gateway_build_info", "gauge", "Always 1; its label has the version.", ("version",))
 FAMILIES = (
     REQUESTS, DURATION, UPSTREAM, FIRST_TOKEN, ABORTED, TOKENS, CALLER_REQUESTS, CALLER_TOKENS, QUEUE_WAITING, QUEUED,
-    RETRIES, FAILURES, READY, HEALTHY, INFLIGHT, LIMIT, CONNECTIONS, WAITING, LOOP_LAG, DROPPED, SPANS, BUILD,
+    RETRIES, FAILURES, READY, HEALTHY, INFLIGHT, LIMIT, CONNECTIONS, WAITING, LOOP_LAG, DROPPED, PROCESS_DROPPED,
+    BACKGROUND, SPANS, BUILD,
 )  # fmt: skip
 
 
@@ -248,6 +254,8 @@ class Metrics(Collector):
         yield from self._backends()
         yield _histograms(LOOP_LAG, {(): self.loop_lag})
         yield _numbers(DROPPED, [((), self._request_log.dropped if self._request_log is not None else 0)])
+        yield _numbers(PROCESS_DROPPED, [((), Dropped.lines)])
+        yield _numbers(BACKGROUND, (((task,), count) for task, count in tuple(background.failures.items())))
         if self._tracer is not None:
             yield _numbers(SPANS, (((state,), count) for state, count in self._tracer.counts().items()))
         yield _numbers(BUILD, [((__version__,), 1)])

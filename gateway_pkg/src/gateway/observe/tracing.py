@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from gateway import __version__
+from gateway import __version__, background
 from gateway.http.exchange import Exchange
 from gateway.refusal import Refusal
 from gateway.routing.registry import Backend, Slots
@@ -288,7 +288,11 @@ class _Exporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         is_hopeless = self._is_closing and self._is_failing
-        result = SpanExportResult.FAILURE if is_hopeless else self._inner.export(spans)
+        try:
+            result = SpanExportResult.FAILURE if is_hopeless else self._inner.export(spans)
+        except Exception:
+            background.failed("traces")
+            result = SpanExportResult.FAILURE
         if result is SpanExportResult.SUCCESS:
             self.delivered += len(spans)
         else:

@@ -24,9 +24,9 @@ from gateway.protocols.turns import (
     read_thoughts,
 )
 from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.usage import count_of
 
 HELD_MAX = 8 * 1024 * 1024  # what may wait for its turn in a stream, in characters
-COUNT_MAX = 2**53  # what every client's JSON can hold
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}  # others tell of calls, or of nothing special
 
@@ -214,8 +214,7 @@ def _usage(usage: Any) -> dict[str, Any]:
 
 
 def _count(counts: Any, name: str) -> int | None:
-    value = counts.get(name) if isinstance(counts, dict) else None
-    return value if isinstance(value, int) and 0 <= value < COUNT_MAX else None
+    return count_of(counts.get(name)) if isinstance(counts, dict) else None
 
 
 def _event(kind: str, **fields: Any) -> bytes:

@@ -52,7 +52,7 @@ def vectors_of(answer: Mapping[str, Any], count: int) -> list[list[Any]]:
     for place, item in enumerate(data):
         item = item if isinstance(item, dict) else {}
         index, vector = item.get("index", place), item.get("embedding")
-        if not isinstance(index, int) or not isinstance(vector, list):
+        if type(index) is not int or not isinstance(vector, list):
             raise AnswerError("an embedding that is none")
         vectors[index] = vector
     if set(vectors) != set(range(count)) or len({len(vector) for vector in vectors.values()}) != 1:
@@ -93,6 +93,6 @@ def _scored(item: Any, place: int) -> tuple[int, float]:
         index, score = item.get("index"), item.get("relevance_score", item.get("score"))
     else:
         index, score = place, item
-    if not isinstance(index, int) or not isinstance(score, int | float) or not math.isfinite(score):
+    if type(index) is not int or not isinstance(score, int | float) or not math.isfinite(score):
         raise AnswerError("a ranking with an index or a score that is no number")
     return index, score

@@ -26,6 +26,7 @@ from gateway.protocols.turns import (
 )
 from gateway.routing.body import dump
 from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.usage import count_of
 
 DONE = b"data: [DONE]\n\n"
 OBFUSCATION_BLOCK = 16  # characters: deltas are padded to a multiple
@@ -297,13 +298,13 @@ class ResponseBuilder:
     def _look_at_usage(self, usage: Any) -> None:
         if not isinstance(usage, dict):
             return
-        given, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if not isinstance(given, int) or not isinstance(made, int):
+        given, made = count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
+        if given is None or made is None:
             return
         told: Item = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
         for name, details in (("input_tokens_details", "prompt"), ("output_tokens_details", "completion")):
             if isinstance(content := usage.get(f"{details}_tokens_details"), dict):
-                told[name] = {key: count for key, count in content.items() if isinstance(count, int)}
+                told[name] = {key: count for key, count in content.items() if count_of(count) is not None}
         self.response["usage"] = told
 
     def _take_room(self, size: int) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 
 import httpx
 import orjson
 
+from gateway import background
 from gateway.routing.registry import Backend, Registry
 from gateway.upstream.adapters import ollama
 from gateway.upstream.adapters.base import AnswerError
@@ -20,6 +22,7 @@ RETRY_SEC = 1.0
 # So that the first client already finds the models; only a host that hangs costs this much of the start.
 FIRST_ROUND_SEC = 0.5
 MODELS_MAX = 10_000
+LOADED_MAX = 100
 ANSWER_MAX_BYTES = 8 * 1024 * 1024
 
 # Where a capability is that of models with names.
@@ -66,8 +69,8 @@ class Prober:
             wake = asyncio.Event()
             backend.on_failure = wake.set
             probed.append(asyncio.get_running_loop().create_future())
-            self._tasks[backend] = asyncio.create_task(
-                self._watch(backend, wake, probed[-1]), name=f"probe {backend.name}"
+            self._tasks[backend] = background.start(
+                "prober", partial(self._watch, backend, wake, probed[-1]), f"probe {backend.name}"
             )
         return probed
 
@@ -116,7 +119,7 @@ class Prober:
     async def _list_models(self, backend: Backend) -> None:
         if backend.record.protocol == "ollama":
             models = ollama.models(await self._get(backend, ollama.MODELS_PATH))[:MODELS_MAX]
-            backend.loaded = ollama.loaded(await self._get(backend, ollama.LOADED_PATH))
+            backend.loaded = ollama.loaded(await self._get(backend, ollama.LOADED_PATH))[:LOADED_MAX]
         elif MODEL_CAPABILITIES & backend.slots.keys():
             models = _openai_models(await self._get(backend, backend.origin.prefix.decode() + "/models"))
         else:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import orjson
 
+from gateway import background
 from gateway.routing.registry import Backend
 from gateway.stepwise import LongTexts, parsed
 from gateway.upstream.adapters.base import AnswerError
@@ -183,5 +184,7 @@ async def _take_leave(backend: Backend, steps: Steps[Any], step: Ask | Pause, ma
     except (AnswerError, Refused, UpstreamError, TimeoutError) as error:
         name = backend.record.backend_class
         log.warning("a job of backend '%s' could not be stopped: %s", name, str(error) or "no answer in time")
+    except Exception:
+        background.failed("abandoned_job")
     finally:
         steps.close()

@@ -16,6 +16,7 @@ from gateway.routing.body import dump
 from gateway.routing.registry import Backend
 from gateway.upstream.adapters.base import AnswerError, json_object
 from gateway.upstream.errors import UpstreamError
+from gateway.upstream.usage import count_of
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,8 @@ async def _ask(backend: Backend, target: bytes, body: bytes) -> bytes:
 
 
 def _told(answer: bytes) -> int:
-    tokens = json_object(answer).get("input_tokens")
-    if type(tokens) is not int or tokens < 0:  # `type`, since True is an int as well
+    tokens = count_of(json_object(answer).get("input_tokens"))
+    if tokens is None:
         raise AnswerError("a count of tokens without input_tokens")
     return tokens
 

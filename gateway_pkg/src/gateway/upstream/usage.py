@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-COUNT_MAX = 2**53  # beyond it a number of tokens is none
+COUNT_MAX = 1_000_000_000  # a hundred times the longest context there is: what is more is no number of tokens
 END_MAX_BYTES = 4096  # how far from an end of the answer its usage may stand to be parsed with that end alone
 
 
@@ -46,13 +46,15 @@ def _object(text: bytes) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def count_of(value: Any) -> int | None:
+    """A number of tokens that a backend tells, 0 to COUNT_MAX; None for anything else."""
+    return value if type(value) is int and 0 <= value < COUNT_MAX else None  # `type`, since True is an int as well
+
+
 def usage_of(content: Any) -> Usage | None:
-    """The usage in OpenAI's usage object; None where it is none."""
+    """The usage in OpenAI's usage object; None where a number of it is absurd, or there is none."""
     if not isinstance(content, dict):
         return None
-    given = content.get("prompt_tokens", content.get("input_tokens"))
-    made = content.get("completion_tokens", content.get("output_tokens")) or 0
-    # `type`, since True is an int as well.
-    if type(given) is int and type(made) is int and 0 <= given < COUNT_MAX and 0 <= made < COUNT_MAX:
-        return Usage(given, made)
-    return None
+    given = count_of(content.get("prompt_tokens", content.get("input_tokens")))
+    made = count_of(content.get("completion_tokens", content.get("output_tokens")) or 0)
+    return Usage(given, made) if given is not None and made is not None else None

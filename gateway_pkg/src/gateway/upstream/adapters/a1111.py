@@ -117,7 +117,7 @@ def _seeds(info: Any) -> list[int]:
         seeds = orjson.loads(info)["all_seeds"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return []
-    return [seed for seed in seeds if isinstance(seed, int)] if isinstance(seeds, list) else []
+    return [seed for seed in seeds if type(seed) is int] if isinstance(seeds, list) else []
 
 
 def _or(value: Any, default: Any) -> Any:

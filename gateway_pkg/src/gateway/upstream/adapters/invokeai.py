@@ -209,7 +209,7 @@ def _accepted(reply: Reply) -> dict[str, Any]:
 
 def _item_ids(answer: dict[str, Any], count: int) -> list[int]:
     items = answer.get("item_ids")
-    if not isinstance(items, list) or len(items) != count or not all(isinstance(item, int) for item in items):
+    if not isinstance(items, list) or len(items) != count or not all(type(item) is int for item in items):
         raise AnswerError(f"not {count} item_ids for a batch of {count}")
     return items
 
@@ -258,7 +258,7 @@ def _image_names(items: list[int]) -> Steps[tuple[dict[int, str], list[str]]]:
             names[int(seeds[0])] = str(name)
             results = session["results"].values()
             made += [str(result["image"]["image_name"]) for result in results if result["type"] == "image_output"]
-        except (KeyError, TypeError, ValueError, IndexError):
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError):
             raise AnswerError("a finished item without an image") from None
     return names, made
 

@@ -15,7 +15,7 @@ from gateway.upstream.adapters import ollama_request as outgoing
 from gateway.upstream.adapters import rawjson
 from gateway.upstream.adapters.base import AnswerError, Outgoing, numbers
 from gateway.upstream.ndjson import LineCutter, LineTooLong
-from gateway.upstream.usage import COUNT_MAX
+from gateway.upstream.usage import count_of
 
 Json = dict[str, Any]
 
@@ -307,7 +307,7 @@ def _embeddings(request: Mapping[str, Any], model: str, line: Json) -> Json:
     encode = _base64 if request.get("encoding_format") == "base64" else _floats
     data = [{"object": "embedding", "index": index, "embedding": encode(v)} for index, v in enumerate(vectors)]
     answer: Json = {"object": "list", "data": data, "model": f"ollama:{model}"}
-    if (count := _count(line, "prompt_eval_count")) is not None:
+    if (count := count_of(line.get("prompt_eval_count"))) is not None:
         answer["usage"] = {"prompt_tokens": count, "total_tokens": count}
     return answer
 
@@ -329,15 +329,10 @@ def _base64(vector: Any) -> str:
 
 def _usage(line: Json) -> Json | None:
     """OpenAI's usage. Ollama leaves out what is 0, and older ones left out a prompt that was in the cache."""
-    prompt, answer = _count(line, "prompt_eval_count"), _count(line, "eval_count") or 0
-    if prompt is None:
+    prompt, answer = count_of(line.get("prompt_eval_count")), count_of(line.get("eval_count") or 0)
+    if prompt is None or answer is None:
         return None
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
-
-
-def _count(line: Json, name: str) -> int | None:
-    count = line.get(name)
-    return count if type(count) is int and 0 <= count < COUNT_MAX else None  # True is an int as well
 
 
 def _with_usage(usage: Json | None) -> Json:
