@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from gateway.observe import logs
 from gateway.server import addresses
 from gateway.settings import Settings
 
@@ -45,6 +48,31 @@ def test_a_pipe_that_nobody_reads_stops_nothing() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "done\n"
         assert process.wait(30) == 0
+
+
+def test_a_line_that_a_full_disk_tore_is_counted_and_ends_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, room = bytearray(), 0
+
+    def write(_: int, data: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = data[:room]
+        out.extend(taken)
+        room -= len(taken)
+        return len(taken)
+
+    monkeypatch.setattr("os.write", write)
+    before, writer = logs.Dropped.lines, logs._Writer(None)  # type: ignore[arg-type]  # its queue is not asked
+    for room in (100, 3, 0, 1, 100, 100):  # noqa: B007  # `write` reads it
+        writer.handle(logging.makeLogRecord({"msg": "line"}))
+    assert bytes(out) == b"line\nlin\nline\nline\n"
+    assert logs.Dropped.lines - before == 3
+
+
+def test_a_file_name_that_is_not_utf_8_can_be_logged() -> None:
+    line = logs.JsonFormatter().format(logging.makeLogRecord({"msg": "/x/\udcff"}))
+    assert json.loads(line)["message"] == "/x/\udcff"
 
 
 def test_it_says_where_it_listens_and_that_it_stops(tmp_path: Path, backend: Upstream) -> None:

@@ -1,9 +1,16 @@
 """Request log, metrics, the second listener."""
 
 import asyncio
+import errno
+import io
+import os
 import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway.observe.linelog import LineLog
@@ -135,3 +142,85 @@ def test_unwritable_log_drops_lines_and_nothing_else(tmp_path: Path, missing: bo
         return log
 
     assert asyncio.run(run()).dropped == 1
+
+
+@contextmanager
+def small_disk(place: Path, kilobytes: int) -> Iterator[None]:
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small tmpfs needs root")
+def test_on_a_full_disk_a_line_is_whole_or_absent_and_counted(tmp_path: Path) -> None:
+    lines = [b"%d %s\n" % (number, b"x" * (number * 37 % 400)) for number in range(300)]
+
+    async def run(log: LineLog) -> None:
+        for number, line in enumerate(lines):
+            log.write(line)
+            if number % 10 == 0 or number == 200:
+                while log._pending or log._writing is not None:
+                    if log._timer is not None:
+                        log._timer.cancel()
+                        log._flush()
+                    await asyncio.sleep(0.001)
+            if number == 200:
+                filler.unlink()
+        await log.close()
+
+    with small_disk(tmp_path / "small", 64):
+        filler = tmp_path / "small/filler"
+        filler.write_bytes(b"x" * 44 * 1024)
+        log = LineLog(tmp_path / "small/log", max_bytes=10**6, keep=2)
+        asyncio.run(run(log))
+        written = (tmp_path / "small/log").read_bytes().splitlines(keepends=True)
+    assert set(written) <= set(lines)
+    assert lines[-1] in written
+    assert 0 < log.dropped == len(lines) - len(written)
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_write_that_stops_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_cut: bool) -> None:
+    """Where what was written of a line cannot be taken back, the next begins a line of its own."""
+    log = LineLog(tmp_path / "log", max_bytes=1000, keep=2)
+
+    class Half:
+        def __init__(self, file: io.FileIO) -> None:
+            self.file, self.rest = file, 7
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, data: bytes) -> int:
+            if not self.rest:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written, self.rest = self.file.write(data[: self.rest]), 0
+            return written
+
+        def truncate(self, size: int) -> None:
+            if not is_cut:
+                raise PermissionError
+            self.file.truncate(size)
+
+    def write_out(*lines: bytes) -> None:
+        log._write_out(list(lines))
+
+    write_out(b"one\n")
+    assert log._file is not None
+    log._file = Half(log._file)  # type: ignore[assignment]
+    write_out(b"two\n", b"three\n", b"four\n")
+    write_out(b"five\n")
+    log._close_file()
+    assert log.dropped == 2
+    assert (tmp_path / "log").read_bytes() == (b"one\ntwo\nfive\n" if is_cut else b"one\ntwo\nthr\nfive\n")
+
+
+def test_what_a_killed_process_left_torn_stays_a_line_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b'{"torn": ')
+    log = LineLog(tmp_path / "log", max_bytes=1000, keep=2)
+    log._write_out([b"{}\n"])
+    log._close_file()
+    assert (tmp_path / "log").read_bytes() == b'{"torn": \n{}\n'
