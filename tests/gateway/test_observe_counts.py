@@ -16,13 +16,23 @@ from typing import Any
 
 import pytest
 import yaml
-from gateway.observe.metrics import BOUNDS, MODELS_MAX, SERIES_MAX, Histogram, Metrics
+from gateway.observe.metrics import (
+    BOUNDS,
+    CALLERS_MAX,
+    LABEL_MAX_CHARS,
+    MODELS_MAX,
+    OTHER,
+    SERIES_MAX,
+    Histogram,
+    Metrics,
+)
 from gateway.upstream.usage import Usage
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
 from tests.gateway.sockets import send
+from tests.gateway.test_registry import record, registry
 from tests.gateway.upstream import MODELS, Upstream
 from tests.waiting import PATIENCE_SEC, until
 
@@ -281,19 +291,38 @@ def test_the_process_log_names_the_request(tmp_path: Path, backend: Upstream) ->
 
 
 def test_series_are_bounded() -> None:
-    metrics = Metrics.__new__(Metrics)
-    metrics._series, metrics._models, metrics._callers, metrics._aborted = {}, {}, {}, {}
-    for number in range(SERIES_MAX + 50):
+    metrics = Metrics(registry(a=record()), None)
+    for number in range(SERIES_MAX + CALLERS_MAX):
         metrics.series(f"/{number}", 200, "test").duration.observe(1)
-        metrics.model("test", f"model {number}").add(Usage(1, 1))
         metrics.caller(str(number)).requests += 1
         metrics.aborted(f"reason {number}")
+        metrics.series("/v1/chat/completions", number, "test")
     assert len(metrics._series) == SERIES_MAX + 1
-    assert metrics._series["other", 0, ""].duration.count == 50
-    assert len(metrics._models) == MODELS_MAX + 1
-    assert len(metrics._callers) == SERIES_MAX + 1
-    assert len(metrics._aborted) == SERIES_MAX + 1
-    assert metrics._aborted["other"] == 50
+    assert len(metrics._callers) == CALLERS_MAX + 1
+    assert metrics._aborted == {OTHER: SERIES_MAX + CALLERS_MAX}
+
+
+def test_made_up_names_leave_real_models_their_series() -> None:
+    backends = registry(a=record(), b=record(**{"class": "bare"}))
+    metrics = Metrics(backends, None)
+    listing, bare = backends.backends
+    listing.models, bare.models = tuple(f"listed {n}" for n in range(300)), ()
+    backends.refresh_names()
+    for number in range(1_000):
+        for backend_class in ("test", "bare"):
+            metrics.model(backend_class, f"made up {number}").add(Usage(1, 1))
+    own = {name for _, name in metrics._models} - {OTHER}
+    assert len(own) == MODELS_MAX["unlisted"]
+    assert metrics.model("test", "made up 5").is_other
+    assert not metrics.model("test", "listed 7").is_other
+    for number in range(300):
+        metrics.model("test", f"listed {number}")
+    assert len(metrics._models) == MODELS_MAX["unlisted"] + MODELS_MAX["listed"] + 2
+    assert not metrics.model("test", "m").is_other  # an alias means it
+    listing.models = ("made up 5:latest",)
+    backends.refresh_names()
+    metrics._taken.clear()
+    assert not metrics.model("test", "made up 5").is_other
 
 
 @given(st.lists(st.floats(0, 1e7), max_size=50), st.lists(st.floats(0, 1e7), max_size=50))
@@ -310,3 +339,50 @@ def test_histograms_add_up(some: list[float], more: list[float]) -> None:
         assert bound == str(limit)
         assert count == sum(each <= limit for each in some + more)
     assert one.sum == pytest.approx(sum(some) + sum(more))
+
+
+def test_the_page_is_bounded_whatever_clients_and_backends_send(tmp_path: Path) -> None:
+    """Each source of a label has its turn: paths, methods, models, classes, statuses, error codes, request types."""
+    turn = 0
+
+    def post(handler: BaseHTTPRequestHandler) -> None:
+        code = f"{turn} " + "x" * 50_000
+        error = {"message": code, "code": code, "type": code, "param": code}
+        if turn % 3 == 0:
+            stream(EVENT + b"data: " + json.dumps({"error": error}).encode() + b"\n\n", handler)
+            return
+        told = {"choices": [], "usage": {"prompt_tokens": 1}} if turn % 3 == 1 else {"error": error}
+        body = json.dumps(told).encode()
+        handler.send_response(200 if turn % 3 == 1 else 400 + turn % 200)
+        handler.send_header("content-type", "application/json")
+        handler.send_header("content-length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    with server(post) as url:
+        write_files(tmp_path, url)
+        with gateway(tmp_path) as running:
+            for number in range(250):
+                turn = number
+                for path, fields in (
+                    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "stream": turn % 3 == 0}),
+                    (f"/v1/{'y' * 200}{number}", {}),
+                ):
+                    headers = {
+                        "X-Request-Type": f"type {number}",
+                        "X-Backend": "test" if number % 2 else f"class{number}",
+                    }
+                    running.client.request(
+                        "POST" if number % 5 else f"METHOD{number}",
+                        path,
+                        json={"model": f"test:{'m' * 100}{number}", **fields},
+                        headers=headers,
+                    )
+            page = running.observe.get("/metrics").text
+            assert value(running, "gateway_streams_aborted_total", reason="other") > 30
+            assert value(running, "gateway_tokens_total", model="other") > 30
+            assert running.chat("fast").status_code
+    assert len(page) < 100_000
+    assert max(map(len, re.findall(r'="([^"]*)"', page))) <= LABEL_MAX_CHARS
+    lines = (tmp_path / "data/requests.jsonl").read_bytes().splitlines()
+    assert max(map(len, lines)) < 2_000

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from prometheus_client import (
@@ -21,8 +23,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from gateway import __version__, background
+from gateway.http.exchange import CLIENT_GONE
 from gateway.observe.linelog import LineLog
 from gateway.observe.logs import Dropped
+from gateway.routing.policy import Names
 from gateway.routing.registry import Registry
 from gateway.upstream.usage import Usage
 
@@ -34,10 +38,21 @@ BOUNDS = (5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 3e4,
 LAG_BOUNDS = (1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1e3, 5e3)
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 # Label values are routes, statuses, classes, models that answered and callers, so series are few; these bound them
-# whatever happens.
-SERIES_MAX = 1_000
-MODELS_MAX = 200
+# whatever clients and backends send. What is beyond is counted as OTHER.
+OTHER = "other"
+SERIES_MAX = 500
+CALLERS_MAX = 1_000
 LABEL_MAX_CHARS = 128
+# Models of a class that have series of their own: what an alias or a setting means has places that no other name can
+# take, and names that a backend lists have some that those a client invents cannot.
+MODELS_MAX = {"aliased": 100, "listed": 100, "unlisted": 20}
+STATUSES = frozenset(status.value for status in HTTPStatus) | {CLIENT_GONE}
+# Why an answer ends early: the gateway's own codes. A backend's code can be any text.
+ABORT_REASONS = frozenset({
+    "client_disconnected", "shutdown", "error", "internal_error", "upstream_error", "upstream_closed",
+    "upstream_protocol_error", "upstream_timeout", "backend_not_ready", "backend_overloaded",
+    "context_length_exceeded", "rate_limit_exceeded", "server_error",
+})  # fmt: skip
 
 
 class Family(NamedTuple):
@@ -151,11 +166,12 @@ class Series:
 
 
 class Tokens:
-    """Requests of one model or caller, and their tokens."""
+    """Requests of one model or caller, and their tokens; `is_other` for those without a series of their own."""
 
-    __slots__ = ("estimated_input", "estimated_output", "input", "output", "requests")
+    __slots__ = ("estimated_input", "estimated_output", "input", "is_other", "output", "requests")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_other: bool = False) -> None:
+        self.is_other = is_other
         self.requests = self.input = self.output = self.estimated_input = self.estimated_output = 0
 
     def add(self, usage: Usage) -> None:
@@ -186,6 +202,9 @@ class Metrics(Collector):
         self._tracer = tracer
         self._series: dict[tuple[str, int, str], Series] = {}
         self._models: dict[tuple[str, str], Tokens] = {}
+        self._taken: Counter[tuple[str, str]] = Counter()  # of MODELS_MAX, by its key and class
+        self._kinds: dict[tuple[str, str], str] = {}  # of `_names`: MODELS_MAX's key by class and model
+        self._names: Names | None = None
         self._callers: dict[str, Tokens] = {}
         self._queued: dict[str, Histogram] = {}
         self._retries: dict[str, int] = {}
@@ -200,25 +219,46 @@ class Metrics(Collector):
         """Where requests of this kind are counted."""
         series = self._series.get((path, status, backend_class))
         if series is None:
-            if len(self._series) >= SERIES_MAX:
-                path, status, backend_class = "other", 0, ""
+            if status not in STATUSES:
+                status = status // 100 * 100
+            if len(self._series) >= SERIES_MAX and (path, status, backend_class) not in self._series:
+                path, status, backend_class = OTHER, 0, ""
             series = self._series.setdefault((path, status, backend_class), Series())
         return series
 
     def model(self, backend_class: str, model: str) -> Tokens:
-        """Where a model's tokens are counted; to be asked only for models that answered, not for any name sent."""
+        """Where a model's tokens are counted; to be asked only for models that answered, not for any name sent.
+
+        A name that the class's backends do not list is OTHER until they do.
+        """
         tokens = self._models.get((backend_class, model))
         if tokens is None:
-            if len(self._models) >= MODELS_MAX or len(model) > LABEL_MAX_CHARS:
-                model = "other"
-            tokens = self._models.setdefault((backend_class, model), Tokens())
+            kind = self._kind(backend_class, model)
+            if len(model) > LABEL_MAX_CHARS or self._taken[kind, backend_class] >= MODELS_MAX.get(kind, 0):
+                return self._models.setdefault((backend_class, OTHER), Tokens(is_other=True))
+            self._taken[kind, backend_class] += 1
+            tokens = self._models[backend_class, model] = Tokens()
         return tokens
+
+    def _kind(self, backend_class: str, model: str) -> str:
+        """MODELS_MAX's key for a model; "" where its class lists models, and not this one."""
+        names = self._registry.names
+        if names is not self._names:
+            self._names = names
+            self._kinds = {(name, model): "listed" for name, models in names.served.items() for model in models}
+            meant = {(alias.backend, alias.model) for alias in names.aliases.values()}
+            meant |= {*names.strong.items(), *names.fast.items(), names.embedder}
+            self._kinds |= dict.fromkeys(meant, "aliased")
+        for name in (model, f"{model}:latest"):  # Ollama lists each model with its tag
+            if kind := self._kinds.get((backend_class, name)):
+                return kind
+        return "" if names.served.get(backend_class) else "unlisted"
 
     def caller(self, name: str) -> Tokens:
         """Where a bearer token's requests are counted."""
         tokens = self._callers.get(name)
         if tokens is None:
-            tokens = self._callers.setdefault(name if len(self._callers) < SERIES_MAX else "other", Tokens())
+            tokens = self._callers.setdefault(name if len(self._callers) < CALLERS_MAX else OTHER, Tokens())
         return tokens
 
     def queued(self, backend_class: str, milliseconds: float) -> None:
@@ -230,8 +270,8 @@ class Metrics(Collector):
 
     def aborted(self, reason: str) -> None:
         """Counts an answer that ended by its client's leaving or by an error in mid-stream."""
-        if reason not in self._aborted and len(self._aborted) >= SERIES_MAX:
-            reason = "other"
+        if reason not in ABORT_REASONS:
+            reason = OTHER
         self._aborted[reason] = self._aborted.get(reason, 0) + 1
 
     def text(self) -> bytes:

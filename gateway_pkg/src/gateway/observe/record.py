@@ -97,9 +97,12 @@ class Recorder:
             if not row.is_estimable:
                 return
             usage = estimate(exchange, route.capability)
-        if row.model is None:
-            row.model = self._metrics.model(route.decision.backend_class, route.decision.model)
-        row.model.add(usage)
+        model = row.model
+        if model is None:
+            model = self._metrics.model(route.decision.backend_class, route.decision.model)
+            if not model.is_other:  # which a model is only until its backend lists it
+                row.model = model
+        model.add(usage)
         if spent is not None and exchange.caller is not None:
             spent.add(usage)
             exchange.caller.spend(usage.input_tokens + usage.output_tokens)

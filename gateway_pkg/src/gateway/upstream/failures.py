@@ -13,6 +13,7 @@ from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.http1 import ConnectFailed, PoolExhausted, UpstreamClosed, UpstreamError, UpstreamTimeout
 
 QUOTED_CHARS = 500
+CODE_CHARS = 100
 
 
 def failure(error: UpstreamError, backend: Backend) -> ApiError:
@@ -97,6 +98,6 @@ def _words_of(content: Any) -> tuple[str, str | None, str | None]:
     param, code = error.get("param"), error.get("code")
     return (
         str(message)[:QUOTED_CHARS],
-        None if param is None else str(param),
-        None if code is None else str(code),
+        None if param is None else str(param)[:QUOTED_CHARS],
+        None if code is None else str(code)[:CODE_CHARS],
     )
