@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from gateway.response_store import ResponseStore
-from gateway.storage import Database
+from gateway.storage import Database, StorageError
 
 from tests.gateway.scripted import Run
 
@@ -42,6 +43,43 @@ def test_no_more_items_are_read_than_can_be_used(run: Run, tmp_path: Path) -> No
             assert len(some) == 6
             assert sum(sized.bytes for sized in some.values()) > 3_000, "so that it is known to be too much"
             assert await store.items("other", wanted, 100_000) == {}
+
+    run(test)
+
+
+def test_a_token_evicts_only_its_own_beyond_a_fair_share(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with opened(tmp_path) as database:
+            store = ResponseStore(database, 60, max_bytes=11_500)  # ten of them
+
+            async def kept() -> dict[str, list[int]]:
+                found: dict[str, list[int]] = {}
+                for number in range(60):
+                    for owner in ("modest", "greedy", "third"):
+                        if await store.response(owner, f"resp_{number}"):
+                            found.setdefault(owner, []).append(number)
+                return found
+
+            for number in range(2):
+                await store.put("modest", response(number), [])
+            for number in range(2, 30):
+                await store.put("greedy", response(number), [])
+            assert await kept() == {"modest": [0, 1], "greedy": list(range(22, 30))}
+            for number in range(30, 40):
+                await store.put("third", response(number), [])
+            found = await kept()
+            assert found["modest"] == [0, 1]
+            assert found["greedy"] == [26, 27, 28, 29]
+            assert found["third"] == [36, 37, 38, 39]
+            with pytest.raises(StorageError, match="share of RESPONSES_MAX_BYTES"):
+                await store.put("modest", {"id": "resp_50", "output": [{"text": "x" * 10_000}]}, [])
+            assert await kept() == found
+            await store.delete("modest", "resp_0")
+            sums = await database.read(lambda c: dict(c.execute("SELECT owner, bytes FROM responses_of_owners")))
+            rows = await database.read(
+                lambda c: dict(c.execute("SELECT owner, sum(bytes) FROM responses GROUP BY owner"))
+            )
+            assert sums == rows
 
     run(test)
 

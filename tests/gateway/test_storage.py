@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,10 @@ from gateway import storage
 from gateway.refusal import Refusal
 from gateway.storage import MIGRATIONS, Database, StorageError
 
+from tests.gateway.conftest import gateway, write_files
 from tests.gateway.scripted import Run
+from tests.gateway.upstream import Upstream
+from tests.ports import free_ports
 from tests.waiting import PATIENCE_SEC
 
 NOTES = "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE) STRICT"
@@ -424,6 +427,54 @@ def test_two_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
     connection = apsw.Connection(str(tmp_path / "x.sqlite"))
     assert connection.pragma("user_version") == len(MIGRATIONS)
     connection.close()
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from gateway.storage import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("ends", [signal.SIGKILL, signal.SIGTERM, None])
+def test_a_database_has_one_process_until_that_ends(tmp_path: Path, ends: int | None) -> None:
+    path = tmp_path / "x.sqlite"
+    (tmp_path / "x.sqlite.lock").write_text("1234567\n")  # of a process that was killed
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(Refusal) as refusal, storage.locked(path):
+            pass
+        (line,) = refusal.value.problems
+        assert f"process {holder.pid};" in line
+        assert f"kill {holder.pid}" in line
+        assert "--data-dir DIR" in line
+        if ends is not None:
+            holder.send_signal(ends)
+        else:
+            holder.stdin.close()
+        holder.wait(PATIENCE_SEC)
+    for _ in range(2):
+        with storage.locked(path):
+            assert (tmp_path / "x.sqlite.lock").read_text() == f"{os.getpid()}\n"
+    assert stat.S_IMODE((tmp_path / "x.sqlite.lock").stat().st_mode) == 0o644  # as it was here; else 0600
+
+
+def test_a_second_gateway_refuses_to_start(tmp_path: Path, backend: Upstream, refused: Callable[..., str]) -> None:
+    write_files(tmp_path, backend.url)
+    with gateway(tmp_path) as running:
+        port, observe_port = free_ports(2)
+        said = refused(GATEWAY_PORT=str(port), OBSERVABILITY_PORT=str(observe_port))
+        (line,) = [line for line in said.splitlines() if line.startswith("gateway: ")]
+        assert f"process {running.process.pid};" in line
+        assert running.chat("fast").status_code == 200
+    with gateway(tmp_path) as running:
+        assert running.chat("fast").status_code == 200
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small tmpfs needs root")

@@ -38,7 +38,7 @@ from gateway.routing.backends import load_backends
 from gateway.routing.health import Prober
 from gateway.routing.registry import Registry, backend_maker
 from gateway.settings import Settings
-from gateway.storage import Database
+from gateway.storage import Database, locked
 from gateway.upstream.adapters.ollama import OllamaAdapter
 from gateway.upstream.converse import settled
 from gateway.upstream.http1 import Timeouts
@@ -148,6 +148,7 @@ class House:
     async def start(self) -> None:
         """Opens the database and looks at the backends; raises Refusal, and then nothing runs."""
         async with AsyncExitStack() as running:
+            running.enter_context(locked(self.settings.gateway_db_path))
             await self._step(running, self.database.open, self.database.close)
             await self._step(running, lambda: self.usage.start(self.database), self.usage.stop)
             if self.request_log is not None:

@@ -17,6 +17,7 @@ from typing import Any
 import apsw
 import orjson
 
+from gateway.callers import OWNED, keep_owner, of_owner, shown
 from gateway.http.errors import ApiError, retry_after
 from gateway.storage import Database, StorageError
 
@@ -26,6 +27,11 @@ KEPT_PER_OWNER = 200
 RETRY_SEC = 30
 COLUMNS = "id, status, created_at, started_at, finished_at, expires_at, backend, file, result, error"
 UNFINISHED = ("queued", "running")
+OWN = OWNED.format("music_jobs")
+DELETE_OLDEST = f"""
+    DELETE FROM music_jobs WHERE {OWN} AND status NOT IN ('queued', 'running') AND id NOT IN
+        (SELECT id FROM music_jobs WHERE {OWN} ORDER BY created_at DESC, rowid DESC LIMIT :kept)
+"""  # noqa: S608  # constants
 
 Make = Callable[["Job"], Awaitable[None]]
 
@@ -120,16 +126,13 @@ class MusicJobs:
         snapshot, now = replace(job), int(time.time())
 
         def insert(connection: apsw.Connection) -> None:
+            keep_owner(connection, snapshot.id, snapshot.owner)
             connection.execute("DELETE FROM music_jobs WHERE expires_at <= ?", (now,))
             connection.execute(
                 f"INSERT INTO music_jobs ({COLUMNS}, owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608  # constants
-                (*_row(snapshot), snapshot.owner),
+                (*_row(snapshot), shown(snapshot.owner)),
             )
-            connection.execute(
-                "DELETE FROM music_jobs WHERE owner = ? AND status NOT IN (?, ?) AND id NOT IN"
-                " (SELECT id FROM music_jobs WHERE owner = ? ORDER BY created_at DESC, rowid DESC LIMIT ?)",
-                (snapshot.owner, *UNFINISHED, snapshot.owner, KEPT_PER_OWNER),
-            )
+            connection.execute(DELETE_OLDEST, {**of_owner(snapshot.owner), "kept": KEPT_PER_OWNER})
 
         await self._database.write(insert)
 
@@ -140,8 +143,8 @@ class MusicJobs:
             return job if job.owner == owner and job.is_kept else None
 
         def fetch(connection: apsw.Connection) -> Job | None:
-            query = f"SELECT {COLUMNS} FROM music_jobs WHERE id = ? AND owner = ? AND expires_at > ?"  # noqa: S608  # constants
-            row = connection.execute(query, (job_id, owner, int(time.time()))).fetchone()
+            query = f"SELECT {COLUMNS} FROM music_jobs WHERE id = :id AND {OWN} AND expires_at > :now"  # noqa: S608  # constants
+            row = connection.execute(query, {**of_owner(owner), "id": job_id, "now": int(time.time())}).fetchone()
             return _job(owner, row) if row is not None else None
 
         return await self._database.read(fetch)
@@ -151,10 +154,10 @@ class MusicJobs:
 
         def fetch(connection: apsw.Connection) -> str | None:
             query = (
-                "SELECT backend FROM music_jobs WHERE file = ? AND owner = ? AND expires_at > ?"
+                f"SELECT backend FROM music_jobs WHERE file = :file AND {OWN} AND expires_at > :now"  # noqa: S608  # constants
                 " ORDER BY created_at DESC, rowid DESC LIMIT 1"
             )
-            row = connection.execute(query, (file, owner, int(time.time()))).fetchone()
+            row = connection.execute(query, {**of_owner(owner), "file": file, "now": int(time.time())}).fetchone()
             return str(row[0]) if row is not None else None
 
         return await self._database.read(fetch)

@@ -15,6 +15,7 @@ import apsw
 from pydantic_core import from_json
 
 from gateway import background
+from gateway.callers import OWNED, keep_owner, of_owner, shown
 from gateway.routing.body import dump
 from gateway.storage import Database, StorageError
 
@@ -22,8 +23,16 @@ log = logging.getLogger(__name__)
 
 SWEEP_EVERY_SEC = 60
 SWEEP_ROWS = 200  # in one go, so that a sweep keeps no other write waiting for long
-FETCH = "SELECT bytes, input, response FROM responses WHERE id = ? AND owner = ? AND expires_at > ?"
-DELETE_OLDEST = "DELETE FROM responses WHERE rowid = (SELECT min(rowid) FROM responses)"
+OWN = f"id = :id AND {OWNED.format('responses')}"
+FETCH = f"SELECT bytes, input, response FROM responses WHERE {OWN} AND expires_at > :now"  # noqa: S608  # constants
+MOST = "SELECT owner FROM responses_of_owners ORDER BY bytes DESC LIMIT 1"
+# Of exactly this owner, as `responses_of_owners` counts them: the 8 digits of a release before are an owner, too.
+DELETE_OLDEST = """
+    DELETE FROM responses WHERE rowid = (
+        SELECT r.rowid FROM responses AS r LEFT JOIN whole_owners AS w ON w.id = r.id
+        WHERE r.owner = :shown AND coalesce(w.owner, r.owner) = :owner ORDER BY r.rowid LIMIT 1
+    )
+"""
 DELETE_EXPIRED = "DELETE FROM responses WHERE rowid IN (SELECT rowid FROM responses WHERE expires_at <= ? LIMIT ?)"
 
 Item = dict[str, Any]
@@ -45,7 +54,7 @@ class Sized(NamedTuple):
 
 
 class ResponseStore:
-    """`owner` is the caller's name everywhere. `start` before all else; all methods raise StorageError."""
+    """`owner` is the caller's key everywhere. `start` before all else; all methods raise StorageError."""
 
     def __init__(self, database: Database, ttl_sec: int, max_bytes: int) -> None:
         self._database = database
@@ -60,16 +69,21 @@ class ResponseStore:
         await background.end(self._sweeping)
 
     async def put(self, owner: str, response: Mapping[str, Any], items: Sequence[Item]) -> None:
-        """Keeps a response; where there is no room for it, the oldest go."""
+        """Keeps a response; where there is no room for it, the oldest of the owner who has most go."""
 
         def insert(connection: apsw.Connection) -> None:
             size = len(told) + len(given)
             if size > self._max_bytes:
                 raise StorageError(f"a response of {size} bytes is larger than RESPONSES_MAX_BYTES")
-            row = (response["id"], owner, int(time.time()) + self._ttl_sec, size, given, told)
+            keep_owner(connection, response["id"], owner)
+            row = (response["id"], shown(owner), int(time.time()) + self._ttl_sec, size, given, told)
             connection.execute("INSERT INTO responses VALUES (?, ?, ?, ?, ?, ?)", row)
             while connection.execute("SELECT bytes FROM responses_total").get > self._max_bytes:
-                connection.execute(DELETE_OLDEST)
+                connection.execute(DELETE_OLDEST, of_owner(connection.execute(MOST).get))
+                if not connection.changes():
+                    raise StorageError("no room can be made: the sums of what owners have are not those of their rows")
+            if not connection.execute("SELECT count(*) FROM responses WHERE id = ?", (response["id"],)).get:
+                raise StorageError(f"a response of {size} bytes is more than its token's share of RESPONSES_MAX_BYTES")
 
         told, given = dump(response), dump({"items": items})
         await self._database.write(insert)
@@ -78,7 +92,7 @@ class ResponseStore:
         """The response as JSON; None when there is none of the owner's."""
 
         def fetch(connection: apsw.Connection) -> bytes | None:
-            row = connection.execute(FETCH, (response_id, owner, time.time())).fetchone()
+            row = connection.execute(FETCH, _of(owner, response_id)).fetchone()
             return bytes(row[2]) if row is not None else None
 
         return await self._database.read(fetch)
@@ -87,7 +101,7 @@ class ResponseStore:
         """The response with its conversation; None when there is none of the owner's."""
 
         def fetch(connection: apsw.Connection) -> Stored | None:
-            row = connection.execute(FETCH, (response_id, owner, time.time())).fetchone()
+            row = connection.execute(FETCH, _of(owner, response_id)).fetchone()
             if row is None:
                 return None
             return Stored(row[0], from_json(row[1])["items"], from_json(row[2]))
@@ -104,7 +118,7 @@ class ResponseStore:
             found: dict[str, Sized] = {}
             room = max_bytes
             for response_id, item_ids in wanted.items():
-                row = connection.execute(FETCH, (response_id, owner, time.time())).fetchone()
+                row = connection.execute(FETCH, _of(owner, response_id)).fetchone()
                 if row is None:
                     continue
                 of_response = {item["id"]: item for item in from_json(row[2])["output"]}
@@ -123,7 +137,7 @@ class ResponseStore:
         """Whether there was such a response; what was said in it stays in those that followed."""
 
         def delete(connection: apsw.Connection) -> bool:
-            connection.execute("DELETE FROM responses WHERE id = ? AND owner = ?", (response_id, owner))
+            connection.execute(f"DELETE FROM responses WHERE {OWN}", _of(owner, response_id))  # noqa: S608  # constants
             return connection.changes() > 0
 
         return await self._database.write(delete)
@@ -140,3 +154,7 @@ class ResponseStore:
             except StorageError as error:
                 log.warning("expired responses stay for now: %s", error)
             await asyncio.sleep(SWEEP_EVERY_SEC)
+
+
+def _of(owner: str, response_id: str) -> dict[str, Any]:
+    return {**of_owner(owner), "id": response_id, "now": time.time()}

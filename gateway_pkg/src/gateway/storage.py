@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -84,6 +85,27 @@ MIGRATIONS = (
         PRIMARY KEY (caller, slot)
     ) STRICT, WITHOUT ROWID;
     """,
+    # 5: whose the responses and jobs of tokens without a name are, by the whole hash: `owner` has 8 digits of it, for
+    # the releases before, whose own rows are not here. And how many bytes of responses each owner has.
+    """
+    CREATE TABLE whole_owners (id TEXT PRIMARY KEY, owner TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TRIGGER music_jobs_removed AFTER DELETE ON music_jobs
+        BEGIN DELETE FROM whole_owners WHERE id = old.id; END;
+    CREATE INDEX responses_owners ON responses (owner);
+    CREATE TABLE responses_of_owners (owner TEXT PRIMARY KEY, bytes INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    INSERT INTO responses_of_owners SELECT owner, sum(bytes) FROM responses GROUP BY owner;
+    CREATE TRIGGER responses_added_to_owner AFTER INSERT ON responses BEGIN
+        INSERT INTO responses_of_owners
+            VALUES (coalesce((SELECT owner FROM whole_owners WHERE id = new.id), new.owner), new.bytes)
+            ON CONFLICT (owner) DO UPDATE SET bytes = bytes + excluded.bytes;
+    END;
+    CREATE TRIGGER responses_removed_from_owner AFTER DELETE ON responses BEGIN
+        UPDATE responses_of_owners SET bytes = bytes - old.bytes
+            WHERE owner = coalesce((SELECT owner FROM whole_owners WHERE id = old.id), old.owner);
+        DELETE FROM responses_of_owners WHERE bytes <= 0;
+        DELETE FROM whole_owners WHERE id = old.id;
+    END;
+    """,
 )
 # The oldest schema whose release can work with a database that has all of the above.
 MIN_READER = 1
@@ -93,6 +115,40 @@ PENDING_MAX = 1_000
 READERS = 2
 BUSY_TIMEOUT_MS = 5_000  # another process, such as a backup, may hold the file for a moment
 WAL_MAX_BYTES = 64 * 1024 * 1024
+ANOTHER_FILE = "name another file by GATEWAY_DB_PATH"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the database `path` for this process alone, by a lock on a file beside it, until the end of the block.
+
+    The system gives the lock back when the process ends, however it ends.
+
+    Raises:
+        Refusal: another gateway has it, or there is no such directory.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise Refusal(
+            f"the database {path} cannot be opened ({error.strerror}); make its directory, or {ANOTHER_FILE}"
+        ) from None
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read(20).decode("ascii", "replace").strip()
+            raise Refusal(
+                f"the database {path} is in use by another gateway, process {holder or 'unknown'}; stop that one "
+                f"(kill {holder or 'PID'}), or give this one a directory of its own (--data-dir DIR)"
+            ) from None
+        except OSError as error:
+            raise Refusal(f"{lock} cannot be locked ({error.strerror}); {ANOTHER_FILE}") from None
+        with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            file.truncate()
+            file.write(b"%d\n" % os.getpid())
+        yield
 
 
 class StorageError(Exception):
@@ -266,22 +322,21 @@ class Database:
 
 
 def _open(path: Path, migrations: Sequence[str], min_reader: int) -> apsw.Connection:
-    hint = "name another file by GATEWAY_DB_PATH"
     try:
         # Conversations are in it: for the service's user alone. SQLite gives its other files the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         connection = _connect(path)
         if connection.pragma("journal_mode", "wal") != "wal":
-            raise Refusal(f"the database {path} cannot have a write-ahead log on its file system; {hint}")
+            raise Refusal(f"the database {path} cannot have a write-ahead log on its file system; {ANOTHER_FILE}")
         _migrate(connection, path, migrations, min_reader)
     except OSError as error:
         raise Refusal(
-            f"the database {path} cannot be opened ({error.strerror}); make its directory, or {hint}"
+            f"the database {path} cannot be opened ({error.strerror}); make its directory, or {ANOTHER_FILE}"
         ) from None
     except apsw.NotADBError:
-        raise Refusal(f"{path} is not a database; move it away, or {hint}") from None
+        raise Refusal(f"{path} is not a database; move it away, or {ANOTHER_FILE}") from None
     except apsw.Error as error:
-        raise Refusal(f"the database {path} cannot be opened ({error}); restore a backup, or {hint}") from error
+        raise Refusal(f"the database {path} cannot be opened ({error}); restore a backup, or {ANOTHER_FILE}") from error
     return connection
 
 

@@ -1,4 +1,9 @@
-"""What each caller has used, tokens of today (UTC) and requests of the last minute: in memory, kept in the database."""
+"""What each caller has used, tokens of today (UTC) and requests of the last minute: in memory, kept in the database.
+
+A caller without a name has two rows: one of its key, and one of the 8 digits that are shown, which is the sum of all
+who share them. The release before knows the second alone; what that has beyond the first is what that release counted,
+or one before, and goes for each of them.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +11,22 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import apsw
 
 from gateway import background
+from gateway.callers import SHOWN_HEX, is_hash, shown
 from gateway.http.limits import SLOTS, SLOTS_A_SEC, SlidingWindow
 from gateway.storage import Database, StorageError
 
 log = logging.getLogger(__name__)
 
+_SHOWN = re.compile(f"[0-9a-f]{{{SHOWN_HEX}}}")
 DAY_SEC = 86_400
 SAVE_EVERY_SEC = 1.0
 KEEP_DAYS = 31
@@ -37,7 +46,7 @@ class _Counts(NamedTuple):
 
 
 class TokenUsage:
-    """Counts for each caller's name. Between `start` and `stop` what was spent is stored once a second.
+    """Counts for each caller's key. Between `start` and `stop` what was spent is stored once a second.
 
     `windows` are the callers' requests, whose times are those of `ticks`. A process that is killed loses the last
     second and what was not yet on the disk; one that stops loses nothing. Over a restart a request leaves its window up
@@ -53,6 +62,7 @@ class TokenUsage:
         self._day = 0
         self._fresh: dict[str, int] = {}  # spent since the counts were last asked for or stored
         self._used: dict[str, int] = {}
+        self._used_before: dict[str, int] = {}  # by shown name, what was counted without a key
         self._unsaved: dict[tuple[int, str], int] = {}
         self._database: Database | None = None
         self._saver: asyncio.Task[None] | None = None
@@ -66,7 +76,8 @@ class TokenUsage:
     def today(self, name: str) -> int:
         """Tokens used since midnight UTC."""
         self._turn_day()
-        return self._used.get(name, 0)
+        before = self._used_before.get(shown(name), 0) if self._used_before else 0
+        return self._used.get(name, 0) + before
 
     def day_ends_in(self) -> int:
         """Seconds until midnight UTC, 1 or more."""
@@ -79,11 +90,15 @@ class TokenUsage:
         tokens, requests = await database.read(lambda connection: _stored(connection, day))
         for name, spent in tokens.items():
             self._used[name] = self._used.get(name, 0) + spent
+        self._used_before = _beyond_keys(tokens)
         now = self._ticks()
         self._shift = math.floor((self._clock() - now) * SLOTS_A_SEC)
-        for name, slot, count in requests:
-            if name in self.windows:
-                self.windows[name].restore(slot - self._shift + 1, count, now)  # both shifts were rounded down
+        shown_names = {name: shown(name) for name in self.windows}
+        for slot, counts in requests.items():
+            before = _beyond_keys(counts)
+            for name, window in self.windows.items():
+                if count := counts.get(name, 0) + before.get(shown_names[name], 0):
+                    window.restore(slot - self._shift + 1, count, now)  # both shifts were rounded down
         self._database = database
         self._saver = background.start("token_usage", self._save_often)
 
@@ -143,16 +158,43 @@ class TokenUsage:
         if day > self._day:
             self._day = day
             self._used.clear()
+            self._used_before.clear()
 
 
-def _stored(connection: apsw.Connection, day: int) -> tuple[dict[str, int], list[tuple[str, int, int]]]:
+def _stored(connection: apsw.Connection, day: int) -> tuple[dict[str, int], dict[int, dict[str, int]]]:
+    """Tokens of the day by caller; requests by slot, oldest first, and caller."""
     tokens = connection.execute("SELECT caller, tokens FROM token_usage WHERE day = ?", (day,))
-    requests = connection.execute("SELECT caller, slot, requests FROM request_counts ORDER BY slot")
-    return dict(tokens), list(requests)
+    requests: dict[int, dict[str, int]] = {}
+    for slot, caller, count in connection.execute("SELECT slot, caller, requests FROM request_counts ORDER BY slot"):
+        requests.setdefault(slot, {})[caller] = count
+    return dict(tokens), requests
+
+
+def _beyond_keys(counts: Mapping[str, int]) -> dict[str, int]:
+    """What the rows of shown names have beyond those of their keys."""
+    of_keys: Counter[str] = Counter()
+    for name, number in counts.items():
+        if is_hash(name):
+            of_keys[shown(name)] += number
+    return {
+        name: number - of_keys[name]
+        for name, number in counts.items()
+        if _SHOWN.fullmatch(name) and number > of_keys[name]
+    }
+
+
+def _with_shown(rows: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Rows of caller, day or slot, and number; with those of shown names."""
+    sums: Counter[tuple[str, int]] = Counter()
+    for key, when, number in rows:
+        for name in {key, shown(key)}:
+            sums[name, when] += number
+    return [(name, when, min(number, TOKENS_MAX)) for (name, when), number in sums.items()]
 
 
 def _store(connection: apsw.Connection, counts: _Counts) -> None:
-    tokens = ((day, name, spent, TOKENS_MAX) for (day, name), spent in counts.tokens.items())
+    spent = _with_shown((name, day, number) for (day, name), number in counts.tokens.items())
+    tokens = ((day, name, number, TOKENS_MAX) for name, day, number in spent)
     connection.executemany(
         "INSERT INTO token_usage VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET tokens = min(tokens + excluded.tokens, ?)",
         tokens,
@@ -161,5 +203,5 @@ def _store(connection: apsw.Connection, counts: _Counts) -> None:
     connection.execute("DELETE FROM request_counts WHERE slot < ? OR ?", (counts.first_slot, counts.is_all))
     connection.executemany(
         "INSERT INTO request_counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET requests = excluded.requests",
-        counts.requests,
+        _with_shown(counts.requests),
     )

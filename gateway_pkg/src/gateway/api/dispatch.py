@@ -173,7 +173,7 @@ class Dispatcher:
         try:
             return await queue.wait(
                 route.slots,
-                caller.name if caller is not None else "",
+                caller.key if caller is not None else "",
                 caller.policy.priority if caller is not None else 0,
                 route.decision.model,
             )

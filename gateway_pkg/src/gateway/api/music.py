@@ -309,7 +309,7 @@ async def _found(jobs: MusicJobs, request: Request, job_id: str) -> Job:
 
 
 def _owner(exchange: Exchange) -> str:
-    return exchange.caller.name if exchange.caller is not None else ""
+    return exchange.caller.key if exchange.caller is not None else ""
 
 
 @contextmanager

@@ -153,7 +153,7 @@ class _Handler:
         check(request)
         response = begin(request, new_response_id())
         new_id = make_ids(response["id"])
-        owner = exchange.caller.name if exchange.caller is not None else ""
+        owner = exchange.caller.key if exchange.caller is not None else ""
         items = await self._conversation(owner, request, read_items(request, new_id), exchange.bytes_in)
         items = with_own_ids(items, new_id)
         chat = to_chat(request, items)
@@ -271,8 +271,8 @@ def _store_errors() -> Iterator[None]:
 
 
 def _owner(request: Request) -> str:
-    name: str = request.scope["gateway.exchange"].caller.name
-    return name
+    key: str = request.scope["gateway.exchange"].caller.key
+    return key
 
 
 def _json(schema: Mapping[str, Any]) -> dict[str, Any]:

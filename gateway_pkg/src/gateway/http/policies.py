@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from gateway.callers import SHOWN_HEX, is_hash
+from gateway.callers import shown as shown_name
 from gateway.files import read_text
 from gateway.refusal import Refusal
 from gateway.settings import Network, Settings
@@ -22,7 +24,6 @@ from gateway.settings import Network, Settings
 log = logging.getLogger(__name__)
 
 HINT = "correct GATEWAY_TOKEN_POLICIES_PATH, or start from the shipped files/token_policies.json"
-SHOWN_HEX = 8
 _HASHED = "sha256:"
 
 
@@ -71,8 +72,8 @@ class TokenPolicy(BaseModel):
     @field_validator("name")
     @classmethod
     def _is_no_hash(cls, value: str | None) -> str | None:
-        if value is not None and re.fullmatch(f"[0-9a-f]{{{SHOWN_HEX}}}", value):
-            raise ValueError(f"{SHOWN_HEX} hex digits are how a token without a name is called; choose another")
+        if value is not None and (is_hash(value) or re.fullmatch(f"[0-9a-f]{{{SHOWN_HEX}}}", value)):
+            raise ValueError(f"{SHOWN_HEX} or 64 hex digits stand for a token without a name; choose another")
         return value
 
     @field_validator("ip_allowlist", "models_allowlist")
@@ -100,7 +101,7 @@ class PolicyBook:
 
 def shown(digest: bytes) -> str:
     """How a token without a name is called; never the token itself."""
-    return digest.hex()[:SHOWN_HEX]
+    return shown_name(digest.hex())
 
 
 def load_policies(settings: Settings) -> PolicyBook:

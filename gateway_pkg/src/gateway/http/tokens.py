@@ -11,6 +11,7 @@ from hashlib import sha256
 
 from starlette.types import Scope
 
+from gateway.callers import shown as shown_name
 from gateway.http.addresses import AddressList, client_address
 from gateway.http.errors import ApiError, retry_after
 from gateway.http.limits import SlidingWindow
@@ -27,15 +28,16 @@ Headers = tuple[tuple[bytes, bytes], ...]
 class Caller:
     """A client that is known: by one token, or by several whose policies have the same `name`.
 
-    `name` stands for it in logs, metrics and whatever is stored as its own: its policy's, else the first 8 hex digits
-    of its token's sha256. Without `is_limited` there is nothing that `admit` could refuse. `now` is everywhere in
+    `key` stands for it in whatever is stored or counted as its own, `name` in logs and metrics; see gateway.callers.
+    Without `is_limited` there is nothing that `admit` could refuse. `now` is everywhere in
     seconds of time.perf_counter, as `Exchange.started`.
     """
 
-    __slots__ = ("_models", "_usage", "addresses", "is_limited", "name", "policy", "window")
+    __slots__ = ("_models", "_usage", "addresses", "is_limited", "key", "name", "policy", "window")
 
-    def __init__(self, name: str, policy: TokenPolicy, addresses: AddressList | None, usage: TokenUsage) -> None:
-        self.name = name
+    def __init__(self, key: str, policy: TokenPolicy, addresses: AddressList | None, usage: TokenUsage) -> None:
+        self.key = key
+        self.name = shown_name(key)
         self.policy = policy
         self.addresses = AddressList(policy.ip_allowlist) if policy.ip_allowlist else addresses
         self.window = SlidingWindow(policy.requests_per_minute) if policy.requests_per_minute else None
@@ -69,10 +71,10 @@ class Caller:
 
     def spend(self, tokens: int) -> None:
         """Counts tokens that a request has used. An answer is not cut for it: the next request is refused."""
-        self._usage.spend(self.name, tokens)
+        self._usage.spend(self.key, tokens)
 
     def tokens_today(self) -> int:
-        return self._usage.today(self.name)
+        return self._usage.today(self.key)
 
     def headers(self, now: float) -> Headers:
         """OpenAI's `x-ratelimit-…` headers for the limits that this token has."""
@@ -170,8 +172,8 @@ class Doorkeeper:
         self.replace(book or PolicyBook())
 
     def replace(self, book: PolicyBook) -> None:
-        """Puts other policies in force. Who keeps its name keeps what it has used; requests under way keep the old."""
-        before = {caller.name: caller for caller in self.callers()}
+        """Puts other policies in force. Who keeps its key keeps what it has used; requests under way keep the old."""
+        before = {caller.key: caller for caller in self.callers()}
         made: dict[str, Caller] = {}
         self._callers = {}
         self._malformed = book.malformed
@@ -179,18 +181,18 @@ class Doorkeeper:
             if digest in book.malformed:
                 continue
             policy = book.policies.get(digest, UNRESTRICTED)
-            name = policy.name or shown(digest)
-            if name not in made:
-                made[name] = Caller(name, policy, self._addresses, self._usage)
-                _hand_over(before.get(name), made[name])
-            self._callers[digest] = made[name]
-        self._usage.windows = {name: caller.window for name, caller in made.items() if caller.window is not None}
+            key = policy.name or digest.hex()
+            if key not in made:
+                made[key] = Caller(key, policy, self._addresses, self._usage)
+                _hand_over(before.get(key), made[key])
+            self._callers[digest] = made[key]
+        self._usage.windows = {key: caller.window for key, caller in made.items() if caller.window is not None}
         self._accepted.clear()
         self._accepted_keys.clear()
 
     def callers(self) -> list[Caller]:
         """Each once, by name."""
-        return sorted({caller.name: caller for caller in self._callers.values()}.values(), key=lambda c: c.name)
+        return sorted({caller.key: caller for caller in self._callers.values()}.values(), key=lambda c: c.key)
 
     def check_address(self, scope: Scope) -> None:
         """Raises ApiError 403 unless the client's address is in IP_ALLOWLIST (empty: all are)."""
