@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -51,7 +51,10 @@ def as_before(response_id: str, owner: str) -> tuple[str, tuple[object, ...]]:
 
 
 FETCH_BEFORE = "SELECT bytes, input, response FROM responses WHERE id = ? AND owner = ? AND expires_at > ?"
-JOB_BEFORE = "INSERT INTO music_jobs (id, status, created_at, expires_at, backend, file, owner) VALUES (?, 'succeeded', 1, ?, 'b', ?, ?)"
+JOB_BEFORE = (
+    "INSERT INTO music_jobs (id, status, created_at, expires_at, backend, file, owner)"
+    " VALUES (?, 'succeeded', 1, ?, 'b', ?, ?)"
+)
 
 
 def test_rows_are_each_ones_own_and_those_of_the_release_before_stay(run: Run, tmp_path: Path) -> None:
@@ -98,9 +101,8 @@ def test_each_evicts_its_own(run: Run, tmp_path: Path) -> None:
             assert await store.response(OTHER, "resp_8") is not None
             sums = await database.read(lambda c: dict(c.execute("SELECT owner, bytes FROM responses_of_owners")))
             assert sums.keys() == {ONE, OTHER, SHOWN}
-            assert sum(sums.values()) == await database.read(
-                lambda c: c.execute("SELECT bytes FROM responses_total").get
-            )
+            total = await database.read(lambda c: c.execute("SELECT bytes FROM responses_total").get)
+            assert sum(sums.values()) == total
 
     run(test)
 
@@ -149,7 +151,7 @@ def test_counts_are_each_ones_own_in_both_releases(run: Run, tmp_path: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Gateway:
+def pair(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("pair")
     write_files(home, backend.url)
     policies = {token: {"requests_per_minute": 3, "admin": True} for token in PAIR}
