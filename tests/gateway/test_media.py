@@ -72,6 +72,23 @@ def test_oldest_make_room(tmp_path: Path) -> None:
     assert names(tmp_path) == {third.name, fourth.name}
 
 
+def test_a_token_evicts_only_its_own_beyond_a_fair_share(tmp_path: Path) -> None:
+    kept = store(tmp_path, max_total_bytes=1_000)
+
+    def paint(owner: str, *numbers: int) -> list[str]:
+        return [asyncio.run(kept.save(bytes([number]) * 100, "png", owner)) for number in numbers]
+
+    first = paint("modest", 1, 2)
+    paint("greedy", *range(10, 40))
+    assert {*first} < names(tmp_path)
+    assert len(names(tmp_path)) == 10
+    second = paint("third", *range(40, 80))
+    assert {*first, *second[-4:]} < names(tmp_path)
+    assert len(names(tmp_path)) == 10
+    kept.sweep()
+    assert len(kept._owners) == 10
+
+
 @pytest.mark.parametrize("limits", [{"max_bytes": 9}, {"max_total_bytes": 9}])
 def test_file_that_is_too_large_is_not_stored(tmp_path: Path, limits: dict[str, int]) -> None:
     with pytest.raises(OSError, match="larger than may be stored"):

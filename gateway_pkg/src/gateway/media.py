@@ -13,6 +13,7 @@ import re
 import tempfile
 import threading
 import time
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,7 +35,8 @@ _INERT = {"content-disposition": "attachment", "content-security-policy": "sandb
 
 
 class MediaStore:
-    """A directory of files below `max_total_bytes`: the oldest go first, and each when it is `ttl_sec` old.
+    """A directory of files below `max_total_bytes`: the oldest of the owner who has most go first, and each when it is
+    `ttl_sec` old. Owners are known of files that this process has stored; the others have one owner together.
 
     `media_types` are those that are served, by suffix. A file is whole or not there; nothing is done on the loop.
     """
@@ -55,15 +57,16 @@ class MediaStore:
         self._max_total_bytes = max_total_bytes
         self._lock = threading.Lock()
         self._total: int | None = None  # bytes in the directory, once it was read
+        self._owners: dict[str, str] = {}  # by a file's name; at most as many as there are files
         self._sweeper: asyncio.Task[None] | None = None
 
-    async def save(self, data: bytes, suffix: str) -> str:
-        """Stores a file and returns its name. The same bytes are one file, as young as the last time.
+    async def save(self, data: bytes, suffix: str, owner: str = "") -> str:
+        """Stores a file and returns its name. The same bytes are one file: the first owner's, as young as the last time.
 
         Raises:
             OSError: it cannot be stored; it is larger than a file may be (EFBIG in words).
         """
-        return await asyncio.to_thread(self._save, data, suffix)
+        return await asyncio.to_thread(self._save, data, suffix, owner)
 
     async def find(self, name: str) -> Path | None:
         """The path of a stored file, None when there is none of this name or it is too old."""
@@ -87,9 +90,9 @@ class MediaStore:
     def sweep(self) -> None:
         """Removes what is too old, and the oldest while all together are too large."""
         with self._lock:
-            self._make_room(0)
+            self._make_room(0, "")
 
-    def _save(self, data: bytes, suffix: str) -> str:
+    def _save(self, data: bytes, suffix: str, owner: str) -> str:
         if len(data) > min(self._max_bytes, self._max_total_bytes):
             raise OSError(f"a file of {len(data)} bytes is larger than may be stored")
         name = f"{hashlib.sha256(data).hexdigest()}.{suffix}"
@@ -100,8 +103,9 @@ class MediaStore:
                 return name
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._total is None or self._total + len(data) > self._max_total_bytes:
-                self._make_room(len(data))
+                self._make_room(len(data), owner)
             self._write(path, data)
+            self._owners[name] = owner
             self._total = (self._total or 0) + len(data)
         return name
 
@@ -123,7 +127,7 @@ class MediaStore:
             return None
         return path if age <= self.ttl_sec else None
 
-    def _make_room(self, needed: int) -> None:
+    def _make_room(self, needed: int, owner: str) -> None:
         """To be called with the lock. Files that somebody else has put there are left alone."""
         oldest = time.time() - self.ttl_sec
         found = []
@@ -132,20 +136,37 @@ class MediaStore:
                 for entry in entries:
                     if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                         status = entry.stat(follow_symlinks=False)
-                        found.append((status.st_mtime, status.st_size, entry.path))
+                        found.append((status.st_mtime, status.st_size, Path(entry.path)))
         except OSError:
             self._total = None
             return
         self._total = sum(size for _, size, _ in found)
+        self._owners = {path.name: self._owners.get(path.name, "") for _, _, path in found}
+        held: Counter[str] = Counter({owner: needed})
+        files: defaultdict[str, deque[tuple[int, Path]]] = defaultdict(deque)  # oldest first
         for modified, size, path in sorted(found):
-            if modified >= oldest and self._total + needed <= self._max_total_bytes:
-                break
-            try:
-                Path(path).unlink(missing_ok=True)
-            except OSError as error:
-                log.warning("%s cannot be removed: %s", path, error.strerror)
+            if modified < oldest:
+                self._remove(path, size)
             else:
-                self._total -= size
+                whose = self._owners[path.name]
+                held[whose] += size
+                files[whose].append((size, path))
+        while self._total + needed > self._max_total_bytes and files:
+            most = max(files, key=held.__getitem__)
+            size, path = files[most].popleft()
+            held[most] -= size
+            if not files[most]:
+                del files[most]
+            self._remove(path, size)
+
+    def _remove(self, path: Path, size: int) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", path, error.strerror)
+        else:
+            self._total = (self._total or 0) - size
+            self._owners.pop(path.name, None)
 
 
 def make_media_router(store: MediaStore, prefix: str, what: str) -> APIRouter:

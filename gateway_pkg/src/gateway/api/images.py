@@ -205,7 +205,7 @@ class Images:
             about = _about("mock", "mock", request, reason, painting)
             headers = [JSON, (b"x-backend-used", b"mock"), (b"x-model-used", b"mock")]
             headers.append((b"x-router-reason", b"direct:model"))
-            body = await self._body(painting, about, wanted or "url", allow_base64=True)
+            body = await self._body(exchange, painting, about, wanted or "url", allow_base64=True)
             await exchange.answer(200, body, headers)
             return
         usual = self._settings.images_backend_class
@@ -220,7 +220,7 @@ class Images:
             exchange.usage = usage_of(painting.upstream.get("usage"))
             _check_sizes(painting, backend)
             about = _about(NAMES[protocol], route.decision.backend_class, request, reason, painting)
-            body = await self._body(painting, about, wanted, allow_base64=policy.images_allow_base64)
+            body = await self._body(exchange, painting, about, wanted, allow_base64=policy.images_allow_base64)
             await exchange.answer(200, body, [JSON])
 
     def _is_mocked(self, exchange: Exchange, model: str) -> bool:
@@ -268,24 +268,31 @@ class Images:
                 return openai_images.paint(request, root)
 
     async def _body(
-        self, painting: Painting, about: dict[str, Any], response_format: str, *, allow_base64: bool
+        self,
+        exchange: Exchange,
+        painting: Painting,
+        about: dict[str, Any],
+        response_format: str,
+        *,
+        allow_base64: bool,
     ) -> bytes:
         items = []
+        owner = exchange.caller.key if exchange.caller is not None else ""
         texts: Sequence[str | None] = painting.texts or [None] * len(painting.images)
         for data, text in zip(painting.images, texts, strict=True):
             if response_format == "b64_json":
                 item = {"b64_json": await stepwise.run(stepwise.encoded(data))}
             else:
-                item = {"url": await self._url(data, allow_base64)}
+                item = {"url": await self._url(data, owner, allow_base64)}
             items.append(item if text is None else {**item, "revised_prompt": text})
         kept = {name: painting.upstream[name] for name in _OPENAI_FIELDS if name in painting.upstream}
         return dump({"created": int(time.time()), "data": items, **kept, "_gateway": about})
 
-    async def _url(self, data: bytes, allow_base64: bool) -> str:
+    async def _url(self, data: bytes, owner: str, allow_base64: bool) -> str:
         """Where the image is; the image itself as a `data:` URL when it cannot be stored."""
         kind = kind_of(data) or ""
         try:
-            return f"{self._urls}/{await self._store.save(data, kind)}"
+            return f"{self._urls}/{await self._store.save(data, kind, owner)}"
         except OSError as error:
             log.warning("an image cannot be stored: %s", error)
         if not allow_base64:
