@@ -61,7 +61,7 @@ class MediaStore:
         self._sweeper: asyncio.Task[None] | None = None
 
     async def save(self, data: bytes, suffix: str, owner: str = "") -> str:
-        """Stores a file and returns its name. The same bytes are one file: the first owner's, as young as the last time.
+        """Stores a file and returns its name. The same bytes are one file: its first owner's, young again.
 
         Raises:
             OSError: it cannot be stored; it is larger than a file may be (EFBIG in words).
