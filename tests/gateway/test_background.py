@@ -198,7 +198,23 @@ def test_a_wait_that_is_cancelled_is_not_the_end_of_the_task(run: Run) -> None:
 
 # --- numbers of a backend
 
-ABSURD = (2**53, 2**54, 2**63, 2**64 - 1, 2**70, -1, -(2**63), 1.5, 1e308, True, False, "5", [5], {}, COUNT_MAX)
+ABSURD: tuple[Any, ...] = (
+    2**53,
+    2**54,
+    2**63,
+    2**64 - 1,
+    2**70,
+    -1,
+    -(2**63),
+    1.5,
+    1e308,
+    True,
+    False,
+    "5",
+    [5],
+    {},
+    COUNT_MAX,
+)
 
 
 @pytest.mark.parametrize("number", ABSURD, ids=repr)

@@ -26,6 +26,7 @@ from gateway.observe.metrics import (
     Histogram,
     Metrics,
 )
+from gateway.routing.backends import BackendRecord
 from gateway.upstream.usage import Usage
 from hypothesis import given
 from hypothesis import strategies as st
@@ -303,7 +304,9 @@ def test_series_are_bounded() -> None:
 
 
 def test_made_up_names_leave_real_models_their_series() -> None:
-    backends = registry(a=record(), b=record(**{"class": "bare"}))
+    backends = registry(
+        a=record(), b=BackendRecord.model_validate(record().model_dump(by_alias=True) | {"class": "bare"})
+    )
     metrics = Metrics(backends, None)
     listing, bare = backends.backends
     listing.models, bare.models = tuple(f"listed {n}" for n in range(300)), ()

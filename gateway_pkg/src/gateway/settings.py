@@ -87,7 +87,9 @@ class Settings(BaseSettings):
     )
     responses_ttl_sec: int = Field(30 * 86_400, ge=1, description="How long a stored response is kept.")
     responses_max_bytes: int = Field(
-        1024 * 1024 * 1024, ge=1, description="Size of all stored responses; beyond it the oldest go."
+        1024 * 1024 * 1024,
+        ge=1,
+        description="Size of all stored responses; beyond it the oldest of the token with most go.",
     )
     gateway_backends_path: Path = Field(HOME / "app/backends.yaml", description="The backends, rendered by Ansible.")
     ollama_base_url: str = Field(
@@ -136,7 +138,9 @@ class Settings(BaseSettings):
     ui_image_ttl_sec: int = Field(86_400, ge=1, description="How long a stored image is kept.")
     ui_image_max_bytes: int = Field(50_000_000, ge=1, description="Largest image that is stored.")
     ui_image_total_bytes: int = Field(
-        1_000_000_000, ge=1, description="Largest size of all stored images; the oldest make room."
+        1_000_000_000,
+        ge=1,
+        description="Largest size of all stored images; the oldest of the token with most make room.",
     )
     heartmula_base_url: str = Field("", description="A music server; makes a backend when there is none.")
     heartmula_timeout_sec: float = Field(
