@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from gateway.upstream.http1 import ConnectFailed, Timeouts, UpstreamClosed, UpstreamTimeout
+from gateway.upstream.http1 import ConnectFailed, ProtocolViolation, Timeouts, UpstreamClosed, UpstreamTimeout
 
 from tests.gateway.scripted import OK, Run, backend, cancelled, get, pool, served, stopped, until
 
@@ -194,5 +194,51 @@ def test_silence_in_the_body(run: Run) -> None:
             assert (error.value.phase, error.value.sent_first_byte) == ("idle", True)
             assert client.open_connections == 0
             await peer.gone()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("sent", "ends", "is_hung_up"),
+    [
+        (STREAM, "cancelled", True),
+        (STREAM, "timed out", True),
+        (STREAM, "violated", True),
+        (STREAM, "cut by the backend", False),
+        (STREAM, "over", False),
+        (OK, "whole", False),
+        (b"", "refused", False),
+    ],
+)
+def test_hang_up_is_told_where_this_side_ends_an_answer(run: Run, sent: bytes, ends: str, is_hung_up: bool) -> None:
+    async def test() -> None:
+        told: list[bool] = []
+        async with backend() as server, pool(server) as client:
+            task = asyncio.create_task(client.request(b"GET", b"/", b"", on_hang_up=lambda: told.append(True)))
+            peer = await server.accept()
+            await peer.request()
+            if ends == "refused":
+                peer.reset()
+                with pytest.raises(UpstreamClosed):
+                    await task
+                return
+            await peer.send(sent)
+            response = await task
+            match ends:
+                case "timed out":
+                    stopped(client).check(float("inf"))
+                case "violated":
+                    await peer.send(b"xyz\r\n")  # no size of a chunk
+                    with pytest.raises(ProtocolViolation):
+                        await response.next_chunk()
+                case "cut by the backend":
+                    peer.reset()
+                    with pytest.raises(UpstreamClosed):
+                        await response.next_chunk()
+                case "over":
+                    response.is_over = True
+            response.close()
+            response.close()
+            assert told == [True] * is_hung_up
 
     run(test)

@@ -40,7 +40,7 @@ def test_a_request_goes_out_twice_at_most(run: Run) -> None:
                     peer = await server.accept()
             with pytest.raises(UpstreamClosed) as error:
                 await task
-            assert not error.value.sent_first_byte
+            assert (error.value.sent_first_byte, error.value.sendings) == (False, 2)
             assert (server.accepted, client.open_connections) == (2, 0)
 
     run(test)
@@ -280,5 +280,42 @@ def test_retired_pool_keeps_no_connection_beyond_its_use(run: Run) -> None:
             await (await server.accept()).answer(OK)
             assert await (await late).read(2) == b"ok"
             assert client.open_connections == 0
+
+    run(test)
+
+
+def test_cap_that_changes_holds_from_then_on(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server, max_connections=1) as client:
+            first, second, third = get(client), get(client), get(client)
+            peers = [await server.accept()]
+            client.take_over(2, client.timeouts)
+            peers.append(await server.accept())
+            assert (client.open_connections, client.waiting) == (2, 1)
+            client.take_over(1, client.timeouts)
+            for peer in peers:
+                await peer.answer(OK)
+            await first, await second
+            await (await server.accept() if client.waiting else peers[1]).answer(OK)
+            assert await (await third).read(2) == b"ok"
+            assert client.open_connections == 1
+            client.take_over(0, client.timeouts)
+            assert client.open_connections == 0
+
+    run(test)
+
+
+def test_request_that_is_to_go_out_once_takes_a_new_connection(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, pool(server, max_connections=1) as client:
+            kept = await served(client, server)
+            task = asyncio.create_task(client.request(b"POST", b"/", b"", b"", only_once=True))
+            await kept.gone()
+            peer = await server.accept()
+            await peer.request()
+            peer.reset()
+            with pytest.raises(UpstreamClosed) as error:
+                await task
+            assert (error.value.sendings, server.accepted, client.open_connections) == (1, 2, 0)
 
     run(test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from httptools import HttpParserError, HttpResponseParser
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 UNREAD_HIGH = 256 * 1024  # bytes that wait for their reader before the socket is paused
 END_SEC = 1.0  # by then a server that has said all has also ended its message
+HangUp = Callable[[], object]  # told when this side ends an answer before its end
 VERSION = b"HTTP/1."  # the parser takes RTSP, HTTP/2.0 and leading blank lines, too
 
 
@@ -24,9 +26,12 @@ class UnansweredOnReused(UpstreamClosed):
 class Response:
     """One answer. Whoever has it calls `close()` in the end; while it is incomplete it owns a connection."""
 
-    __slots__ = ("_conn", "_error", "_rest", "_waiter", "complete", "ends_unframed", "headers", "is_over", "status")
+    __slots__ = (
+        "_conn", "_error", "_rest", "_waiter", "complete", "ends_unframed", "headers", "is_over", "on_hang_up",
+        "status",
+    )  # fmt: skip
 
-    def __init__(self, conn: Connection, waiter: asyncio.Future[None]) -> None:
+    def __init__(self, conn: Connection, waiter: asyncio.Future[None], on_hang_up: HangUp | None) -> None:
         self.status = 0  # until the head is complete
         self.headers: list[tuple[bytes, bytes]] = []
         self.complete = False
@@ -34,6 +39,7 @@ class Response:
         self.ends_unframed = False
         # Set by its reader, who wants no more of it: what is left has END_SEC to come and so to keep the connection.
         self.is_over = False
+        self.on_hang_up = on_hang_up
         self._conn: Connection | None = conn  # None once the message has ended, well or badly
         self._waiter: asyncio.Future[None] | None = waiter
         self._error: UpstreamError | None = None
@@ -91,6 +97,8 @@ class Response:
         if self._conn is not None:
             self._conn.fail(UpstreamClosed("the response was closed", sent_first_byte=self.status != 0))
             self._rest = b""
+        elif self._error is not None:  # once raised, it holds the frames that hold this response
+            self._error = UpstreamClosed("the response was closed", sent_first_byte=self.status != 0)
 
 
 class Connection(asyncio.Protocol):
@@ -109,17 +117,17 @@ class Connection(asyncio.Protocol):
         self.deadline = float("inf")
         self.body: list[bytes] = []  # unread pieces
         self.on_body = self.body.append  # straight from the parser
-        self._parser = HttpResponseParser(self)
-        self._feed = self._parser.feed_data
         self._reused = False
         self._paused = False
         self._active = False  # bytes have come since the timer last looked
         self._unread = 0  # bytes on the wire since the last take()
 
-    def send(self, data: bytes, waiter: asyncio.Future[None], head_only: bool) -> Response:
+    def send(
+        self, data: bytes, waiter: asyncio.Future[None], head_only: bool, on_hang_up: HangUp | None = None
+    ) -> Response:
         """Write a whole request; `waiter` is woken when the head of the response has come, or when it never will."""
         pool = self.pool
-        self.response = response = Response(self, waiter)
+        self.response = response = Response(self, waiter, on_hang_up)
         self._headers = response.headers
         self._head_only = head_only
         self._status = 0
@@ -148,7 +156,13 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._parser = HttpResponseParser(self)
+        self._feed = self._parser.feed_data
         self.pool.joined(self)
+
+    def secured(self, transport: asyncio.Transport | None) -> None:
+        """Called by the dial: from now on this is what its bytes go through."""
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         response = self.response
@@ -216,8 +230,14 @@ class Connection(asyncio.Protocol):
         self._lost(exc)
         self.pool.left(self)
 
+    def release_parser(self) -> None:
+        """After the last callback: the parser and the transport each hold the connection, in a cycle."""
+        del self._parser, self._feed, self._transport
+
     def _lost(self, exc: Exception | None) -> None:
         response = self.response
+        if response is not None:
+            response.on_hang_up = None  # it is the backend that has left
         if response is None:
             self.drop()
         elif self._status and not self._framed and exc is None:
@@ -285,12 +305,15 @@ class Connection(asyncio.Protocol):
             self.pool.free_slot()
 
     def fail(self, error: UpstreamError) -> None:
-        """Abort the connection and end its response with `error`."""
+        """Abort the connection and end its response with `error`, which must not hold the frames that hold these."""
+        error.__traceback__ = None
         response = self.response
         self._end(error)
         self.drop()
         self.pool.free_slot()
         if response is not None:
+            if response.on_hang_up is not None and not response.is_over:
+                response.on_hang_up()
             self._wake(response)
 
     def _end(self, error: UpstreamError | None) -> None:

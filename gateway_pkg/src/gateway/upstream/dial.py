@@ -51,10 +51,18 @@ async def _dial_family(
     origin: Origin, factory: Callable[[], Connection], tls: ssl.SSLContext | None, family: int
 ) -> Connection:
     loop = asyncio.get_running_loop()
-    name = origin.host if tls else None
-    _, connection = await loop.create_connection(
-        factory, origin.host, origin.port, family=family, ssl=tls, server_hostname=name
-    )
+    connection = factory()
+    try:
+        transport, _ = await loop.create_connection(lambda: connection, origin.host, origin.port, family=family)
+        if tls is not None:
+            if transport.is_closing():
+                raise ConnectionResetError("closed before the TLS handshake")
+            # In a step of its own: what uvloop has begun of a handshake within create_connection outlives a cancel.
+            secured = await loop.start_tls(transport, connection, tls, server_hostname=origin.host)
+            connection.secured(secured)
+    except BaseException:
+        connection.pool.abandon(connection)
+        raise
     return connection
 
 

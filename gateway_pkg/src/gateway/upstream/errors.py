@@ -6,11 +6,16 @@ from typing import Literal
 
 
 class UpstreamError(Exception):
-    """A request to a backend failed. `sent_first_byte`: at least one byte of the response had arrived."""
+    """A request to a backend failed.
+
+    `sent_first_byte`: at least one byte of the response had arrived. `sendings`: how often the request went out, where
+    the connection ended before that, or could not be made.
+    """
 
     def __init__(self, message: str, *, sent_first_byte: bool = False) -> None:
         super().__init__(message)
         self.sent_first_byte = sent_first_byte
+        self.sendings = 0
 
 
 class ConnectFailed(UpstreamError):

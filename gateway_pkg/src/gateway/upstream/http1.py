@@ -7,13 +7,14 @@ ambiguous framing, oversized heads and bytes after the end of a message cost the
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import ssl
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gateway.upstream.connection import Connection, Response, UnansweredOnReused
+from gateway.upstream.connection import Connection, HangUp, Response, UnansweredOnReused
 from gateway.upstream.dial import dial
 from gateway.upstream.errors import (
     ConnectFailed,
@@ -38,6 +39,9 @@ __all__ = [
     "UpstreamTimeout",
 ]
 
+log = logging.getLogger(__name__)
+
+CLOSE_SEC = 2.0  # an aborted socket is closed within a turn of the loop
 _METHOD = re.compile(rb"[A-Z][A-Z-]*")
 _TARGET = re.compile(rb"/[!\"$-~]*")  # visible ASCII without the '#' of a fragment
 # No possessive quantifiers: Python before 3.11.5 matches with them what does not match (CPython's gh-106052).
@@ -104,34 +108,66 @@ class Pool:
         """Requests in the queue for a connection."""
         return len(self._waiters)
 
-    async def request(self, method: bytes, target: bytes, headers: bytes, body: bytes = b"") -> Response:
+    async def request(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: bytes,
+        body: bytes = b"",
+        only_once: bool = False,
+        on_hang_up: HangUp | None = None,
+    ) -> Response:
         """Send a request; returns when the head of the response is complete.
 
         `target` goes out as it is (an origin's prefix is the caller's to put), `headers` are whole lines. Host and
         Content-Length are added, nothing else. Raises ValueError for what must not be sent, else UpstreamError.
-        A kept-alive connection that is found closed costs no error: the request goes out once more on a new one.
+        A kept-alive connection that is found closed costs no error: the request goes out once more on a new one; but
+        with `only_once`, which asks for a new one at once. `on_hang_up` is called when this side ends the answer.
         """
         head = self._head(method, target, headers)
         if body or method not in (b"GET", b"HEAD"):
             data = b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
         else:
             data = head + b"\r\n"
-        connection = self._idle.pop() if self._idle else await self._acquire()
+        connection = self._idle.pop() if self._idle and not only_once else await self._acquire()
+        sendings = 1
         while True:
             waiter: asyncio.Future[None] = self.loop.create_future()
-            response = connection.send(data, waiter, method == b"HEAD")
+            response = connection.send(data, waiter, method == b"HEAD", on_hang_up)
             try:
                 await waiter
             except BaseException:
-                response.close()
                 if isinstance(response._error, UnansweredOnReused):
                     self.free_slot()
+                response.close()
                 raise
             if response.status:
                 return response
-            if response._error is not None and not isinstance(response._error, UnansweredOnReused):
-                raise response._error
-            connection = await self._connect()
+            error = response._error or UpstreamClosed("the response has ended")
+            error.sendings = sendings
+            if only_once or not isinstance(error, UnansweredOnReused):
+                break
+            try:
+                connection = await self._connect()
+            except ConnectFailed as failed:
+                failed.sendings = sendings
+                raise
+            sendings += 1
+        if isinstance(error, UnansweredOnReused):
+            self.free_slot()
+        try:
+            raise error
+        finally:
+            del connection, response, error  # its traceback holds this frame
+
+    def take_over(self, max_connections: int, timeouts: Timeouts) -> None:
+        """Follows other limits from now on, and is no longer retired; what is above the cap ends with its use."""
+        self.timeouts, self._max_connections, self._retired = timeouts, max_connections, False
+        while self._idle and self._slots > max_connections:
+            self._idle[0].drop()
+        while self._slots < max_connections and (waiter := self._next_waiter()):
+            self._slots += 1
+            waiter.set_result(None)
 
     def retire(self) -> None:
         """Keep no connection any more: those that are idle end now, those in use with their last request."""
@@ -140,7 +176,7 @@ class Pool:
             connection.drop()
 
     async def close(self) -> None:
-        """Abort everything; returns when all sockets are closed."""
+        """Abort everything; returns when all sockets are closed, or CLOSE_SEC have passed."""
         self._closed = True
         for waiter in self._waiters:
             if not waiter.done():
@@ -153,7 +189,10 @@ class Pool:
                 connection.drop()
         if self._joined:
             self._all_left = self.loop.create_future()
-            await self._all_left
+            await asyncio.wait((self._all_left,), timeout=CLOSE_SEC)
+        if self._joined:
+            count = len(self._joined)
+            log.warning("%s: %d connections are not closed %g s after their abort", self.origin, count, CLOSE_SEC)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -167,10 +206,12 @@ class Pool:
         return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b" % (method, target, self.origin.host_header, headers)
 
     async def _acquire(self) -> Connection:
-        """A connection for the caller alone; the idle ones are used up."""
+        """A connection for the caller alone; the idle ones are used up, or not wanted."""
         if self._closed:
             raise ConnectFailed("the pool is closed")
         self.loop = asyncio.get_running_loop()
+        if self._idle and self._slots >= self._max_connections:  # a new one is wanted
+            self._idle[0].drop()
         if self._slots < self._max_connections:
             self._slots += 1
         else:
@@ -206,6 +247,8 @@ class Pool:
             if self._closed:
                 connection.drop()
                 raise ConnectFailed("the pool is closed")
+            if connection.dead:  # its end has been told already, and would not be told to a request
+                raise ConnectFailed(f"{self.origin}: the connection was closed as soon as it was made")
             return connection
         except BaseException as error:
             self.free_slot()
@@ -224,18 +267,27 @@ class Pool:
 
     def left(self, connection: Connection) -> None:
         """A socket was closed."""
-        self._joined.discard(connection)
+        if connection in self._joined:
+            self._joined.remove(connection)
+            connection.release_parser()
         if not self._joined and self._all_left is not None and not self._all_left.done():
             self._all_left.set_result(None)
+
+    def abandon(self, connection: Connection) -> None:
+        """Its dial has failed or was cancelled: uvloop may have closed the socket without telling the connection."""
+        if connection in self._joined:
+            connection.drop()
+            self.loop.call_soon(self.left, connection)  # after its own `connection_lost`, where that comes
 
     def release(self, connection: Connection) -> None:
         """A used connection is free again: the first waiter's, else idle."""
         connection.deadline = self.loop.time() + self._keepalive_idle
-        if waiter := self._next_waiter():
+        is_above = self._slots > self._max_connections
+        if self._waiters and not is_above and (waiter := self._next_waiter()):
             waiter.set_result(connection)
         else:
             self._idle.append(connection)
-            if self._retired:
+            if is_above or self._retired:
                 connection.drop()
 
     def forget(self, connection: Connection) -> None:
@@ -245,8 +297,8 @@ class Pool:
             self.free_slot()
 
     def free_slot(self) -> None:
-        """The slot of a connection that is gone passes to the first waiter."""
-        if waiter := self._next_waiter():
+        """The slot of a connection that is gone passes to the first waiter, if it is not above the cap."""
+        if self._slots <= self._max_connections and (waiter := self._next_waiter()):
             waiter.set_result(None)
         else:
             self._slots -= 1
