@@ -60,7 +60,7 @@ def backends(
 
 
 # What an entry's `backend` may say beyond what every one does, by the same name in backends.yaml.
-OPTIONS = ("protocol", "queue", "payload_policy", "stream_usage", "max_connections")
+OPTIONS = ("protocol", "queue", "payload_policy", "stream_usage", "max_connections", "cooldown_ms")
 
 
 def _backend(entry: Entry, reached_at: str) -> dict[str, Any]:

@@ -67,6 +67,7 @@ FIELDS: Mapping[str, Check] = {
     "base_path": PATH,
     "capabilities": (_list_of(_matches(r"[a-z_]+")), "a list such as [chat, completions]"),
     "class": NAME,
+    "cooldown_ms": (_whole(0, 60_000), "a whole number of milliseconds from 0 to 60000"),
     "description": (_matches(r"[^\n]+"), "one line of text"),
     "health": PATH,
     "images_allow_base64": BOOLEAN,
@@ -85,6 +86,7 @@ FIELDS: Mapping[str, Check] = {
 
 # What any backend may be told, whether its catalog entry says something of it or not.
 BACKEND_OPTIONS: Mapping[str, Any] = {
+    "cooldown_ms": None,
     "max_connections": None,
     "payload_policy": {"images_format": None, "images_allow_base64": None, "images_max_bytes": None},
     "protocol": None,

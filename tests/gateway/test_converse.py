@@ -67,13 +67,15 @@ def test_steps_are_asked_one_after_the_other(run: Run) -> None:
 def test_cancelled_talk_takes_its_leave_in_the_background(run: Run) -> None:
     async def test() -> None:
         said: list[str] = []
+        hung_up: list[bool] = []
         async with backend() as (server, known):
-            talk = asyncio.create_task(converse(known, job(said), max_response_bytes=LIMIT))
+            steps, hang_up = job(said), lambda: hung_up.append(True)
+            talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_hang_up=hang_up))
             peer = await server.accept()
             await peer.request()
             await cancelled(talk)
             await peer.gone()
-            assert said == []
+            assert (said, hung_up) == ([], [True])
             other = await server.accept()
             assert (await other.answer(OK)).startswith(b"DELETE /jobs/1 ")
             await settled()
@@ -86,7 +88,8 @@ def test_failure_of_a_connection_takes_its_leave_too(run: Run) -> None:
     async def test() -> None:
         said: list[str] = []
         async with backend() as (server, known):
-            talk = asyncio.create_task(converse(known, job(said), max_response_bytes=LIMIT))
+            steps, hang_up = job(said), lambda: said.append("it is not the gateway that hangs up")
+            talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_hang_up=hang_up))
             peer = await server.accept()
             await peer.request()
             peer.reset()

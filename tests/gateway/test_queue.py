@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from gateway.http.errors import ApiError
+from gateway.routing.backends import BackendsFile
 from gateway.routing.queue import SWITCH_TURNS, FairQueue
 from gateway.routing.registry import STRIKES_MAX, Registry, Slots
 
@@ -350,3 +351,33 @@ def test_eight_times_as_many_waiters_cost_about_eight_times_as_much(run: Run, le
         assert min(many) / min(few) < 24, (few, many)
 
     run(test)
+
+
+def test_who_waits_keeps_its_place_over_reloads_and_is_woken(run: Run) -> None:
+    async def test(line: Line) -> None:
+        for name in ("first", "second", "third", "fourth"):
+            await line.join(name, name)
+        for limit in (1, 2):  # an edit of nothing, and one more slot
+            file = BackendsFile({"a": record(limit, queue=QUEUE, description=str(limit))}, {})
+            line.registry.replace(file, {})
+            await asyncio.sleep(0)
+        assert await line.serve(0) == ["first"]
+        line.queue.move("test", line.route.slots[::-1] * 2)
+        await line.join("fifth", "fourth")  # by a route of before, in a line of its own
+        moved: Any = {"base_url": "http://127.0.0.1:2/v1"}
+        line.registry.replace(BackendsFile({"a": record(1, queue=QUEUE, **moved)}, {}), {})
+        await asyncio.sleep(0)
+        assert await line.serve(0) == ["first", "second"]  # on the host where it now is
+        line.registry.replace(BackendsFile({"a": record(1, **moved)}, {}), {})
+        line.registry.backends[0].slots["chat"].release()
+        await asyncio.sleep(0)
+        assert await line.serve(0) == ["first", "second", "third"]  # the class asks for no queue any more
+        with pytest.raises(ApiError, match="its queue of 0 is full"):
+            await FairQueue(0, 60).wait(line.route.slots, "late", 0, "m")
+        line.registry.replace(BackendsFile({"b": record(1, **{"class": "other"})}, {}), {})
+        with pytest.raises(ApiError) as error:
+            await line.tasks["fifth"]
+        assert isinstance(line.tasks["fourth"].exception(), ApiError)
+        assert (error.value.status, len(line.queue)) == (503, 0)
+
+    in_line(run, test)

@@ -9,7 +9,10 @@ from gateway.routing.aliases import Alias
 from gateway.routing.backends import BackendRecord, BackendsFile
 from gateway.routing.registry import ROUTES_MAX, STRIKES_MAX, Backend, Registry, Route, backend_maker
 from gateway.settings import load_settings
+from gateway.upstream.adapters.ollama import OllamaAdapter
 from gateway.upstream.http1 import Pool, Timeouts
+
+from tests.gateway.scripted import Run, until
 
 ALIASES = {"default": Alias("test", "m"), "lost": Alias("nowhere", "m")}
 
@@ -25,7 +28,7 @@ def record(limit: int | None = None, **fields: Any) -> BackendRecord:
 
 
 def registry(**records: BackendRecord) -> Registry:
-    make = backend_maker(Timeouts(), None, {})  # type: ignore[arg-type]  # no https here
+    make = backend_maker(Timeouts(), None, {"ollama": OllamaAdapter()})  # type: ignore[arg-type]  # no https here
     made = Registry(BackendsFile(records, {}), ALIASES, load_settings(), make)
     for backend in made.backends:
         backend.models = ("m",)
@@ -172,8 +175,7 @@ def replaced(before: dict[str, BackendRecord], after: dict[str, BackendRecord]) 
 
 def test_unchanged_backends_stay_what_they_are() -> None:
     old, new = replaced({"a": record(2), "b": record(2)}, {"b": record(2), "a": record(3)})
-    assert new[0] is old[1]
-    assert new[1] is not old[0]
+    assert new == old[::-1]
     assert new[1].slots["chat"].limit == 3
 
 
@@ -189,7 +191,8 @@ def test_alias_may_name_a_class_as_it_was_called_before() -> None:
 def test_backends_that_are_gone_keep_no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     retired: list[Pool] = []
     monkeypatch.setattr(Pool, "retire", lambda self: retired.append(self))
-    old, new = replaced({"a": record(2), "b": record(2), "c": record(2)}, {"b": record(2), "a": record(3)})
+    moved: Any = {"base_url": "http://127.0.0.1:2/v1"}
+    old, new = replaced({"a": record(2), "b": record(2), "c": record(2)}, {"b": record(3), "a": record(2, **moved)})
     assert retired == [old[0].pool, old[2].pool]
     assert new[0].pool is old[1].pool
 
@@ -201,6 +204,77 @@ def test_change_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     one.replace(BackendsFile({"a": record(), "b": record()}, {}), {})
     assert told == [2]
     assert "default" not in one.names.aliases
+
+
+HERE: dict[str, Any] = {"class": "test"}
+THERE = HERE | {"base_url": "http://127.0.0.1:2/v1"}
+# What a reload may say of a host in between, and what says the same of it again in the end.
+EDITS: dict[str, dict[str, BackendRecord]] = {
+    "edited": {"a": record(2, description="edited")},
+    "another protocol": {"a": record(2, protocol="ollama")},
+    "no such capability": {"a": record(supported_capabilities=["embeddings"])},
+    "moved": {"a": record(2, **THERE)},
+    "gone": {"b": record(2)},
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_what_is_under_way_is_counted_over_reloads(edit: str) -> None:
+    one = registry(a=record(2))
+    route = one.route("m", b"", "chat")
+    held = [one.take(route), one.take(route)]
+    one.backends[0].strike()
+    for records in [EDITS[edit], {"a": record(2)}] * 4:
+        one.replace(BackendsFile(records, {}), ALIASES)
+    host, slots = one.backends[0], one.backends[0].slots["chat"]
+    assert (slots.inflight, host.strikes, host.models) == (2, 1, ("m",))
+    assert one.take(one.route("m", b"", "chat")) is None
+    for old in held:
+        assert old is not None
+        old.release()
+    assert slots.inflight == 0
+    one.replace(BackendsFile(EDITS[edit], {}), ALIASES)
+    assert one.all_backends == one.backends  # what nothing is under way on is forgotten
+
+
+def test_lower_limit_admits_nobody_until_as_many_have_ended() -> None:
+    one = registry(a=record(3))
+    held = [one.take(one.route("m", b"", "chat")) for _ in range(3)]
+    one.replace(BackendsFile({"a": record(2)}, {}), ALIASES)
+    admitted = []
+    for slots in held:
+        admitted.append(one.take(one.route("m", b"", "chat")))
+        assert slots is not None
+        slots.release()
+    assert admitted == [None, None, one.backends[0].slots["chat"]]
+
+
+def test_slot_rests_after_a_hang_up_also_where_a_reload_has_put_another_in_its_place(run: Run) -> None:
+    async def test() -> None:
+        one = registry(a=record(2, cooldown_ms=1))
+        old = one.take(one.route("m", b"", "chat"))
+        assert old is not None
+        one.replace(BackendsFile({"a": record(2, cooldown_ms=1, protocol="ollama")}, {}), ALIASES)
+        new = one.backends[0].slots["chat"]
+        assert old.on_hang_up is not None
+        old.on_hang_up()
+        old.release()
+        assert (new is old, new.inflight) == (False, 1)
+        await until(lambda: new.inflight == 0)
+        assert registry(a=record(2)).backends[0].slots["chat"].on_hang_up is None
+
+    run(test)
+
+
+def test_edited_host_is_probed_anew_and_keeps_its_state() -> None:
+    one = registry(a=record(2))
+    (host,), woken = one.backends, []
+    host.on_failure = lambda: woken.append(True)
+    host.ready = False
+    for _ in range(2):
+        one.replace(BackendsFile({"a": record(2, api_key="sk")}, {}), ALIASES)
+    assert (host.ready, woken) == (False, [True])
+    assert host.request_headers.startswith(b"Authorization: Bearer sk")
 
 
 @pytest.mark.parametrize("queue", [None, {"max": 2, "timeout_sec": 1}])

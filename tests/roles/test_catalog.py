@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
-from catalog import address, backends, chosen, listeners, smoke_requests
+from catalog import OPTIONS, address, backends, chosen, listeners, smoke_requests
+from gateway.routing.backends import BackendRecord
+from preflight import BACKEND_OPTIONS
 
 ROOT = Path(__file__).parents[2]
 SERVICES_YML = ROOT / "playbooks/group_vars/all/services.yml"
@@ -65,6 +67,11 @@ def test_one_backend_per_host_of_the_group_local_by_loopback_remote_by_address()
         "health": {"liveness": "/health", "readiness": "/health"},
         "optional": False,
     }
+
+
+def test_what_an_entry_may_say_of_its_backend_reaches_the_gateway() -> None:
+    assert set(BACKEND_OPTIONS) == set(OPTIONS)
+    assert set(OPTIONS) <= BackendRecord.model_fields.keys()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,11 @@ def fleet(groups: dict[str, list[str]], **variables: dict[str, Any]) -> tuple[di
         ({"gateway": {"listeners": {"observability": {"port": 9801}}}}, []),
         ({"llamacpp": {"backend": {"limits": {"embeddings": 2}}}}, []),
         ({"llamacpp": {"backend": {"queue": {"max": 8, "timeout_sec": 30}, "stream_usage": False}}}, []),
+        ({"llamacpp": {"backend": {"cooldown_ms": 0}}}, []),
+        (
+            {"llamacpp": {"backend": {"cooldown_ms": -1}}},
+            ["llamacpp.backend.cooldown_ms is -1; write a whole number of milliseconds from 0 to 60000"],
+        ),
         (
             {"llamacpp": {"backend": {"queue": {"max": 0}}}},
             ["llamacpp.backend.queue.max is 0; write a whole number from 1"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from difflib import get_close_matches
@@ -181,8 +182,7 @@ class House:
         running.push_async_callback(stop)
 
     async def _close_pools(self) -> None:
-        for backend in self.registry.backends:
-            await backend.pool.close()
+        await asyncio.gather(*(backend.pool.close() for backend in self.registry.all_backends))
 
 
 def _name(route: APIRoute) -> str:

@@ -227,13 +227,15 @@ class Dispatcher:
         body = as_understood(backend, request, body)
         if self.tracer is not None:
             return self.post(exchange, slots, slots.target, backend.request_headers, body)
-        return backend.pool.request(b"POST", slots.target, backend.request_headers, body)
+        return backend.pool.request(
+            b"POST", slots.target, backend.request_headers, body, exchange.retried, slots.on_hang_up
+        )
 
     def post(self, exchange: Exchange, slots: Slots, target: bytes, headers: bytes, body: bytes) -> Awaitable[Response]:
         """One request to the slots' backend, traced; raises UpstreamError."""
         if self.tracer is not None:
             headers += self.tracer.begin(exchange, slots.backend, slots.capability)
-        return slots.backend.pool.request(b"POST", target, headers, body)
+        return slots.backend.pool.request(b"POST", target, headers, body, exchange.retried, slots.on_hang_up)
 
     @asynccontextmanager
     async def slot(self, exchange: Exchange, route: Route) -> AsyncIterator[Slots]:

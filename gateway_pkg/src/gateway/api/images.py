@@ -25,7 +25,7 @@ from gateway.images.request import GUIDANCE, ImageRequest, Painting, Upload, rea
 from gateway.media import MediaStore
 from gateway.routing.body import dump
 from gateway.routing.policy import MODEL_MAX_CHARS, Decision, decide_in_class
-from gateway.routing.registry import Backend
+from gateway.routing.registry import Backend, Slots
 from gateway.settings import Settings
 from gateway.upstream.adapters import a1111, comfyui, invokeai, nexa, openai_images
 from gateway.upstream.converse import Steps, converse
@@ -216,7 +216,7 @@ class Images:
             policy = backend.record.payload_policy
             wanted = _response_format(wanted, backend)
             protocol = self._protocol(backend)
-            painting = await self._paint(backend, protocol, request)
+            painting = await self._paint(slots, protocol, request)
             exchange.usage = usage_of(painting.upstream.get("usage"))
             _check_sizes(painting, backend)
             about = _about(NAMES[protocol], route.decision.backend_class, request, reason, painting)
@@ -241,12 +241,13 @@ class Images:
             return protocol
         return protocol if (forced, protocol) == ("openai", "nexa") else forced
 
-    async def _paint(self, backend: Backend, protocol: str, request: ImageRequest) -> Painting:
+    async def _paint(self, slots: Slots, protocol: str, request: ImageRequest) -> Painting:
+        backend, limit = slots.backend, self._dispatcher.max_response_bytes
         seconds = self._settings.images_http_timeout_sec
         steps = self._steps(backend, protocol, request)
         try:
             async with asyncio.timeout(seconds):
-                return await converse(backend, steps, max_response_bytes=self._dispatcher.max_response_bytes)
+                return await converse(backend, steps, max_response_bytes=limit, on_hang_up=slots.on_hang_up)
         except TimeoutError:
             name = backend.record.backend_class
             message = f"Backend '{name}' made no image within {seconds:g} s, the limit set by IMAGES_HTTP_TIMEOUT_SEC"

@@ -78,7 +78,8 @@ class BackendRecord(BaseModel):
 
     `llamacpp` is OpenAI's, but for the words in which one function is asked for; and it counts tokens.
 
-    `stream_usage`: whether it understands `stream_options`, and so can tell a stream's usage.
+    `stream_usage`: whether it understands `stream_options`, and so can tell a stream's usage. `cooldown_ms`: how long a
+    slot rests when the gateway hung up before an answer's end, because the backend goes on until it has noticed.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
@@ -94,6 +95,7 @@ class BackendRecord(BaseModel):
     payload_policy: PayloadPolicy = Field(default_factory=lambda: PayloadPolicy.model_validate({}))
     stream_usage: bool = True
     max_connections: int = Field(256, ge=1)
+    cooldown_ms: int = Field(0, ge=0, le=60_000)
     api_key: str = Field("", repr=False)
     optional: bool = False
 

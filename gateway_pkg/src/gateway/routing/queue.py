@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.http.errors import overloaded
+from gateway.http.errors import not_ready, overloaded
 
 if TYPE_CHECKING:
     from gateway.routing.registry import Slots
@@ -63,6 +63,21 @@ class _Line:
 
     def __len__(self) -> int:
         return len(self._waiters)
+
+    def __iter__(self) -> Iterator[_Waiter]:
+        return iter(self._waiters)
+
+    def merge(self, other: _Line) -> None:
+        """Takes in the requests of another line, each at the place of its arrival, and the turns of both."""
+        if other is self:
+            return
+        turns = sorted(self._turns + other._turns)
+        waiters = sorted([*self, *other], key=lambda waiter: waiter.arrival)
+        for waiter in waiters:
+            waiter.line = self
+        self._waiters, self._arrivals, self._turns, self._by_model = [], [], [], {}
+        for waiter, turn in zip(waiters, turns, strict=True):
+            self.add(waiter, turn)
 
     @property
     def newest(self) -> _Waiter:
@@ -157,6 +172,20 @@ class FairQueue:
             slots.take(waiter.model)
             waiter.granted.set_result(slots)
 
+    def move(self, backend_class: str, slots: Sequence[Slots]) -> None:
+        """After a reload `slots` are those that there are: who waits keeps its place, or is told that none is left."""
+        lines, self._lines = self._lines, {}
+        for line in lines.values():
+            line.key = line.key._replace(slots=tuple(slots))
+            self._lines.setdefault(line.key, line).merge(line)
+        for line in () if slots else tuple(self._lines.values()):
+            for waiter in tuple(line):
+                self._give_back(waiter)
+                if not waiter.granted.done():
+                    waiter.granted.set_exception(not_ready(backend_class))
+        for one in slots:
+            self.wake(one)
+
     def _next(self, slots: Slots) -> _Waiter | None:
         loaded = {slots.backend.last_model, *slots.backend.loaded}
         best: tuple[int, int, int, _Waiter] | None = None  # no two have one arrival
@@ -175,6 +204,8 @@ class FairQueue:
         one of the same from a token that has fewer waiting, also with this one. So the places are shared evenly, and a
         token that fills the queue is the one that is refused.
         """
+        if not self._lines:  # a reload has left no place for anybody
+            return False
         longest = max(self._lines.values(), key=lambda line: (-line.key.priority, len(line)))
         own = self._lines.get(newcomer)
         gains = newcomer.priority > longest.key.priority or (
@@ -200,7 +231,7 @@ class FairQueue:
     def _leave(self, waiter: _Waiter) -> None:
         if waiter.line is not None:
             self._give_back(waiter)
-        elif waiter.granted.done() and not waiter.granted.cancelled():
+        elif waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
             slots = waiter.granted.result()
             if slots is not None:
                 slots.release()  # granted and left in the same moment: it is the next one's

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import ssl
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from time import monotonic
 from typing import NamedTuple
@@ -60,19 +61,28 @@ _SAFE_IN_HEADER = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) !
 class Slots:
     """One capability of one backend: where it is asked for, how many requests are under way, and how many may be.
 
-    `adapter` is None where the backend speaks OpenAI's protocol; `queue` where the class asks for none.
+    `adapter` is None where the backend speaks OpenAI's protocol; `queue` where the class asks for none. `on_hang_up` is
+    to be called when the gateway ends an answer before its end; None where the record asks for no cooldown. `heir` has
+    the count of requests since a reload has put it in this one's place.
     """
 
-    __slots__ = ("adapter", "backend", "capability", "inflight", "limit", "queue", "target")
+    __slots__ = ("adapter", "backend", "capability", "heir", "inflight", "limit", "on_hang_up", "queue", "target")
 
-    def __init__(self, backend: Backend, capability: str, target: bytes, limit: int, adapter: Adapter | None) -> None:
+    def __init__(self, backend: Backend, capability: str, target: bytes, adapter: Adapter | None) -> None:
         self.backend = backend
         self.capability = capability
         self.target = target
-        self.limit = limit
+        self.limit = sys.maxsize
         self.adapter = adapter
         self.queue: FairQueue | None = None
+        self.heir: Slots | None = None
+        self.on_hang_up: Callable[[], object] | None = None
         self.inflight = 0
+
+    def bound(self, limit: int, cooldown_ms: int) -> None:
+        """Takes over the limits of a record."""
+        self.limit = limit
+        self.on_hang_up = self._rest if cooldown_ms and limit < sys.maxsize else None
 
     @property
     def is_free(self) -> bool:
@@ -84,9 +94,20 @@ class Slots:
         self.backend.last_model = model
 
     def release(self) -> None:
+        if self.heir is not None:
+            self.heir.release()
+            return
         self.inflight -= 1
         if self.queue is not None:
             self.queue.wake(self)
+
+    def _rest(self) -> None:
+        """The backend may go on for a while with what was hung up on: somebody more has a slot for so long."""
+        if self.heir is not None:
+            self.heir._rest()
+            return
+        self.inflight += 1
+        asyncio.get_running_loop().call_later(self.backend.record.cooldown_ms / 1000, self.release)
 
 
 class Backend:
@@ -94,20 +115,9 @@ class Backend:
 
     def __init__(self, name: str, record: BackendRecord, pool: Pool, adapter: Adapter | None) -> None:
         self.name = name
-        self.record = record
         self.pool = pool
-        self.auth_headers = f"Authorization: Bearer {record.api_key}\r\n".encode("ascii") if record.api_key else b""
-        self.request_headers = self.auth_headers + b"Content-Type: application/json\r\n"
-        self.slots = {
-            capability: Slots(
-                self,
-                capability,
-                pool.origin.prefix + PATHS[capability],
-                record.concurrency_limits.get(capability, sys.maxsize),
-                adapter,
-            )
-            for capability in record.supported_capabilities
-        }
+        self._all_slots: dict[str, Slots] = {}  # also of capabilities that it has no more
+        self.take_over(record, adapter)
         self.models: tuple[str, ...] = ()
         self.loaded: tuple[str, ...] = ()
         self.last_model = ""
@@ -119,6 +129,30 @@ class Backend:
         self.failures: dict[str, int] = {}  # by kind, of which there are a dozen
         self.strikes = 0  # requests in a row that got no proper answer
         self.rests_until = 0.0  # time.monotonic seconds; 0 while it does not
+
+    def take_over(self, record: BackendRecord, adapter: Adapter | None) -> None:
+        """Follows another record of the same host: what is known of it, and what is under way, stays counted."""
+        self.record = record
+        self.auth_headers = f"Authorization: Bearer {record.api_key}\r\n".encode("ascii") if record.api_key else b""
+        self.request_headers = self.auth_headers + b"Content-Type: application/json\r\n"
+        self.slots: dict[str, Slots] = {}
+        for capability in record.supported_capabilities:
+            old = slots = self._all_slots.get(capability)
+            if slots is None or slots.adapter is not adapter:
+                slots = Slots(self, capability, self.pool.origin.prefix + PATHS[capability], adapter)
+            if old is not None and old is not slots:  # answers under way are still read as the old protocol has them
+                slots.inflight, old.heir = old.inflight, slots
+            slots.bound(record.concurrency_limits.get(capability, sys.maxsize), record.cooldown_ms)
+            self.slots[capability] = self._all_slots[capability] = slots
+
+    @property
+    def all_slots(self) -> Iterable[Slots]:
+        """Also those of capabilities that it has no more."""
+        return self._all_slots.values()
+
+    @property
+    def is_busy(self) -> bool:
+        return any(slots.inflight for slots in self._all_slots.values())
 
     @property
     def origin(self) -> Origin:
@@ -174,7 +208,7 @@ class Route(NamedTuple):
     limits: Alias | None
 
 
-MakeBackend = Callable[[str, BackendRecord], Backend]
+MakeBackend = Callable[[str, BackendRecord, Backend | None], Backend]
 
 
 class Registry:
@@ -187,6 +221,7 @@ class Registry:
             settings.router_enable_policy, settings.router_enable_request_type, settings.router_long_context_chars
         )
         self.backends: tuple[Backend, ...] = ()
+        self._leaving: tuple[Backend, ...] = ()  # no record has them, and requests are under way on them
         self.on_change: Callable[[], object] = _nobody_listens
         self._by_class: dict[str, list[Backend]] = {}
         self._queues: dict[tuple[str, str], FairQueue] = {}
@@ -200,18 +235,18 @@ class Registry:
         self.replace(file, aliases)
 
     def replace(self, file: BackendsFile, aliases: Mapping[str, Alias]) -> None:
-        """Takes over other backends and aliases. Those whose record is the same stay, with all that they know.
+        """Takes over other backends and aliases. Those of the same name and address stay, with all that they know.
 
         Requests under way keep what they have; a backend that is gone ends with the last of them.
         """
-        known = {backend.name: backend for backend in self.backends}
+        known = {(backend.name, backend.record.base_url): backend for backend in self.all_backends}
         self.backends = tuple(
-            known[name] if name in known and known[name].record == record else self._make(name, record)
-            for name, record in file.records.items()
+            self._make(name, record, known.get((name, record.base_url))) for name, record in file.records.items()
         )
-        for backend in known.values():
-            if backend not in self.backends:
-                backend.pool.retire()
+        gone = [backend for backend in known.values() if backend not in self.backends]
+        for backend in gone:
+            backend.pool.retire()
+        self._leaving = tuple(backend for backend in gone if backend.is_busy)
         self._by_class = {}
         for backend in self.backends:
             self._by_class.setdefault(backend.record.backend_class, []).append(backend)
@@ -227,20 +262,32 @@ class Registry:
         self.refresh_names()
         self.on_change()
 
+    @property
+    def all_backends(self) -> tuple[Backend, ...]:
+        """Also those that are in no record any more, while requests are under way on them."""
+        return (*self.backends, *self._leaving)
+
     def _share_queues(self) -> None:
+        """A queue is its class's for as long as somebody waits in it; who waits may go where the class now is."""
         queues: dict[tuple[str, str], FairQueue] = {}
+        hosts: dict[tuple[str, str], list[Slots]] = {}
+        for backend in self.all_backends:
+            for slots in backend.all_slots:
+                slots.queue = None
         for backend in self.backends:
             wanted = backend.record.queue
             for capability, slots in backend.slots.items():
-                if wanted is None:
-                    slots.queue = None
-                    continue
                 key = backend.record.backend_class, capability
                 queue = queues.get(key, self._queues.get(key))
+                if wanted is None and not queue:
+                    continue
                 if queue is None:
-                    queue = FairQueue(wanted.max, wanted.timeout_sec)
-                queue.max_waiting, queue.timeout = wanted.max, wanted.timeout_sec
+                    queue = FairQueue(0, 0)
+                queue.max_waiting, queue.timeout = (wanted.max, wanted.timeout_sec) if wanted else (0, queue.timeout)
                 slots.queue = queues[key] = queue
+                hosts.setdefault(key, []).append(slots)
+        for key, queue in (self._queues | queues).items():
+            queue.move(key[0], hosts.get(key, ()))
         self._queues = queues
 
     def refresh_names(self) -> None:
@@ -407,14 +454,24 @@ class Registry:
 
 
 def backend_maker(timeouts: Timeouts, tls: ssl.SSLContext, adapters: Mapping[str, Adapter]) -> MakeBackend:
-    """Makes backends with these timeouts, this TLS context, and the adapters of protocols that are not OpenAI's."""
+    """Makes backends with these timeouts, this TLS context, and the adapters of protocols that are not OpenAI's.
 
-    def make(name: str, record: BackendRecord) -> Backend:
-        origin = Origin.parse(record.base_url)
+    One that is known already, by its name and address, takes over its record instead.
+    """
+
+    def make(name: str, record: BackendRecord, known: Backend | None) -> Backend:
+        adapter = adapters.get(record.protocol)
         # A piece of music begins to be answered when it is made; how long that may take is for each piece to say.
         own = replace(timeouts, first_byte=math.inf) if "music" in record.supported_capabilities else timeouts
-        pool = Pool(origin, max_connections=record.max_connections, timeouts=own, ssl_context=tls)
-        return Backend(name, record, pool, adapters.get(record.protocol))
+        if known is None:
+            origin = Origin.parse(record.base_url)
+            pool = Pool(origin, max_connections=record.max_connections, timeouts=own, ssl_context=tls)
+            return Backend(name, record, pool, adapter)
+        if known.record != record:
+            known.take_over(record, adapter)
+            known.on_failure()  # it is probed as the record now says
+        known.pool.take_over(record.max_connections, own)
+        return known
 
     return make
 

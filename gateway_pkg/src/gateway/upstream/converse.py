@@ -18,7 +18,8 @@ from gateway import background
 from gateway.routing.registry import Backend
 from gateway.stepwise import LongTexts, parsed
 from gateway.upstream.adapters.base import AnswerError
-from gateway.upstream.errors import UpstreamError
+from gateway.upstream.connection import HangUp
+from gateway.upstream.errors import ConnectFailed, UpstreamClosed, UpstreamError
 from gateway.upstream.failures import refused
 
 log = logging.getLogger(__name__)
@@ -113,11 +114,13 @@ def paced(work: Generator[None, None, T]) -> Steps[T]:
 _farewells: set[asyncio.Task[None]] = set()
 
 
-async def converse(backend: Backend, steps: Steps[T], *, max_response_bytes: int) -> T:
+async def converse(
+    backend: Backend, steps: Steps[T], *, max_response_bytes: int, on_hang_up: HangUp | None = None
+) -> T:
     """Does what the steps ask and returns what they return.
 
     When this is cancelled, or the backend fails, the steps are abandoned: what they then ask is asked in the
-    background, within FAREWELL_SEC.
+    background, within FAREWELL_SEC. `on_hang_up` is called where the backend may not have ended its work.
 
     Raises:
         ApiError: the backend refused.
@@ -137,7 +140,9 @@ async def converse(backend: Backend, steps: Steps[T], *, max_response_bytes: int
             raise refused(status, error.reply.body, backend) from error
         try:
             reply = await _do(backend, step, max_response_bytes)
-        except BaseException:
+        except BaseException as error:
+            if on_hang_up is not None and not isinstance(error, ConnectFailed | UpstreamClosed):
+                on_hang_up()
             _abandon(backend, steps, max_response_bytes)
             raise
 
