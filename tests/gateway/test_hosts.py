@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,9 +24,15 @@ HI = [{"role": "user", "content": "Hi"}]
 
 @contextmanager
 def two_hosts(
-    home: Path, first: str, second: str, *, usage_told_by: tuple[bool, bool] = (True, True), **settings: str
+    home: Path,
+    first: str,
+    second: str,
+    *,
+    usage_told_by: tuple[bool, bool] = (True, True),
+    record: Mapping[str, Any] = {},
+    **settings: str,
 ) -> Iterator[Gateway]:
-    write_files(home, first)
+    write_files(home, first, **record)
     content = yaml.safe_load((home / "backends.yaml").read_text())
     here = content["backends"]["test@here"]
     content["backends"]["test@there"] = {**here, "base_url": second, "stream_usage": usage_told_by[1]}
@@ -67,6 +73,56 @@ def test_connection_that_is_dropped_is_tried_once_and_no_more(tmp_path: Path) ->
     with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url) as running:
         assert running.chat("die-before").status_code == 503
         assert (len(here.seen), len(there.seen)) == (1, 1)
+
+
+# A request to each kind of route, as httpx names its parts.
+POISON: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"json": {"model": "echo", "messages": HI}},
+    "/v1/completions": {"json": {"model": "echo", "prompt": "Hi"}},
+    "/v1/embeddings": {"json": {"model": "echo", "input": "Hi"}},
+    "/v1/responses": {"json": {"model": "echo", "input": "Hi"}},
+    "/v1/messages": {"json": {"model": "echo", "max_tokens": 9, "messages": HI}},
+    "/v1/rerank": {"json": {"model": "echo", "query": "Hi", "documents": ["Hi"]}},
+    "/v1/images/generations": {"json": {"model": "echo", "prompt": "Hi"}},
+    "/v1/audio/speech": {"json": {"model": "echo", "input": "Hi"}},
+    "/v1/audio/transcriptions": {"data": {"model": "echo"}, "files": {"file": ("a.wav", b"RIFF")}},
+}
+
+
+def test_request_that_ends_its_connections_is_sent_twice_and_takes_no_host_from_others(tmp_path: Path) -> None:
+    able = ["chat", "completions", "embeddings", "rerank", "images", "tts", "transcription"]
+    kinds = {f"{kind}_BACKEND_CLASS": "test" for kind in ("IMAGES", "TTS", "TRANSCRIPTION")}
+    rare: Any = {"HEALTH_CHECK_INTERVAL_SEC": "600", "record": {"supported_capabilities": able}} | kinds
+    with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url, **rare) as running:
+        for path, poison in POISON.items():
+            for is_kept in (True, False):
+                if is_kept:
+                    with _begun(running, "hang-mid"):
+                        assert running.chat("echo").status_code == 200
+                    assert running.chat("echo").status_code == 200
+                here.seen.clear()
+                there.seen.clear()
+                here.always = there.always = "die-before"
+                answer = running.client.post(path, **poison)
+                here.always = there.always = ""
+                assert (answer.status_code, answer.json()["error"].get("code", "")) in (
+                    (503, "backend_not_ready"),
+                    (503, ""),  # Anthropic's errors have no code
+                ), path
+                assert len(here.seen) + len(there.seen) <= 2, path
+                states = running.observe.get("/readyz").json()["backends"].values()
+                assert [state["ready"] for state in states] == [True, True], path
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_client_beside_one_whose_requests_end_their_connections_loses_nothing(tmp_path: Path, hosts: int) -> None:
+    with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url) as running:
+        if hosts == 1:
+            write_files(tmp_path, here.url)
+            assert running.client.post("/v1/gateway/reload").status_code == 200
+        for _ in range(15):
+            assert running.chat("die-before").status_code == 503
+            assert [running.chat("echo").status_code for _ in range(3)] == [200] * 3
 
 
 def test_nothing_is_tried_again_after_the_first_byte(tmp_path: Path) -> None:

@@ -1,16 +1,22 @@
 """When a client leaves, its backend sees it at once; when a gateway is stopped, answers under way end well."""
 
+import asyncio
+import select
 import signal
 import socket
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.gateway.conftest import Gateway, gateway, write_files
 from tests.gateway.sockets import read_to_end, read_until, send
-from tests.gateway.upstream import DONE, EVENT, Upstream, upstream
+from tests.gateway.test_policies_served import resident_bytes
+from tests.gateway.upstream import DONE, EVENT, Seen, Upstream, upstream
+from tests.gateway.upstream import running as serve
 from tests.waiting import PATIENCE_SEC, until
 
 
@@ -77,14 +83,12 @@ def test_slots_are_held_until_the_last_byte_and_then_free(tmp_path: Path) -> Non
 def test_backend_that_is_gone_is_a_503_until_it_is_back(tmp_path: Path) -> None:
     with upstream() as backend:
         write_files(tmp_path, backend.url)
-        with gateway(tmp_path) as running:
+        with gateway(tmp_path, HEALTH_CHECK_INTERVAL_SEC="0.05") as running:
+            assert running.chat("die-before").status_code == 503
             assert running.chat("echo").status_code == 200
-            assert running.chat("die-before").status_code == 503
-            until(lambda: running.chat("echo").status_code == 200, "not probed back in")
             backend.healthy = False
-            assert running.chat("die-before").status_code == 503
+            until(lambda: running.chat("echo").status_code == 503, "not probed out")
             answer = running.chat("echo")
-            assert answer.status_code == 503
             assert answer.json()["error"]["code"] == "backend_not_ready"
             assert answer.headers["retry-after"] == "30"
             assert running.client.get("/readyz").status_code == 503
@@ -139,3 +143,73 @@ def test_stop_lets_a_stream_end(tmp_path: Path, backend: Upstream) -> None:
         assert EVENT % 2 in received
         assert DONE in received
         assert running.process.wait(PATIENCE_SEC) == 0
+
+
+def test_clients_that_leave_as_their_backend_is_dialled_do_not_hold_the_stop(tmp_path: Path) -> None:
+    """One backend accepts, so that some leave in the very moment; the other drops each SYN: its backlog is full."""
+    with upstream() as backend, socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
+        write_files(tmp_path, backend.url, concurrency_limits={})
+        records = yaml.safe_load((tmp_path / "backends.yaml").read_text())
+        address = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
+        records["backends"]["deaf@here"] = {"class": "deaf", "base_url": address, "supported_capabilities": ["chat"]}
+        (tmp_path / "backends.yaml").write_text(yaml.safe_dump(records))
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(deaf.getsockname())
+        with gateway(tmp_path, UPSTREAM_CONNECT_TIMEOUT_SEC="60", HEALTH_CHECK_INTERVAL_SEC="600") as running:
+            held = []
+            for models in (["deaf:x", "hang"] * 300, ["hang"] * 2_000):
+                for model in models:
+                    chat(running.port, model).close()
+                wait_until_idle(running)
+                held.append(resident_bytes(running.process.pid))
+            assert held[1] - held[0] < 2_500_000
+            chat(running.port, "hang").close()  # the last one may leave as the process does
+            running.process.send_signal(signal.SIGTERM)
+            assert running.process.wait(PATIENCE_SEC) == 0
+        for filler in fillers:
+            filler.close()
+
+
+@dataclass
+class Late(Upstream):
+    """Notices a client's leaving half a second later; `most` is how many it has worked for at once."""
+
+    working: int = 0
+    most: int = 0
+
+    async def _act(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.working += 1
+        self.most = max(self.most, self.working)
+        try:
+            await reader.read(1)
+            await asyncio.sleep(0.5)
+        finally:
+            self.working -= 1
+
+
+def test_slot_rests_after_a_hang_up_until_its_backend_has_noticed(tmp_path: Path) -> None:
+    with serve(Late()) as backend:
+        write_files(tmp_path, backend.url, concurrency_limits={"chat": 2}, cooldown_ms=2_000)
+        with gateway(tmp_path) as running:
+
+            def is_left() -> bool:
+                """Whether one more was admitted, who then left."""
+                before = len(backend.seen)
+                with chat(running.port, "echo") as connection:
+                    until(lambda: len(backend.seen) > before or select.select([connection], [], [], 0)[0], "no answer")
+                return len(backend.seen) > before
+
+            for number in range(8):
+                until(is_left, "no slot is free again")
+                if number == 5:  # a reload forgets no rest
+                    content = (tmp_path / "backends.yaml").read_text()
+                    (tmp_path / "backends.yaml").write_text(
+                        content.replace("chat: 2", "chat: 3").replace("2000", "1999")
+                    )
+                    assert running.client.post("/v1/gateway/reload").status_code == 200
+                    content = (tmp_path / "backends.yaml").read_text()
+                    (tmp_path / "backends.yaml").write_text(content.replace("chat: 3", "chat: 2"))
+                    assert running.client.post("/v1/gateway/reload").status_code == 200
+            assert backend.most == 2

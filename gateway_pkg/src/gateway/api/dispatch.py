@@ -197,16 +197,25 @@ class Dispatcher:
     async def other(
         self, exchange: Exchange, route: Route, slots: Slots, error: ConnectFailed | UpstreamClosed
     ) -> Slots:
-        """A slot of another host instead of that which failed; raises the error itself, ApiError where none is free."""
-        if error.sent_first_byte or isinstance(error, PoolExhausted) or len(route.slots) == 1:
-            raise error
+        """A slot of another host instead of that which failed; raises the error itself, ApiError where none is free.
+
+        No request goes out more than twice: neither where the first host was sent it again, nor by the other host.
+        """
+        if error.sent_first_byte or error.sendings > 1 or isinstance(error, PoolExhausted) or len(route.slots) == 1:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
         told = failure(error, slots.backend)
         slots.release()
         exchange.slots = None
         try:
             other = self.registry.take(route, slots.backend) or await self._wait(exchange, route)
         except ApiError:
-            raise told from error
+            try:
+                raise told from error
+            finally:
+                del told, error
         exchange.slots = other
         exchange.retried = True
         return other

@@ -17,15 +17,21 @@ CODE_CHARS = 100
 
 
 def failure(error: UpstreamError, backend: Backend) -> ApiError:
-    """503 where the backend was not there, 504 where it was too slow, 502 where it answered wrongly or broke off."""
+    """503 where the backend was not there, 504 where it was too slow, 502 where it answered wrongly or broke off.
+
+    Only a backend that cannot be connected to is out until a probe finds it. One that ends a connection may do so
+    because of the request: that is a strike, so that no request can take a backend from all others.
+    """
     name = backend.record.backend_class
     backend.count_failure(_kind(error))
     if isinstance(error, PoolExhausted):
         return overloaded(name)
-    if isinstance(error, ConnectFailed) or (isinstance(error, UpstreamClosed) and not error.sent_first_byte):
+    if isinstance(error, ConnectFailed):
         backend.fail(str(error))
         return not_ready(name)
     backend.strike()
+    if isinstance(error, UpstreamClosed) and not error.sent_first_byte:
+        return not_ready(name)
     if isinstance(error, UpstreamTimeout):
         return ApiError(504, f"Backend '{name}' did not answer in time ({error})", code="upstream_timeout")
     if isinstance(error, UpstreamClosed):
