@@ -7,17 +7,27 @@ import struct
 from contextlib import suppress
 from typing import Any
 
+import orjson
 import pytest
-from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.adapters.base import AnswerError, embeddings_written
 from gateway.upstream.adapters.ollama import loaded, models
 from hypothesis import given
 
 from tests.doubles.ollama import go_json
 from tests.gateway.ollama_lines import ADAPTER, ANY_JSON, COUNTS, HEAD, LAST, OTHER, TOOL, Json
+from tests.gateway.test_stepwise import ended
 
 
 def answer(capability: str, line: Json, **fields: Any) -> Json:
-    return ADAPTER.answer(capability, fields, "m", go_json(line))
+    return answered(capability, fields, go_json(line))
+
+
+def answered(capability: str, request: Json, body: bytes) -> Json:
+    if capability != "embeddings":
+        return ADAPTER.answer(capability, request, "m", body)
+    (content, lists), _ = ended(ADAPTER.embeddings(request, "m", body))
+    whole: Json = orjson.loads(ended(embeddings_written(content, lists, request.get("encoding_format")))[0])
+    return whole
 
 
 def test_a_whole_answer_is_openais() -> None:
@@ -127,6 +137,20 @@ def test_embeddings_are_openais() -> None:
     assert struct.unpack("<2f", base64.b64decode(packed)) == (0.5, -0.25)
 
 
+def test_large_embeddings_keep_their_numbers_as_they_came() -> None:
+    vector = b"[" + b",".join([b"0.10", b"-1e-7", b"5", b"0.012345678901234567890"] * 30_000) + b"]"
+    request: Json = {"input": ["a", "b"]}
+    steps = ADAPTER.embeddings(request, "m", b'{"embeddings":[%b, [1]],"prompt_eval_count":4}' % vector)
+    (content, lists), _ = ended(steps)
+    body, stops = ended(embeddings_written(content, lists, None))
+    assert vector in body
+    assert stops >= 2
+    assert orjson.loads(body)["data"][1] == {"object": "embedding", "index": 1, "embedding": [1]}
+    (content, lists), _ = ended(ADAPTER.embeddings(request, "m", b'{"embeddings":[%b, [1]]}' % vector))
+    packed = orjson.loads(ended(embeddings_written(content, lists, "base64"))[0])["data"][0]["embedding"]
+    assert base64.b64decode(packed) == struct.pack("<120000f", *orjson.loads(vector))
+
+
 @pytest.mark.parametrize(
     ("capability", "body"),
     [
@@ -155,7 +179,7 @@ def test_embeddings_are_openais() -> None:
 def test_what_is_no_answer_is_told(capability: str, body: bytes) -> None:
     request: Json = {"input": ["a", "b"], "encoding_format": "base64"}
     with pytest.raises(AnswerError):
-        ADAPTER.answer(capability, request, "m", body)
+        answered(capability, request, body)
 
 
 def test_arguments_too_deep_to_look_into_are_told() -> None:
@@ -186,4 +210,4 @@ def test_any_json_gives_an_answer_or_the_one_error(message: Any, calls: Any, log
     ):
         for capability in ("chat", "completions", "embeddings"):
             with suppress(AnswerError):
-                assert ADAPTER.answer(capability, {"input": "a"}, "m", go_json(line))
+                assert answered(capability, {"input": "a"}, go_json(line))

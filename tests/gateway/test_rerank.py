@@ -278,7 +278,7 @@ def test_vectors_are_in_the_order_of_their_texts() -> None:
         None,
         [{"embedding": [1]}],
         [{"embedding": [1]}, {"embedding": {}}],
-        [{"embedding": [1]}, {"embedding": [1, 2]}],
+        [{"embedding": [1]}, {"embedding": "list at 5"}],
         [{"embedding": [1], "index": 1}] * 2,
         [{"embedding": [1], "index": [0]}] * 2,
         [{"embedding": [1], "index": "0"}, {"embedding": [1]}],

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import orjson
 import pytest
 from gateway.upstream import sse
-from gateway.upstream.sse import EventCutter, EventTooLong, EventWatch, is_sound, parse_event, split_events
+from gateway.upstream.sse import (
+    EventCutter,
+    EventTooLong,
+    EventWatch,
+    UnsoundEvent,
+    is_sound,
+    parse_event,
+    read_events,
+    split_events,
+)
 from gateway.upstream.usage import COUNT_MAX, Usage, usage_in, usage_of
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -299,3 +309,32 @@ def test_usage_of_many_embeddings_is_found_without_a_parse(monkeypatch: pytest.M
     assert usage_in(body) == Usage(7, 0)
     assert len(sizes) == 1
     assert sizes[0] < 100 < len(body)
+
+
+@pytest.mark.parametrize("in_the_middle", [b'"usage":{"prompt_tokens":5}', b'"a":1'])
+def test_a_large_answer_is_not_parsed_for_its_usage(monkeypatch: pytest.MonkeyPatch, in_the_middle: bytes) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr("gateway.upstream.usage.orjson.loads", lambda data: sizes.append(len(data)))
+    assert usage_in(b'{"a":"%b",%b,"b":"%b"}' % (b"x" * 2**20, in_the_middle, b"x" * 2**20)) is None
+    assert usage_in(b"{%b%b}" % (b'"a":[],' * 100_000, in_the_middle)) is None
+    assert all(size < 10_000 for size in sizes)
+
+
+def test_an_event_of_many_lines_tells_nothing_and_passes() -> None:
+    event = b"data:\n" * (sse.LINES_MAX + 1) + b'data:{"usage":{}}\n\n'
+    assert passed([event], takes_out=True) == (event, None, None, False)
+    assert not is_sound(event)
+    with pytest.raises(UnsoundEvent):
+        list(read_events(event))
+
+
+@given(st.data())
+def test_read_events_are_the_parsed_ones(data: st.DataObject) -> None:
+    stream = data.draw(streams())
+    cutter = EventCutter()
+    whole = cutter.feed(stream)
+    found: list[Json] | None = None
+    with suppress(UnsoundEvent):
+        found = list(read_events(whole))
+    events = [event for event in split_events(whole) if event.strip(b"\r\n")]
+    assert found == (parsed([whole]) if all(map(is_sound, events)) else None)

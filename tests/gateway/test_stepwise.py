@@ -9,7 +9,20 @@ from typing import Any
 
 import orjson
 import pytest
-from gateway.stepwise import LONG_BYTES, STEP_BYTES, LongTexts, decoded, encoded, parsed, run
+from gateway import stepwise
+from gateway.stepwise import (
+    LONG_BYTES,
+    STEP_BYTES,
+    LongTexts,
+    TooMuchJson,
+    decoded,
+    encoded,
+    loads,
+    numbers_in,
+    parsed,
+    run,
+    without_numbers,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,3 +118,68 @@ def test_what_is_no_json_stays_none(body: bytes) -> None:
 def test_long_texts_are_decoded_as_others(data: bytes) -> None:
     text = "data:image/png;base64," + base64.b64encode(data).decode()
     assert ended(decoded(memoryview(text.encode())))[0] == data
+
+
+# --- what is parsed at once, and lists of numbers a step at a time
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"[" + b"[]," * 250_000 + b"0]", "too many values"),
+        (b"[" + b"{}," * 250_000 + b"0]", "too many values"),
+        (b"[" + b"0," * 1_000_001 + b"0]", "too many values"),
+        (b'"' + b"a" * (stepwise.PARSED_MAX_BYTES - 1) + b'"', "more than 16777216 bytes"),
+    ],
+    ids=["lists", "objects", "numbers", "bytes"],
+)
+def test_json_that_is_too_much(body: bytes, why: str) -> None:
+    with pytest.raises(TooMuchJson, match=why):
+        loads(body)
+
+
+@pytest.mark.parametrize("body", [b"[" + b"0," * 900_000 + b"0]", b'"' + b"a" * (stepwise.PARSED_MAX_BYTES - 2) + b'"'])
+def test_json_that_is_not_too_much(body: bytes) -> None:
+    assert loads(body) == orjson.loads(body)
+
+
+NUMBERS = st.lists(st.integers(-9, 10**9) | st.floats(-1e9, 1e9), max_size=9)
+
+
+@given(st.recursive(CONTENT | NUMBERS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(STRINGS, inner)))
+def test_json_is_the_same_without_its_lists_of_numbers(content: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stepwise, "_UNCOUNTED_BYTES", -1)
+        patch.setattr(stepwise, "LIST_STEP", 99)
+        bodies = (orjson.dumps(content), json.dumps(content, indent=3, ensure_ascii=False).encode())
+        for body in bodies:
+            (found, lists), _ = ended(without_numbers(body, 5))
+
+            def resolved(value: Any, lists: LongTexts = lists) -> Any:
+                if isinstance(value, dict):
+                    return {name: resolved(one) for name, one in value.items()}
+                if isinstance(value, list):
+                    return [resolved(one) for one in value]
+                is_name = isinstance(value, str) and value in lists
+                return orjson.loads(bytes(lists[value])) if is_name else value
+
+            assert resolved(found) == content
+            for text in lists.values():
+                numbers = orjson.loads(bytes(text))
+                if all(isinstance(number, int | float) and number is not True for number in numbers):
+                    assert ended(numbers_in(text))[0].tolist() == numbers
+
+
+@pytest.mark.parametrize("text", [b"[1,,2]", b"[1,]", b"[,1]", b"[1 2]", b'[1,"a"]', b"[null]", b"[1,[2]]"])
+@pytest.mark.parametrize("step", [1, 2, 3, 100])
+def test_what_is_no_list_of_numbers(monkeypatch: pytest.MonkeyPatch, text: bytes, step: int) -> None:
+    monkeypatch.setattr(stepwise, "LIST_STEP", step)
+    with pytest.raises((ValueError, TypeError)):
+        ended(numbers_in(memoryview(text)))
+
+
+def test_a_list_of_numbers_goes_step_by_step() -> None:
+    numbers = [0.5] * 1_000_000
+    found, stops = ended(numbers_in(memoryview(orjson.dumps(numbers))))
+    assert found.tolist() == numbers
+    assert stops == 4_000_001 // stepwise.LIST_STEP

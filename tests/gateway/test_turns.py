@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from gateway.protocols.turns import TURN_COST, Step, Turns
+from gateway.protocols.turns import CALLS_MAX, TURN_COST, ObjectEnd, Step, Turns
 from gateway.upstream.adapters.base import AnswerError
+from hypothesis import given
+from hypothesis import strategies as st
 
 Delta = dict[str, Any]
 
@@ -102,3 +106,43 @@ def test_a_call_that_goes_on_after_its_end_is_an_error() -> None:
     assert told([*ended, piece("\n", index=0)])
     with pytest.raises(AnswerError, match="after its end"):
         told([*ended, piece("{}", index=0)])
+
+
+@given(st.dictionaries(st.text(max_size=4), st.text(max_size=4) | st.dictionaries(st.text(), st.none())), st.data())
+def test_the_end_of_an_object_is_seen_however_it_is_cut(content: Any, data: st.DataObject) -> None:
+    text = json.dumps(content, ensure_ascii=data.draw(st.booleans()))
+    places = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
+    pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True) if b > a]
+    end = ObjectEnd()
+    assert [end.is_reached(piece) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert end.is_reached("\n")
+    assert not end.is_reached("}")
+
+
+def test_arguments_beside_a_waiting_call_are_looked_at_once() -> None:
+    """Not again with each piece that could be the last: four times the pieces cost four times as much."""
+
+    def cost(pieces: int) -> float:
+        opening = [piece('{"a":[', "f", index=0), piece("", "g", index=1)]
+        deltas = [*opening, *([piece("{},{}", index=0)] * pieces)]
+        began = time.thread_time()
+        assert "".join(arguments for *_, arguments in calls(deltas[:9])).endswith("{}")
+        told(deltas, 10**9)
+        return time.thread_time() - began
+
+    assert min(cost(8_000) for _ in range(3)) < 8 * min(cost(2_000) for _ in range(3))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_calls_without_end_are_refused(at_once: bool) -> None:
+    some = [piece("{}", "f", index=index)["tool_calls"][0] for index in range(CALLS_MAX + 1)]
+    deltas = [{"tool_calls": some}] if at_once else [{"tool_calls": [call]} for call in some]
+    assert len(told(deltas[:-1] if not at_once else [{"tool_calls": some[:-1]}], 10**9)) == 3 * CALLS_MAX
+    with pytest.raises(AnswerError, match="tool calls"):
+        told(deltas, 10**9)
+
+
+def test_small_pieces_that_wait_are_bounded_by_what_they_take() -> None:
+    deltas = [piece("{", "f", index=0), piece("{", "g", index=1), *([piece(" ", index=1)] * 1_000)]
+    with pytest.raises(AnswerError, match="more at once"):
+        told(deltas, 50_000)

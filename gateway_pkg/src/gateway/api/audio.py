@@ -284,13 +284,15 @@ async def _begun(deadline: float, answer: Coroutine[Any, Any, T]) -> T:
 
 async def _pass_events(exchange: Exchange, response: Response, headers: Headers) -> None:
     """A backend's own events as they come, cut at their ends. OpenAI ends these streams without `[DONE]`."""
-    cutter = EventCutter()
+    cutter, chunk = EventCutter(), b""
     await exchange.start_stream(EVENTS_TYPE, headers)
     try:
-        while chunk := await response.next_chunk():
-            if events := cutter.feed(chunk):
+        while chunk := chunk[stepwise.TURN_BYTES :] or await response.next_chunk():
+            if events := cutter.feed(chunk[: stepwise.TURN_BYTES]):
                 exchange.usage = usage_in(events) or exchange.usage
                 await exchange.stream(events)
+            if len(chunk) > stepwise.TURN_BYTES:
+                await asyncio.sleep(0)
     except EventTooLong:
         raise AnswerError("an event without end") from None
     rest = cutter.rest()

@@ -15,11 +15,12 @@ from gateway.routing.body import ask_for_usage, dump, with_one_tool, within_limi
 from gateway.routing.policy import Facts, unknown_model, worth_counting
 from gateway.routing.registry import Backend, Registry, Route, Slots
 from gateway.settings import Settings
-from gateway.upstream.adapters.base import AnswerError, json_object
+from gateway.stepwise import TURN_BYTES, LongTexts, run
+from gateway.upstream.adapters.base import AnswerError, json_object, json_object_in_steps
 from gateway.upstream.errors import PoolExhausted, UpstreamError
 from gateway.upstream.failures import failure, refused, told_in_200, wrong_answer
 from gateway.upstream.http1 import ConnectFailed, Response, UpstreamClosed
-from gateway.upstream.sse import EventCutter, EventTooLong, is_sound, parse_event, split_events
+from gateway.upstream.sse import EventCutter, EventTooLong, UnsoundEvent, is_sound, read_events, split_events
 from gateway.upstream.tokenizer import count
 from gateway.upstream.usage import usage_of
 
@@ -323,6 +324,18 @@ class Call:
         self._exchange.usage = usage_of(content.get("usage"))
         return content
 
+    async def embeddings(self) -> tuple[dict[str, Any], LongTexts]:
+        """The whole answer, as `json_object_in_steps` has it; raises UpstreamError, AnswerError."""
+        body = await self._response.read(self._limit)
+        adapter = self.slots.adapter
+        if adapter is not None:
+            content, lists = await run(adapter.embeddings(self._request, self._request["model"], body))
+        else:
+            content, lists = await run(json_object_in_steps(body))
+            told_in_200(content, self.slots.backend)
+        self._exchange.usage = usage_of(content.get("usage"))
+        return content, lists
+
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The chunks of a stream, the usage in one of the last; raises UpstreamError, AnswerError, ApiError."""
         content_type = self._response.header(b"content-type") or b""
@@ -332,40 +345,42 @@ class Call:
             return
         if self.slots.adapter is None and not content_type.startswith(EVENTS_TYPE):
             raise AnswerError(f"content type '{content_type[:100].decode('latin-1')}' instead of events")
-        async for event in self._events():
-            chunk = parse_event(event)
-            if chunk is None:
-                if not is_sound(event):
-                    raise AnswerError("it sent an event that is no JSON object")
-                continue
-            told_in_200(chunk, self.slots.backend)
-            self._exchange.usage = usage_of(chunk.get("usage")) or self._exchange.usage
-            yield chunk
+        try:
+            async for events in self._events():
+                for chunk in read_events(events):
+                    told_in_200(chunk, self.slots.backend)
+                    self._exchange.usage = usage_of(chunk.get("usage")) or self._exchange.usage
+                    yield chunk
+        except UnsoundEvent:
+            raise AnswerError("it sent an event that is no JSON object") from None
 
     async def _events(self) -> AsyncIterator[bytes]:
+        """Whole events, those of TURN_BYTES at a time; the event loop has its turn between them."""
         adapter = self.slots.adapter
         if adapter is not None:
             request = {**self._request, "stream_options": {"include_usage": True}}
             translator = adapter.stream(self.slots.capability, request, self._request["model"])
+            data = b""
             try:
-                while data := await self._response.next_chunk():
-                    events = translator.feed(data)
+                while data := data[TURN_BYTES:] or await self._response.next_chunk():
+                    events = translator.feed(data[:TURN_BYTES])
                     self._response.is_over = translator.is_done
-                    for event in events:
-                        yield event
+                    yield b"".join(events)
+                    if len(data) > TURN_BYTES:
+                        await asyncio.sleep(0)
             except UpstreamError:
                 if not translator.is_done:
                     raise
-            for event in translator.end():
-                yield event
+            yield b"".join(translator.end())
             return
-        cutter = EventCutter()
+        cutter, data = EventCutter(), b""
         try:
-            while data := await self._response.next_chunk():
-                events = list(split_events(cutter.feed(data)))
+            while data := data[TURN_BYTES:] or await self._response.next_chunk():
+                whole = cutter.feed(data[:TURN_BYTES])
                 self._response.is_over = cutter.is_done
-                for event in events:
-                    yield event
+                yield whole
+                if len(data) > TURN_BYTES:
+                    await asyncio.sleep(0)
         except UpstreamError:
             if not cutter.is_done:
                 raise

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
-import orjson
 from pydantic import TypeAdapter
 
 from gateway.api.dispatch import (
@@ -32,7 +31,15 @@ from gateway.api.schemas import (
 from gateway.http.exchange import JSON, ClientGone, Exchange
 from gateway.routing.body import set_fields, within_limits
 from gateway.routing.registry import Backend, Route, Slots
-from gateway.upstream.adapters.base import Adapter, AnswerError, json_object
+from gateway.stepwise import TURN_BYTES, run
+from gateway.upstream.adapters.base import (
+    Adapter,
+    AnswerError,
+    embeddings_written,
+    json_object,
+    json_object_in_steps,
+    written,
+)
 from gateway.upstream.errors import ConnectFailed, ProtocolViolation, UpstreamClosed, UpstreamError
 from gateway.upstream.failures import refused, told_in_200
 from gateway.upstream.http1 import Response
@@ -156,7 +163,8 @@ class HotHandler:
     async def _relay(self, exchange: Exchange, route: Route, backend: Backend, response: Response) -> None:
         body = await response.read(self._max_response_bytes)
         if response.ends_unframed or not _is_sound(body):
-            told_in_200(json_object(body), backend)
+            content, _ = await run(json_object_in_steps(body))
+            told_in_200(content, backend)
         exchange.usage = usage_in(body)
         await exchange.relay(body, route)
 
@@ -166,8 +174,9 @@ class HotHandler:
         told_in_200(content, backend)
         exchange.usage = usage_of(content.get("usage"))
         chunk = as_chunk(content) if route.capability == "chat" else content
+        event = b"data: " + written(chunk) + b"\n\ndata: [DONE]\n\n"
         await exchange.start_stream(EVENTS_TYPE)
-        await exchange.stream(b"data: " + orjson.dumps(chunk) + b"\n\ndata: [DONE]\n\n")
+        await exchange.stream(event)
         await exchange.end_stream()
 
     async def _translate(
@@ -176,18 +185,26 @@ class HotHandler:
         capability, model = route.capability, route.decision.model
         if not request.get("stream"):
             body = await response.read(self._max_response_bytes)
-            content = adapter.answer(capability, request, model, body)
+            if capability == "embeddings":
+                content, lists = await run(adapter.embeddings(request, model, body))
+                body = await run(embeddings_written(content, lists, request.get("encoding_format")))
+            else:
+                content = adapter.answer(capability, request, model, body)
+                body = written(content)
             exchange.usage = usage_of(content.get("usage"))
-            await exchange.answer(200, orjson.dumps(content), [JSON])
+            await exchange.answer(200, body, [JSON])
             return
         translator = adapter.stream(capability, request, model)
         await exchange.start_stream(EVENTS_TYPE)
+        chunk = b""
         try:
-            while chunk := await response.next_chunk():
-                events = translator.feed(chunk)
+            while chunk := chunk[TURN_BYTES:] or await response.next_chunk():
+                events = translator.feed(chunk[:TURN_BYTES])
                 response.is_over = translator.is_done
                 if events:
                     await exchange.stream(b"".join(events))
+                if len(chunk) > TURN_BYTES:
+                    await asyncio.sleep(0)
         except UpstreamError:
             if not translator.is_done:
                 raise
@@ -200,16 +217,18 @@ class HotHandler:
 async def _pass_stream(
     exchange: Exchange, response: Response, content_type: bytes, watch: EventWatch, backend: Backend
 ) -> None:
-    cutter = EventCutter()
+    cutter, chunk = EventCutter(), b""
     await exchange.start_stream(content_type)
     try:
-        while chunk := await response.next_chunk():
-            events = cutter.feed(chunk)
+        while chunk := chunk[TURN_BYTES:] or await response.next_chunk():
+            events = cutter.feed(chunk[:TURN_BYTES])
             response.is_over = cutter.is_done
             if events and (events := watch.look(events)):
                 await exchange.stream(events)
             if watch.failure is not None:
                 told_in_200(watch.failure, backend)
+            if len(chunk) > TURN_BYTES:
+                await asyncio.sleep(0)
     except UpstreamError:
         # What a backend does after its terminator is of no interest to the client.
         if not cutter.is_done:

@@ -18,6 +18,7 @@ from gateway.protocols.messages import Conversation, MessagesRequest, prefill, s
 from gateway.protocols.messages_answer import Facts, MessageStream, message
 from gateway.routing.body import dump
 from gateway.routing.registry import Route, Slots
+from gateway.stepwise import loads
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.failures import refused
 from gateway.upstream.http1 import Response
@@ -228,7 +229,7 @@ def _request_id(exchange: Exchange) -> tuple[bytes, bytes]:
 
 def _count(body: bytes) -> int:
     try:
-        counted = orjson.loads(body)["input_tokens"]
+        counted = loads(body)["input_tokens"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         counted = None
     if not isinstance(counted, int):

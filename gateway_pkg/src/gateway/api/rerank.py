@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable
 from typing import Annotated, Any, NotRequired
 
-import orjson
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
@@ -15,18 +13,18 @@ from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
 from gateway.api.schemas import Model
 from gateway.http.errors import ApiError
 from gateway.http.exchange import JSON, Exchange
-from gateway.protocols.rerank import cosine, norm, ranking, scores_of, text_of, vectors_of
+from gateway.protocols.rerank import cosines, ranking, scores_of, text_of, vectors_of
 from gateway.routing.body import dump
 from gateway.routing.policy import AUTO, DEFAULT_ALIAS
 from gateway.routing.registry import Route, Slots
-from gateway.upstream.adapters.base import AnswerError, numbers
+from gateway.stepwise import run
+from gateway.upstream.adapters.base import json_value
 from gateway.upstream.failures import refused, told_in_200
 from gateway.upstream.http1 import Response
 from gateway.upstream.usage import usage_of
 
 _OPEN = ConfigDict(extra="allow", strict=True)
 DOCUMENTS_MAX = 1_000  # Cohere's own figure
-COSINES_AT_ONCE = 16  # between two looks at the event loop: under 5 ms at 4,096 dimensions
 OWN_FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
 # Cohere's fields that cosines of embeddings have no counterpart for.
 RERANKER_ONLY = ("max_chunks_per_doc", "max_tokens_per_doc", "priority")
@@ -138,10 +136,7 @@ class _Handler:
                 response.close()
             if response.status != 200:
                 raise refused(response.status, body, slots.backend)
-            try:
-                answer = orjson.loads(body)
-            except orjson.JSONDecodeError:
-                raise AnswerError("it sent no JSON") from None
+            answer = json_value(body)
             about = answer if isinstance(answer, dict) else {}
             told_in_200(about, slots.backend)
             exchange.usage = usage_of(about.get("usage"))
@@ -156,16 +151,9 @@ class _Handler:
         asked = {name: value for name, value in request.items() if name not in OWN_FIELDS and name != "rank_fields"}
         asked |= {"model": request.get("model") or "", "input": [request["query"], *texts]}
         async with self._dispatcher.embeddings(exchange, asked) as call:
-            answer = await call.completion()
-            first, *vectors = vectors_of(answer, len(texts) + 1)
-            scores: list[tuple[int, float]] = []
-            query = numbers(first)
-            length = norm(query)
-            for index, vector in enumerate(vectors):
-                if index % COSINES_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-                scores.append((index, cosine(query, numbers(vector), length)))
-        return answer, scores
+            answer, lists = await call.embeddings()
+            vectors = vectors_of(answer, len(texts) + 1, lists)
+            return answer, await run(cosines(vectors, lists))
 
 
 def _asked(request: dict[str, Any], texts: list[str], model: str) -> dict[str, Any]:

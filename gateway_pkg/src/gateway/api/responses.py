@@ -6,6 +6,7 @@ left, or whose backend failed, is not kept. A store that cannot write loses no a
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from gateway.protocols.responses_chat import to_chat
 from gateway.protocols.responses_items import Item, read_items, unsupported, with_own_ids
 from gateway.response_store import ResponseStore, Sized
 from gateway.routing.body import dump
+from gateway.stepwise import PARSED_MAX_BYTES
 from gateway.storage import StorageError
 
 log = logging.getLogger(__name__)
@@ -157,13 +159,15 @@ class _Handler:
         items = await self._conversation(owner, request, read_items(request, new_id), exchange.bytes_in)
         items = with_own_ids(items, new_id)
         chat = to_chat(request, items)
-        builder = ResponseBuilder(request, response, new_id, self._dispatcher.max_response_bytes)
+        limit = min(self._dispatcher.max_response_bytes, PARSED_MAX_BYTES)
+        builder = ResponseBuilder(request, response, new_id, limit)
         try:
             async with self._dispatcher.chat(exchange, chat) as call:
                 if chat.get("stream"):
                     await _stream(exchange, call, builder)
                 else:
                     builder.feed_completion(await call.completion())
+                    await asyncio.sleep(0)  # it may be megabytes
                 closing = builder.end()
         except ApiError as error:
             if not exchange.status:
@@ -175,7 +179,9 @@ class _Handler:
         if response["store"]:
             await self._keep(owner, response, items)
         if exchange.status:
-            await exchange.stream(closing + builder.finish())
+            await exchange.stream(closing)
+            await asyncio.sleep(0)  # both tell all that was said
+            await exchange.stream(builder.finish())
             await exchange.end_stream()
         else:
             await exchange.answer(200, dump(response), [JSON])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Generator, Mapping, Sequence
 from operator import mul
 from typing import Any
 
-from gateway.upstream.adapters.base import AnswerError
+from gateway.stepwise import LongTexts
+from gateway.upstream.adapters.base import AnswerError, vector_in
 
+DIMENSIONS_MAX = 1 << 18  # of an embedding; large ones have 4,096
+NUMBERS_AT_ONCE = 1 << 16  # between two turns of the event loop: under 5 ms
 Document = str | dict[str, Any]
 
 
@@ -39,29 +42,51 @@ def scores_of(answer: Any, count: int) -> list[tuple[int, float]]:
     return found
 
 
-def vectors_of(answer: Mapping[str, Any], count: int) -> list[list[Any]]:
+def vectors_of(answer: Mapping[str, Any], count: int, lists: Container[str] = ()) -> list[Any]:
     """The `count` vectors of an OpenAI embeddings answer, in the order of their texts; what is in them is unchecked.
 
+    Each is a list, or the name of one of `lists`.
+
     Raises:
-        AnswerError: there are more or fewer, one is no list, or they differ in length.
+        AnswerError: there are more or fewer, or one is neither.
     """
     data = answer.get("data")
     if not isinstance(data, list) or len(data) != count:
         raise AnswerError(f"embeddings that are not {count}")
-    vectors: dict[int, list[Any]] = {}
+    vectors: dict[int, Any] = {}
     for place, item in enumerate(data):
         item = item if isinstance(item, dict) else {}
         index, vector = item.get("index", place), item.get("embedding")
-        if type(index) is not int or not isinstance(vector, list):
+        is_named = isinstance(vector, str) and vector in lists
+        if type(index) is not int or not (is_named or isinstance(vector, list)):
             raise AnswerError("an embedding that is none")
         vectors[index] = vector
-    if set(vectors) != set(range(count)) or len({len(vector) for vector in vectors.values()}) != 1:
-        raise AnswerError("embeddings of other texts than were sent, or of different lengths")
+    if set(vectors) != set(range(count)):
+        raise AnswerError("embeddings of other texts than were sent")
     return [vectors[index] for index in range(count)]
 
 
 def norm(vector: Sequence[float]) -> float:
     return math.sqrt(sum(map(mul, vector, vector)))
+
+
+def cosines(vectors: Sequence[Any], lists: LongTexts) -> Generator[None, None, list[tuple[int, float]]]:
+    """Each other vector's cosine to the first, by its place; raises AnswerError where one cannot be compared."""
+    query = yield from vector_in(vectors[0], lists)
+    if len(query) > DIMENSIONS_MAX:
+        raise AnswerError(f"an embedding of more than {DIMENSIONS_MAX} numbers")
+    length, seen = norm(query), 0
+    scores: list[tuple[int, float]] = []
+    for index, vector in enumerate(vectors[1:]):
+        numbers = yield from vector_in(vector, lists)
+        if len(numbers) != len(query):
+            raise AnswerError("embeddings of different lengths")
+        scores.append((index, cosine(query, numbers, length)))
+        seen += len(numbers)
+        if seen >= NUMBERS_AT_ONCE:
+            seen = 0
+            yield
+    return scores
 
 
 def cosine(one: Sequence[float], other: Sequence[float], norm_of_one: float) -> float:

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 from gateway.http.errors import ApiError
@@ -139,7 +140,7 @@ class ResponseBuilder:
         self._sequence = self._given_out = 0
         self._item: Item = {}  # the one that is being told, the last of the output
         self._kind: _Kind | None = None  # of its part that is being told
-        self._pieces: list[str] = []  # of that part's text, or of a call's arguments
+        self._text = StringIO()  # that part's, or a call's arguments
         self._logprobs: list[Item] = []
         self._finish_reason = ""
         self._has_choice = False
@@ -220,7 +221,7 @@ class ResponseBuilder:
 
     def _begin_item(self, turn: Turn) -> bytes:
         self._take_room(TURN_COST)
-        self._kind, self._pieces = None, []
+        self._kind, self._text = None, StringIO()
         if turn.kind == "call":
             call_id = turn.call_id or f"call_{secrets.token_hex(12)}"
             self._item = {"id": self._new_id("fc"), "type": "function_call", "status": "in_progress"}
@@ -237,7 +238,7 @@ class ResponseBuilder:
     def _end_item(self, status: str) -> bytes:
         item, self._item = self._item, {}
         if item["type"] == "function_call":
-            item["arguments"] = arguments = "".join(self._pieces)
+            item["arguments"] = arguments = self._text.getvalue()
             place = {"item_id": item["id"], "output_index": self._output_index}
             name = "response.function_call_arguments.done"
             events = self._event(name, **place, name=item["name"], arguments=arguments)
@@ -247,7 +248,7 @@ class ResponseBuilder:
         return events + self._event("response.output_item.done", output_index=self._output_index, item=item)
 
     def _tell_arguments(self, text: str) -> bytes:
-        self._pieces.append(text)
+        self._text.write(text)
         place = {"item_id": self._item["id"], "output_index": self._output_index}
         return self._event("response.function_call_arguments.delta", **place, delta=text, **self._padding(text))
 
@@ -255,7 +256,7 @@ class ResponseBuilder:
         events = b""
         if self._kind is not kind:
             events = self._end_part(self._item) + self._begin_part(kind)
-        self._pieces.append(piece.text)
+        self._text.write(piece.text)
         fields: Item = {"delta": piece.text}
         if kind is _TEXT:
             fields["logprobs"] = piece.logprobs
@@ -264,7 +265,7 @@ class ResponseBuilder:
         return events + self._event(f"{kind.events}.delta", **place, **fields, **self._padding(piece.text))
 
     def _begin_part(self, kind: _Kind) -> bytes:
-        self._kind, self._pieces, self._logprobs = kind, [], []
+        self._kind, self._text, self._logprobs = kind, StringIO(), []
         part: Item = {"type": kind.type, kind.text_name: ""}
         if kind is _TEXT:
             part |= {"annotations": [], "logprobs": []}
@@ -275,7 +276,7 @@ class ResponseBuilder:
         kind = self._kind
         if kind is None:
             return b""
-        place, part, text = self._place(item, kind), item[kind.parts][-1], "".join(self._pieces)
+        place, part, text = self._place(item, kind), item[kind.parts][-1], self._text.getvalue()
         part[kind.text_name] = text
         fields: Item = {kind.text_name: text}
         if kind is _TEXT:
@@ -348,7 +349,11 @@ def _logprobs(content: Any) -> list[Item]:
 
 
 def _logprob(entry: Item) -> Item:
-    return {"token": entry["token"], "bytes": _list(entry, "bytes"), "logprob": entry["logprob"]}
+    return {
+        "token": entry["token"],
+        "bytes": [byte for byte in _list(entry, "bytes") if isinstance(byte, int)],
+        "logprob": entry["logprob"],
+    }
 
 
 def _is_one(entry: Any) -> bool:

@@ -8,10 +8,10 @@ import time
 from functools import partial
 
 import httpx
-import orjson
 
 from gateway import background
 from gateway.routing.registry import Backend, Registry
+from gateway.stepwise import loads
 from gateway.upstream.adapters import ollama
 from gateway.upstream.adapters.base import AnswerError
 
@@ -150,7 +150,7 @@ class Prober:
 
 
 def _openai_models(body: bytes) -> tuple[str, ...]:
-    content = orjson.loads(body)
+    content = loads(body)
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, list):
         raise ValueError("/models has no list 'data'")

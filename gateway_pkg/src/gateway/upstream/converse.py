@@ -16,7 +16,7 @@ import orjson
 
 from gateway import background
 from gateway.routing.registry import Backend
-from gateway.stepwise import LongTexts, parsed
+from gateway.stepwise import LongTexts, TooMuchJson, loads, parsed
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.connection import HangUp
 from gateway.upstream.errors import ConnectFailed, UpstreamClosed, UpstreamError
@@ -68,7 +68,7 @@ class Reply:
             Refused: another status.
             AnswerError: the body is no JSON object.
         """
-        return self._object(lambda body: (orjson.loads(body), {}))[0]
+        return self._object(lambda body: (loads(body), {}))[0]
 
     def json_and_texts(self) -> tuple[dict[str, Any], LongTexts]:
         """The same with names instead of its long texts, and these by their names; raises as `json`."""
@@ -77,6 +77,8 @@ class Reply:
     def _object(self, parse: Callable[[bytes], tuple[Any, LongTexts]]) -> tuple[dict[str, Any], LongTexts]:
         try:
             content, texts = parse(self.content())
+        except TooMuchJson as error:
+            raise AnswerError(error.msg) from None
         except orjson.JSONDecodeError:
             raise AnswerError(f"no JSON in an answer of type '{self.content_type[:100]}'") from None
         if not isinstance(content, dict):

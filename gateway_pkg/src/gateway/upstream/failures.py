@@ -9,11 +9,12 @@ import orjson
 
 from gateway.http.errors import ApiError, not_ready, overloaded
 from gateway.routing.registry import Backend
-from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.adapters.base import AnswerError, quoted
 from gateway.upstream.http1 import ConnectFailed, PoolExhausted, UpstreamClosed, UpstreamError, UpstreamTimeout
 
 QUOTED_CHARS = 500
 CODE_CHARS = 100
+PARSED_MAX_BYTES = 1 << 16  # an error's body; of a longer one only the beginning is told
 
 
 def failure(error: UpstreamError, backend: Backend) -> ApiError:
@@ -90,7 +91,7 @@ def _kind(error: UpstreamError) -> str:
 def _words(body: bytes) -> tuple[str, str | None, str | None]:
     """Message, param and code of an error in OpenAI's shape, or of one of the shapes that servers use instead."""
     try:
-        content: Any = orjson.loads(body)
+        content: Any = orjson.loads(body[: PARSED_MAX_BYTES + 1])
     except orjson.JSONDecodeError:
         return body[:QUOTED_CHARS].decode("utf-8", "replace").strip() or "no details", None, None
     return _words_of(content)
@@ -99,11 +100,10 @@ def _words(body: bytes) -> tuple[str, str | None, str | None]:
 def _words_of(content: Any) -> tuple[str, str | None, str | None]:
     error = content.get("error", content.get("detail", content)) if isinstance(content, dict) else content
     if not isinstance(error, dict):
-        return str(error)[:QUOTED_CHARS], None, None
-    message = error.get("message") or orjson.dumps(error).decode()
+        return quoted(error, QUOTED_CHARS), None, None
     param, code = error.get("param"), error.get("code")
     return (
-        str(message)[:QUOTED_CHARS],
-        None if param is None else str(param)[:QUOTED_CHARS],
-        None if code is None else str(code)[:CODE_CHARS],
+        quoted(error.get("message") or error, QUOTED_CHARS),
+        None if param is None else quoted(param, QUOTED_CHARS),
+        None if code is None else quoted(code, CODE_CHARS),
     )

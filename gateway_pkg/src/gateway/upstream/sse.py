@@ -8,18 +8,25 @@ from typing import Any
 
 import orjson
 
+from gateway.stepwise import loads
+
 EVENT_MAX_BYTES = 8 * 1024 * 1024
-_DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\][ \t]*(?:[\r\n]|\Z)")
+LINES_MAX = 100_000  # of an event: what has more is passed on as it is, but tells nothing
+_DONE = re.compile(rb"data: ?\[DONE\][ \t]*(?:[\r\n]|\Z)")  # it begins with a literal: the quickest search
 _TOLD = re.compile(rb'"usage"\s*:\s*\{|"error"\s*:')
 # An empty line after any of the three line ends; those of one stream are all alike, so not after a mixture of them.
 _EVENT_END = re.compile(rb"\n\r?\n|\r\r")
-_LINE_END = re.compile(rb"\r\n|\n|\r")
+_BLANK_LINES = re.compile(rb"(?:\n\r?\n|\r\r)[\r\n]*")
 _FIELDS = (b":", b"data:", b"event:", b"id:", b"retry:")
 _OVERLAP = 2  # bytes of an event's end that may have come before the last of it
 
 
 class EventTooLong(Exception):
     """An event that does not end within EVENT_MAX_BYTES."""
+
+
+class UnsoundEvent(Exception):
+    """An event that is no JSON object, terminator or comment."""
 
 
 class EventCutter:
@@ -69,8 +76,9 @@ class EventCutter:
     def _look_for_done(self, data: bytes) -> None:
         self.last = data
         # Only as a whole line: the words may stand in a model's answer too, but never after a bare line break.
-        if data.find(b"[DONE]") >= 0 and _DONE.search(data) is not None:
-            self.is_done = True
+        if data.find(b"[DONE]") >= 0:
+            starts = (found.start() for found in _DONE.finditer(data))
+            self.is_done |= any(not start or data[start - 1] in b"\r\n" for start in starts)
 
 
 class EventWatch:
@@ -96,7 +104,8 @@ class EventWatch:
             return events
         passed = []
         for event in split_events(events):
-            content = parse_event(event) or {}
+            told = event.find(b'"usage"') >= 0 or event.find(b'"error"') >= 0  # of many, few have anything to parse
+            content = (parse_event(event) if told else None) or {}
             if content.get("error"):
                 self.failure = content
                 break
@@ -135,10 +144,28 @@ def split_events(events: bytes) -> Iterator[bytes]:
         yield events[start:]
 
 
+def read_events(events: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects that some whole events are; blank lines, comments and `[DONE]` are none.
+
+    Raises UnsoundEvent where an event is none of OpenAI's.
+    """
+    for event in _BLANK_LINES.split(events):
+        if not event:
+            continue
+        content = parse_event(event)
+        if content is not None:
+            yield content
+        elif not _is_bare(event):
+            raise UnsoundEvent
+
+
 def parse_event(event: bytes) -> dict[str, Any] | None:
     """The JSON object that is an event's data; None for comments, `[DONE]` and whatever else is no object."""
+    data = _data(event) if event.find(b"data:") >= 0 else b""
+    if not data:
+        return None
     try:
-        content = orjson.loads(_data(event))
+        content = loads(data)
     except orjson.JSONDecodeError:
         return None
     return content if isinstance(content, dict) else None
@@ -146,15 +173,23 @@ def parse_event(event: bytes) -> dict[str, Any] | None:
 
 def is_sound(event: bytes) -> bool:
     """Whether the event is one of OpenAI's: a JSON object, the terminator, or one without data such as a comment."""
-    if parse_event(event) is not None:
-        return True
-    lines = [line for line in _LINE_END.split(event) if line]
+    return parse_event(event) is not None or _is_bare(event)
+
+
+def _is_bare(event: bytes) -> bool:
+    """Whether it is the terminator, or has no data."""
+    lines = [line for line in _lines(event) if line]
     return all(line.startswith(_FIELDS) for line in lines) and _data(event).strip() in (b"", b"[DONE]")
 
 
 def _data(event: bytes) -> bytes:
-    lines = _LINE_END.split(event)
-    return b"\n".join([line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:")])
+    return b"\n".join([line[5:].removeprefix(b" ") for line in _lines(event) if line.startswith(b"data:")])
+
+
+def _lines(event: bytes) -> list[bytes]:
+    if len(event) > LINES_MAX and event.count(b"\n") + event.count(b"\r") > LINES_MAX:
+        return [b"too many"]  # which is no field
+    return event.splitlines()
 
 
 def _last_end(data: bytes) -> int:

@@ -6,8 +6,12 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from gateway.stepwise import is_heavy
+
 COUNT_MAX = 1_000_000_000  # a hundred times the longest context there is: what is more is no number of tokens
 END_MAX_BYTES = 4096  # how far from an end of the answer its usage may stand to be parsed with that end alone
+WHOLE_MAX_BYTES = 1 << 20  # an answer that is parsed as a whole for its usage
+WHOLE_MAX_VALUES = 100_000  # likewise: 10 ms
 
 
 class Usage(NamedTuple):
@@ -19,21 +23,22 @@ class Usage(NamedTuple):
 
 
 def usage_in(body: bytes) -> Usage | None:
-    """The usage told by a whole answer, None where it tells none.
+    """The usage told by a whole answer, None where it tells none, or in the middle of much else.
 
     Servers tell it at the end. From there on the body is an object of its own that can be parsed without the rest:
     were the word found a key deeper inside, or a value, there would be a brace too many or a colon too few. Likewise
     up to there where it comes first, as with llama.cpp's embeddings.
     """
-    at = body.rfind(b'"usage"')
-    if at < 0:
+    is_small = len(body) <= WHOLE_MAX_BYTES
+    at = body.rfind(b'"usage"', 0 if is_small else len(body) - END_MAX_BYTES)
+    if at < 0 and is_small:
         return None
     content = None
-    if len(body) - at <= END_MAX_BYTES:
+    if at >= 0 and len(body) - at <= END_MAX_BYTES:
         content = _object(b"{" + body[at:])
     elif (first := body.find(b'"usage"', 0, END_MAX_BYTES)) >= 0:
         content = _object(body[: body.find(b"},", first, first + END_MAX_BYTES) + 1] + b"}")
-    if content is None or "usage" not in content:
+    if (content is None or "usage" not in content) and is_small and not is_heavy(body, WHOLE_MAX_VALUES):
         content = _object(body)
     return usage_of(content.get("usage")) if content is not None else None
 

@@ -25,6 +25,7 @@ from gateway.upstream.converse import Abandoned, Ask, Pause, Steps, paced
 GUIDANCE_SCALE = 7.0  # the server's own default
 STRENGTH = 0.75  # likewise
 LEAVE_POLL_SEC = 0.25
+INFO_MAX_CHARS = 200_000
 
 
 def paint(request: ImageRequest, default_steps: int) -> Steps[Painting]:
@@ -114,7 +115,7 @@ def _interrupted(task: str) -> Steps[None]:
 def _seeds(info: Any) -> list[int]:
     """The seeds of the images, from the JSON text that the server puts into its JSON; none when it is not there."""
     try:
-        seeds = orjson.loads(info)["all_seeds"]
+        seeds = orjson.loads(info if len(info) <= INFO_MAX_CHARS else "")["all_seeds"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return []
     return [seed for seed in seeds if type(seed) is int] if isinstance(seeds, list) else []

@@ -21,6 +21,7 @@ from gateway.images.request import (
     native_size,
     one_image,
 )
+from gateway.stepwise import loads
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.adapters.openai_images import check_image, multipart
 from gateway.upstream.converse import Abandoned, Ask, Pause, Refused, Reply, Steps
@@ -104,7 +105,7 @@ def _run(
 def _first_checkpoint() -> Steps[str]:
     reply = yield Ask("GET", "/models/checkpoints")
     try:
-        names = orjson.loads(reply.content())
+        names = loads(reply.content())
     except orjson.JSONDecodeError:
         names = None
     if not isinstance(names, list):
@@ -189,7 +190,7 @@ def _accepted(reply: Reply) -> str:
         return prompt_id
     param, message = "prompt", "the graph was refused"
     try:
-        errors = orjson.loads(reply.body)["node_errors"]
+        errors = loads(reply.body)["node_errors"]
         problems = [(error["extra_info"], error["details"]) for node in errors.values() for error in node["errors"]]
         extra, message = problems[0]
         param = {"ckpt_name": "model", "sampler_name": "sampler", "cfg": "guidance_scale", "denoise": "strength"}.get(

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.http.errors import ApiError
-from gateway.upstream.adapters.base import AnswerError, json_object
+from gateway.upstream.adapters.base import AnswerError, json_object, quoted
 
 USUAL_DURATION_SEC = 30.0  # the server's, where a request names none
 ANSWER_MAX_BYTES = 1024 * 1024
@@ -50,7 +50,9 @@ def piece(body: bytes) -> dict[str, Any]:
     """The server's answer of status 200, whose `audio_url` ends in a file's name; raises AnswerError."""
     content = json_object(body)
     if content.get("error") or content.get("status") in FAILED:
-        raise AnswerError(f"no music: {str(content.get('error') or content.get('message') or content['status'])[:300]}")
+        raise AnswerError(
+            f"no music: {quoted(content.get('error') or content.get('message') or content['status'], 300)}"
+        )
     audio_file(content)
     return content
 
@@ -63,5 +65,5 @@ def audio_file(content: Mapping[str, Any]) -> str:
     except ValueError:
         name = ""
     if not FILE.fullmatch(name):
-        raise AnswerError(f"its audio_url names no file: {str(url)[:200]!r}")
+        raise AnswerError(f"its audio_url names no file: {quoted(url, 200)!r}")
     return name

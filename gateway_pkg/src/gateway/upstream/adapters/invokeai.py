@@ -20,6 +20,7 @@ from gateway.images.request import (
     native_size,
     one_image,
 )
+from gateway.stepwise import loads
 from gateway.upstream.adapters.base import AnswerError
 from gateway.upstream.adapters.openai_images import check_image, multipart
 from gateway.upstream.converse import Abandoned, Ask, Pause, Refused, Reply, Steps
@@ -198,7 +199,7 @@ def _accepted(reply: Reply) -> dict[str, Any]:
     """The answer to a batch that is in the queue; raises ApiError 400 where the server's check names a field."""
     if reply.status == 422:
         try:
-            problem = orjson.loads(reply.body)["detail"][0]
+            problem = loads(reply.body)["detail"][0]
             field, message = str(problem["loc"][-1]), str(problem["msg"])[:QUOTED_CHARS]
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
             raise Refused(reply) from None

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import secrets
-import struct
 import time
-from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import orjson
 
+from gateway.stepwise import LongTexts, TooMuchJson, is_heavy, loads
 from gateway.upstream.adapters import ollama_request as outgoing
 from gateway.upstream.adapters import rawjson
-from gateway.upstream.adapters.base import AnswerError, Outgoing, numbers
+from gateway.upstream.adapters.base import AnswerError, Outgoing, json_object_in_steps, quoted, written
 from gateway.upstream.ndjson import LineCutter, LineTooLong
 from gateway.upstream.usage import count_of
 
@@ -23,6 +22,9 @@ MODELS_PATH = "/api/tags"
 LOADED_PATH = "/api/ps"
 DONE = b"data: [DONE]\n\n"
 QUOTED_CHARS = 500
+# Of a line, or an answer, with tool calls: each is looked at several times, to take its arguments out as they stand.
+CALLS_MAX = 1_000
+CALL_VALUES_MAX = 200_000
 
 
 class OllamaAdapter:
@@ -37,13 +39,18 @@ class OllamaAdapter:
 
     def answer(self, capability: str, request: Mapping[str, Any], model: str, body: bytes) -> Json:
         line = _parse(body)
-        if capability == "embeddings":
-            return _embeddings(request, model, line)
         if line.get("done") is not True:
             raise AnswerError("the answer is not complete")
         reader = _reader(capability, request)
         choice = {"index": 0, **reader.whole(body, line), "finish_reason": reader.finish_reason(line)}
         return {**_head(reader.object, model), "choices": [choice], **_with_usage(_usage(line))}
+
+    def embeddings(
+        self, request: Mapping[str, Any], model: str, body: bytes
+    ) -> Generator[None, None, tuple[Json, LongTexts]]:
+        line, lists = yield from json_object_in_steps(body)
+        _check(line)
+        return _embeddings(request, model, line), lists
 
     def stream(self, capability: str, request: Mapping[str, Any], model: str) -> OllamaStream:
         reader = _reader(capability, request)
@@ -249,18 +256,29 @@ def _head(kind: str, model: str) -> Json:
 
 def _parse(data: bytes) -> Json:
     try:
-        line = orjson.loads(data)
+        line = loads(data)
+    except TooMuchJson as error:
+        raise AnswerError(error.msg) from None
     except orjson.JSONDecodeError:
         raise AnswerError(f"no JSON: {data[:QUOTED_CHARS].decode('utf-8', 'replace')}") from None
     if not isinstance(line, dict):
         raise AnswerError("JSON that is no object")
-    if (error := line.get("error")) is not None:
-        raise AnswerError(str(error)[:QUOTED_CHARS])
+    _check(line)
     return line
+
+
+def _check(line: Json) -> None:
+    """Raises AnswerError where it tells of an error."""
+    if (error := line.get("error")) is not None:
+        raise AnswerError(quoted(error, QUOTED_CHARS))
 
 
 def _calls(data: bytes, said: Any) -> list[tuple[str, Any, str]]:
     """Name, id and arguments of each call; the arguments as they stand in `data`."""
+    if not isinstance(said, list):
+        raise AnswerError("tool calls that are no list")
+    if len(said) > CALLS_MAX or is_heavy(data, CALL_VALUES_MAX):
+        raise AnswerError("more tool calls, or larger ones, than an answer may have")
     try:
         message = rawjson.members(rawjson.members(data.decode())["message"])
         raw = [rawjson.members(rawjson.members(call)["function"]) for call in rawjson.items(message["tool_calls"])]
@@ -304,27 +322,11 @@ def _embeddings(request: Mapping[str, Any], model: str, line: Json) -> Json:
     asked = 1 if isinstance(request["input"], str) else len(request["input"])
     if not isinstance(vectors, list) or len(vectors) != asked:
         raise AnswerError("not one embedding for each text")
-    encode = _base64 if request.get("encoding_format") == "base64" else _floats
-    data = [{"object": "embedding", "index": index, "embedding": encode(v)} for index, v in enumerate(vectors)]
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
     answer: Json = {"object": "list", "data": data, "model": f"ollama:{model}"}
     if (count := count_of(line.get("prompt_eval_count"))) is not None:
         answer["usage"] = {"prompt_tokens": count, "total_tokens": count}
     return answer
-
-
-def _floats(vector: Any) -> list[float]:
-    numbers(vector)
-    floats: list[float] = vector
-    return floats
-
-
-def _base64(vector: Any) -> str:
-    """OpenAI's other form: float32, little-endian."""
-    floats = numbers(vector)
-    try:
-        return b64encode(struct.pack(f"<{len(floats)}f", *floats)).decode()
-    except OverflowError:
-        raise AnswerError("an embedding beyond float32") from None
 
 
 def _usage(line: Json) -> Json | None:
@@ -351,4 +353,4 @@ def _text(said: Json, name: str) -> str:
 
 
 def _event(content: Json) -> bytes:
-    return b"data: " + orjson.dumps(content) + b"\n\n"
+    return b"data: " + written(content) + b"\n\n"

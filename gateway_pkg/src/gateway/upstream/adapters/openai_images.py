@@ -11,7 +11,7 @@ from gateway.images.formats import kind_of
 from gateway.images.request import GUIDANCE, ImageRequest, Painting, Upload
 from gateway.routing.body import dump
 from gateway.stepwise import LongTexts, decoded
-from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.adapters.base import AnswerError, quoted
 from gateway.upstream.converse import Ask, Steps, paced
 
 Part = tuple[str, str | Upload]
@@ -44,7 +44,7 @@ def _asked(ask: Ask, request: ImageRequest, sent: dict[str, Any]) -> Steps[Paint
     answer, texts = reply.json_and_texts()
     items = answer.pop("data", None)
     if not isinstance(items, list) or len(items) < request.n:
-        raise AnswerError(f"fewer than {request.n} images: {str(answer)[:200]}")
+        raise AnswerError(f"fewer than {request.n} images: {quoted(answer, 200)}")
     images = []
     for item in items[: request.n]:
         images += [(yield from _image(item, texts))]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from json import JSONDecodeError, JSONDecoder
 
-_SPACE = " \t\r\n"
+_SPACE = re.compile(r"[ \t\r\n]*")
 # Numbers stay text: only where a value ends matters here.
 _VALUE = JSONDecoder(strict=False, parse_int=str, parse_float=str, parse_constant=str)
 
@@ -64,6 +65,5 @@ def _skip(text: str, at: int, mark: str) -> int:
 
 
 def _past_space(text: str, at: int) -> int:
-    while at < len(text) and text[at] in _SPACE:
-        at += 1
-    return at
+    space = _SPACE.match(text, at)
+    return space.end() if space is not None else at

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from gateway.http.errors import ApiError
-from gateway.stepwise import decoded, parsed
-from gateway.upstream.adapters.base import AnswerError
+from gateway.stepwise import TooMuchJson, decoded, loads, parsed
+from gateway.upstream.adapters.base import AnswerError, quoted
 
 AUDIO_TYPES = {
     "mp3": "audio/mpeg",
@@ -154,7 +154,9 @@ def _event(content: dict[str, Any]) -> bytes:
 
 def _json(body: bytes) -> Any:
     try:
-        return orjson.loads(body)
+        return loads(body)
+    except TooMuchJson as error:
+        raise AnswerError(error.msg) from None
     except orjson.JSONDecodeError:
         raise AnswerError(NO_JSON) from None
 
@@ -164,4 +166,4 @@ def _words(content: Any) -> str:
     error = content.get("error", content.get("detail", content)) if isinstance(content, dict) else content
     if isinstance(error, dict):
         error = error.get("message", error)
-    return str(error)[:300]
+    return quoted(error, 300)
