@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from gateway.http.errors import OPENAI_ERRORS, ApiError, ErrorShape
+from gateway.api.known import known_fields
+from gateway.http.errors import OPENAI_ERRORS, ErrorShape
 from gateway.http.exchange import Exchange
 
 JSON_TYPE = "application/json"
@@ -41,16 +42,4 @@ Endpoints = Sequence[tuple[Endpoint, Handler]]
 
 def parse(body: bytes, adapter: TypeAdapter[Any]) -> dict[str, Any]:
     """The body as parsed and checked; raises ApiError 400 that names the field."""
-    try:
-        request: dict[str, Any] = adapter.validator.validate_json(body)
-        return request
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        param = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part)) or None
-        where = f"'{param}': " if param else ""
-        code = "invalid_json" if problem["type"] == "json_invalid" else "invalid_value"
-        raise ApiError(400, f"Invalid request: {where}{problem['msg']}", param=param, code=code) from None
-
-
-def _is_union_tag(part: int | str) -> bool:
-    return isinstance(part, str) and (part in ("str", "int") or part.startswith(("list[", "dict[")))
+    return known_fields(adapter).parse(body)

@@ -18,7 +18,8 @@ from gateway.api.dispatch import (
     check_end,
     explain,
 )
-from gateway.api.endpoint import Endpoint, Endpoints, parse
+from gateway.api.endpoint import Endpoint, Endpoints
+from gateway.api.known import known_fields
 from gateway.api.schemas import (
     CHAT_ANSWER,
     COMPLETION_ANSWER,
@@ -29,7 +30,7 @@ from gateway.api.schemas import (
     events,
 )
 from gateway.http.exchange import JSON, ClientGone, Exchange
-from gateway.routing.body import set_fields, within_limits
+from gateway.routing.body import dump, within_limits
 from gateway.routing.registry import Backend, Route, Slots
 from gateway.stepwise import TURN_BYTES, run
 from gateway.upstream.adapters.base import (
@@ -86,7 +87,7 @@ class HotHandler:
     """Answers a hot route. One request holds one slot of admission until its last byte is out."""
 
     def __init__(self, dispatcher: Dispatcher, request: TypeAdapter[Any]) -> None:
-        self._request = request
+        self._parse = known_fields(request).parse
         self._dispatcher = dispatcher
         self._take = dispatcher.registry.take
         self._max_response_bytes = dispatcher.max_response_bytes
@@ -94,18 +95,18 @@ class HotHandler:
     async def __call__(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Raises ApiError, also after the stream has begun; ClientGone."""
         body = await exchange.body()
-        request = parse(body, self._request)
+        request = self._parse(body)
         exchange.has_tools = bool(request.get("tools"))
         model = request.get("model") or ""
         route = self._dispatcher.known_route(exchange, endpoint.capability, model)
         if route is None:
             route = await self._dispatcher.chat_route(exchange, endpoint.capability, model, request)
         changes = within_limits(route.limits, request) if route.limits is not None else None
-        if route.rename is not None:
-            body = route.rename.apply(body)
         if changes:
             request = request | changes
-            body = set_fields(body, changes)
+            body = dump({**request, "model": route.decision.model})
+        elif route.rename is not None:
+            body = route.rename.apply(body)
         # As `with Work(exchange)`, but for its frames.
         exchange.cancel_when_left()
         try:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from gateway.api.dispatch import EVENTS_TYPE, Call, Dispatcher, as_understood
 from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, Handler, parse
 from gateway.api.schemas import events
+from gateway.collector import paused, turn
 from gateway.http.errors import ApiError, ErrorShape
 from gateway.http.exchange import JSON, Exchange
 from gateway.protocols.messages import Conversation, MessagesRequest, prefill, shows_thinking, to_chat
@@ -193,7 +194,12 @@ class _Handlers:
 async def _read(exchange: Exchange, adapter: TypeAdapter[Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """The request as it came, and as a chat."""
     request = parse(await exchange.body(), adapter)
-    return request, to_chat(request)
+    size = exchange.bytes_in
+    await turn(size)
+    with paused(size):
+        chat = to_chat(request)
+    await turn(size)
+    return request, chat
 
 
 async def _stream(exchange: Exchange, call: Call, facts: Facts) -> None:

@@ -24,6 +24,7 @@ from gateway.api.schemas import Model
 from gateway.http.errors import ApiError, retry_after
 from gateway.http.exchange import JSON, ClientGone, Exchange
 from gateway.music import Job, MusicJobs
+from gateway.protocols.fields import Array
 from gateway.routing.body import dump
 from gateway.routing.registry import Backend, Route, Slots
 from gateway.settings import Settings
@@ -38,6 +39,7 @@ from gateway.upstream.http1 import UpstreamTimeout
 LEAST_WAIT_SEC = 0.1
 DURATION_MAX_SEC = 3600
 POLL_SEC = 5
+PREFER_MAX_BYTES = 1_000  # that are read of the header
 JOB_ID = Annotated[str, Path(pattern="^music-[0-9a-f]{24}$")]
 FILE_NAME = Annotated[str, Path(pattern=f"^{heartmula.FILE.pattern}$")]
 
@@ -50,7 +52,7 @@ class MusicRequest(TypedDict):
     input: NotRequired[Annotated[str | None, Field(description="Another name of `prompt`.")]]
     lyrics: NotRequired[str | None]
     style: NotRequired[str | None]
-    tags: NotRequired[Annotated[str | list[str] | None, Field(description="Comma-separated, or a list.")]]
+    tags: NotRequired[Annotated[str | Array[str] | None, Field(description="Comma-separated, or a list.")]]
     duration: NotRequired[Annotated[float | None, Field(gt=0, le=DURATION_MAX_SEC, description="Seconds.")]]
     temperature: NotRequired[Annotated[float | None, Field(ge=0)]]
     top_k: NotRequired[Annotated[int | None, Field(ge=0)]]
@@ -293,7 +295,7 @@ class MusicHandler:
 
 def wanted_wait(prefer: bytes, most: float) -> float:
     """Seconds to wait for a piece: as `Prefer: wait=…` says, none with `respond-async` alone, at most `most`."""
-    wishes = [wish.strip().lower().replace(b" ", b"") for wish in re.split(rb"[,;]", prefer)]
+    wishes = [wish.strip().lower().replace(b" ", b"") for wish in re.split(rb"[,;]", prefer[:PREFER_MAX_BYTES])]
     for wish in wishes:
         if found := re.fullmatch(rb'wait="?(\d{1,9})"?', wish):
             return min(float(found[1]), most)

@@ -13,6 +13,7 @@ from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
 from gateway.api.schemas import Model
 from gateway.http.errors import ApiError
 from gateway.http.exchange import JSON, Exchange
+from gateway.protocols.fields import Array
 from gateway.protocols.rerank import cosines, ranking, scores_of, text_of, vectors_of
 from gateway.routing.body import dump
 from gateway.routing.policy import AUTO, DEFAULT_ALIAS
@@ -40,7 +41,7 @@ class RerankRequest(TypedDict):
     """As Jina's and Cohere's `POST /v1/rerank`. Other fields go to the backend as they came."""
 
     query: Annotated[str, Field(min_length=1)]
-    documents: Annotated[list[str | TextDocument], Field(min_length=1, max_length=DOCUMENTS_MAX)]
+    documents: Annotated[Array[str | TextDocument], Field(min_length=1, max_length=DOCUMENTS_MAX)]
     model: NotRequired[Model | None]
     top_n: NotRequired[Annotated[int, Field(ge=1)] | None]
     return_documents: NotRequired[bool | None]

@@ -18,6 +18,7 @@ from pydantic import BaseModel, TypeAdapter
 from gateway.api.dispatch import Call, Dispatcher
 from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
 from gateway.api.schemas import events
+from gateway.collector import paused, turn
 from gateway.http.errors import ApiError
 from gateway.http.exchange import JSON, Exchange
 from gateway.protocols.responses import INCLUDABLE, ResponsesRequest, check
@@ -152,13 +153,21 @@ class _Handler:
 
     async def create(self, exchange: Exchange, endpoint: Endpoint) -> None:
         request = parse(await exchange.body(), REQUEST)
-        check(request)
-        response = begin(request, new_response_id())
-        new_id = make_ids(response["id"])
-        owner = exchange.caller.key if exchange.caller is not None else ""
-        items = await self._conversation(owner, request, read_items(request, new_id), exchange.bytes_in)
+        size = exchange.bytes_in
+        await turn(size)
+        with paused(size):
+            check(request)
+            response = begin(request, new_response_id())
+            new_id = make_ids(response["id"])
+            owner = exchange.caller.key if exchange.caller is not None else ""
+            items = read_items(request, new_id)
+        await turn(size)
+        items = await self._conversation(owner, request, items, size)
         items = with_own_ids(items, new_id)
-        chat = to_chat(request, items)
+        await turn(size)
+        with paused(size):
+            chat = to_chat(request, items)
+        await turn(size)
         limit = min(self._dispatcher.max_response_bytes, PARSED_MAX_BYTES)
         builder = ResponseBuilder(request, response, new_id, limit)
         try:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import AfterValidator, ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
+from gateway.protocols.fields import Array
 from gateway.routing.policy import MODEL_MAX_CHARS
 
 _OPEN = ConfigDict(extra="allow", strict=True)
@@ -35,10 +36,14 @@ Whole = Annotated[
 ]
 
 
+# A text, several, or either as token ids.
+Texts = str | Array[str] | Array[int] | Array[Array[int]]
+
+
 @with_config(_OPEN)
 class Message(TypedDict):
     role: str
-    content: NotRequired[str | list[dict[str, Any]] | None]
+    content: NotRequired[str | Array[dict[str, Any]] | None]
 
 
 @with_config(_OPEN)
@@ -55,7 +60,7 @@ class _Sampling(TypedDict):
     top_p: NotRequired[float | None]
     n: NotRequired[int | None]
     max_tokens: NotRequired[int | None]
-    stop: NotRequired[str | list[str] | None]
+    stop: NotRequired[str | Array[str] | None]
     seed: NotRequired[int | None]
     presence_penalty: NotRequired[float | None]
     frequency_penalty: NotRequired[float | None]
@@ -66,9 +71,9 @@ class _Sampling(TypedDict):
 class ChatRequest(_Sampling):
     """OpenAI's `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Array[Message], Field(min_length=1)]
     max_completion_tokens: NotRequired[int | None]
-    tools: NotRequired[list[dict[str, Any]] | None]
+    tools: NotRequired[Array[dict[str, Any]] | None]
     tool_choice: NotRequired[str | dict[str, Any] | None]
     parallel_tool_calls: NotRequired[bool | None]
     response_format: NotRequired[dict[str, Any] | None]
@@ -80,7 +85,7 @@ class ChatRequest(_Sampling):
 class CompletionRequest(_Sampling):
     """OpenAI's `POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Texts
     echo: NotRequired[bool | None]
     logprobs: NotRequired[int | None]
     suffix: NotRequired[str | None]
@@ -90,7 +95,7 @@ class CompletionRequest(_Sampling):
 class EmbeddingRequest(TypedDict):
     """OpenAI's `POST /v1/embeddings`."""
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Texts
     model: NotRequired[Model | None]
     encoding_format: NotRequired[Literal["float", "base64"] | None]
     dimensions: NotRequired[int | None]

@@ -23,6 +23,7 @@ from gateway.upstream.usage import Usage
 CLIENT_GONE = 499  # nginx's number for it; never sent, only recorded
 JSON = (b"content-type", b"application/json")
 FORM_PARTS_MAX = 200
+CONTENT_TYPE_MAX_BYTES = 500
 # What is left of an oversized body is not read: it may never end.
 HANG_UP = ((b"connection", b"close"),)
 
@@ -126,7 +127,9 @@ class Exchange:
             ClientGone: the client left before its end.
         """
         request = Request(self.scope, self._receive_within_limit)
-        if not self.headers.get(b"content-type", b"").lower().startswith(b"multipart/form-data"):
+        content_type = self.headers.get(b"content-type", b"")
+        # A longer one would only cost time: parameters are cut out of it in quadratic time.
+        if not content_type.lower().startswith(b"multipart/form-data") or len(content_type) > CONTENT_TYPE_MAX_BYTES:
             raise ApiError(400, "Send the fields as multipart/form-data", code="invalid_form")
         try:
             form = await request.form(max_files=FORM_PARTS_MAX, max_fields=FORM_PARTS_MAX, max_part_size=self.limit)

@@ -14,10 +14,10 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from gateway.http.errors import ApiError
+from gateway.protocols.fields import CLOSED, Array, closed
 from gateway.routing.policy import MODEL_MAX_CHARS
 
 _OPEN = ConfigDict(extra="allow", strict=True)
-_CLOSED = ConfigDict(extra="forbid", strict=True)
 # OpenAI's `reasoning_effort` for a budget of thinking: a chat knows no budget, only three usual levels.
 LOW_BUDGET = 4_096
 MEDIUM_BUDGET = 16_384
@@ -73,7 +73,7 @@ class Block(TypedDict):
 @with_config(_OPEN)
 class InputMessage(TypedDict):
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Array[Block]
 
 
 @with_config(_OPEN)
@@ -87,19 +87,19 @@ class Tool(TypedDict):
     strict: NotRequired[bool | None]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class ToolChoice(TypedDict):
     type: Literal["auto", "any", "tool", "none"]
     name: NotRequired[str]
     disable_parallel_tool_use: NotRequired[bool]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class Metadata(TypedDict):
     user_id: NotRequired[str | None]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class Thinking(TypedDict):
     """`budget_tokens` below 4,096 asks the backend for low effort, below 16,384 for medium, else for high."""
 
@@ -108,16 +108,16 @@ class Thinking(TypedDict):
     display: NotRequired[Literal["summarized", "omitted"] | None]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class OutputFormat(TypedDict):
     type: Literal["json_schema"]
     schema: dict[str, Any]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class OutputConfig(TypedDict):
     effort: NotRequired[Literal["low", "medium", "high", "xhigh", "max"] | None]
-    format: NotRequired[OutputFormat | None]
+    format: NotRequired[Annotated[OutputFormat, closed(OutputFormat)] | None]
 
 
 @with_config(_OPEN)
@@ -127,13 +127,13 @@ class Conversation(TypedDict):
     model: Annotated[
         str, Field(max_length=MODEL_MAX_CHARS, description="An alias, a served model, `<class>:<model>`, or `auto`.")
     ]
-    messages: Annotated[list[InputMessage], Field(min_length=1, max_length=100_000)]
-    system: NotRequired[str | list[Block] | None]
-    tools: NotRequired[list[Tool] | None]
-    tool_choice: NotRequired[ToolChoice | None]
-    thinking: NotRequired[Thinking | None]
-    output_config: NotRequired[OutputConfig | None]
-    output_format: NotRequired[OutputFormat | None]
+    messages: Annotated[Array[InputMessage], Field(min_length=1, max_length=100_000)]
+    system: NotRequired[str | Array[Block] | None]
+    tools: NotRequired[Array[Tool] | None]
+    tool_choice: NotRequired[Annotated[ToolChoice, closed(ToolChoice)] | None]
+    thinking: NotRequired[Annotated[Thinking, closed(Thinking)] | None]
+    output_config: NotRequired[Annotated[OutputConfig, closed(OutputConfig)] | None]
+    output_format: NotRequired[Annotated[OutputFormat, closed(OutputFormat)] | None]
     cache_control: NotRequired[dict[str, Any] | None]
     context_management: NotRequired[dict[str, Any] | None]
     speed: NotRequired[Literal["standard"] | None]
@@ -148,8 +148,8 @@ class MessagesRequest(Conversation):
     temperature: NotRequired[float | None]
     top_p: NotRequired[float | None]
     top_k: NotRequired[int | None]
-    stop_sequences: NotRequired[list[Annotated[str, Field(min_length=1)]] | None]
-    metadata: NotRequired[Metadata | None]
+    stop_sequences: NotRequired[Array[Annotated[str, Field(min_length=1)]] | None]
+    metadata: NotRequired[Annotated[Metadata, closed(Metadata)] | None]
     service_tier: NotRequired[Literal["auto", "standard_only"] | None]
 
 

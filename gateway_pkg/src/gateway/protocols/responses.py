@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
+from gateway.protocols.fields import CLOSED, Array, Object, closed
 from gateway.protocols.responses_items import invalid, unsupported
 from gateway.routing.policy import MODEL_MAX_CHARS
 
 _OPEN = ConfigDict(extra="allow", strict=True)
-_CLOSED = ConfigDict(extra="forbid", strict=True)
 
 # Fields of the API without a counterpart, each with what to do instead.
 REFUSED = {
@@ -51,7 +51,7 @@ class Text(TypedDict):
     verbosity: NotRequired[str | None]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class ResponsesStreamOptions(TypedDict):
     include_obfuscation: NotRequired[
         Annotated[bool | None, Field(description="Pads deltas to lengths that tell less; off unless asked for.")]
@@ -71,7 +71,7 @@ class ResponsesRequest(TypedDict):
     ]
     input: NotRequired[
         Annotated[
-            str | list[dict[str, Any]] | None,
+            str | Array[dict[str, Any]] | None,
             Field(
                 description="A text, or items: messages, `function_call`, `function_call_output`, `reasoning`, "
                 "`item_reference`. Required without `previous_response_id`.",
@@ -80,7 +80,7 @@ class ResponsesRequest(TypedDict):
         ]
     ]
     messages: NotRequired[
-        Annotated[list[dict[str, Any]] | None, Field(description="A chat's messages, instead of `input`.")]
+        Annotated[Array[dict[str, Any]] | None, Field(description="A chat's messages, instead of `input`.")]
     ]
     instructions: NotRequired[
         Annotated[str | None, Field(description="The system message of this response alone; not carried over.")]
@@ -92,9 +92,9 @@ class ResponsesRequest(TypedDict):
         Annotated[bool | None, Field(description="Whether the response is kept; it is unless this is false.")]
     ]
     stream: NotRequired[bool | None]
-    stream_options: NotRequired[ResponsesStreamOptions | None]
+    stream_options: NotRequired[Annotated[ResponsesStreamOptions, closed(ResponsesStreamOptions)] | None]
     tools: NotRequired[
-        Annotated[list[dict[str, Any]] | None, Field(description="Function tools; others are refused by name.")]
+        Annotated[Array[dict[str, Any]] | None, Field(description="Function tools; others are refused by name.")]
     ]
     tool_choice: NotRequired[str | dict[str, Any] | None]
     parallel_tool_calls: NotRequired[bool | None]
@@ -110,7 +110,7 @@ class ResponsesRequest(TypedDict):
     top_logprobs: NotRequired[Annotated[int | None, Field(ge=0, le=20)]]
     include: NotRequired[
         Annotated[
-            list[str] | None,
+            Array[str] | None,
             Field(description=f"Any of {', '.join(INCLUDABLE)}. Reasoning is not encrypted: its text is in the item."),
         ]
     ]
@@ -118,7 +118,7 @@ class ResponsesRequest(TypedDict):
     reasoning: NotRequired[Reasoning | None]
     metadata: NotRequired[
         Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
+            Object[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
             Field(max_length=16, description="Kept with the response."),
         ]
     ]

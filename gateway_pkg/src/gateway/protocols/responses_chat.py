@@ -63,65 +63,78 @@ def to_chat(request: Mapping[str, Any], items: Iterable[Item]) -> dict[str, Any]
 
 
 def _messages(instructions: str | None, items: Iterable[Item]) -> list[dict[str, Any]]:
-    messages: list[dict[str, Any]] = []
-    if instructions:
-        messages.append({"role": "system", "content": instructions})
-    thoughts = ""
+    chat = _Chat(instructions)
+    thoughts: list[str] = []
     shown: list[Item] = []  # by tools, and not yet in a message
     for item in items:
         kind = item["type"]
         if kind == "reasoning":
-            thoughts += "".join(part["text"] for part in item.get("content") or item["summary"])
+            thoughts += (part["text"] for part in item.get("content") or item["summary"])
             continue
         if shown and kind != "function_call_output":
-            messages.append({"role": "user", "content": shown})
+            chat.add({"role": "user", "content": shown})
             shown = []
         if kind == "function_call" or (kind == "message" and item["role"] == "assistant"):
-            _add_of_assistant(messages, item, thoughts)
+            chat.add_of_assistant(item, thoughts)
         elif kind == "function_call_output":
-            messages.append(_tool_message(item, shown))
+            chat.add(_tool_message(item, shown))
         else:
-            _add(messages, _chat_message(item))
-        thoughts = ""  # those that led to nothing end here: no message of a chat could hold them
+            chat.add(_chat_message(item))
+        thoughts = []  # those that led to nothing end here: no message of a chat could hold them
     if shown:
-        messages.append({"role": "user", "content": shown})
-    return messages
+        chat.add({"role": "user", "content": shown})
+    return chat.end()
 
 
-def _add(messages: list[dict[str, Any]], message: dict[str, Any]) -> None:
-    """Adds a message; system messages at the beginning become one, since many models' templates take one alone."""
-    last = messages[-1] if messages else {}
-    if (
-        len(messages) == 1
-        and last.keys() | message.keys() == {"role", "content"}
-        and last["role"] == message["role"] == "system"
-        and isinstance(last["content"], str)
-        and isinstance(message["content"], str)
-    ):
-        message = {"role": "system", "content": f"{last['content']}\n\n{message['content']}"}
-        messages.pop()
-    messages.append(message)
+class _Chat:
+    """Messages as they are added. What becomes one text of several is joined once: there may be thousands."""
 
+    def __init__(self, instructions: str | None) -> None:
+        self._opening = [instructions] if instructions else []
+        self._messages: list[dict[str, Any]] = []
+        self._said: list[str] = []  # and thought, in the last message, beside what it holds
+        self._thoughts: list[str] = []
 
-def _add_of_assistant(messages: list[dict[str, Any]], item: Item, thoughts: str) -> None:
-    """Adds what the model said or called; calls go with what was said before them, as a chat has them."""
-    last = messages[-1] if messages and messages[-1]["role"] == "assistant" else None
-    if item["type"] == "function_call":
-        if last is None:
-            last = {"role": "assistant", "content": None}
-            messages.append(last)
-        call = {"id": item["call_id"], "type": "function"}
-        call["function"] = {"name": item["name"], "arguments": item["arguments"]}
-        last.setdefault("tool_calls", []).append({**rest(item, "call_id", "name", "arguments"), **call})
-    elif last is not None and "tool_calls" in last and isinstance(last["content"], str | None):
-        # Said after calls of the same turn.
-        last["content"] = (last["content"] or "") + _text_of(item)
-    else:
-        last = _chat_message(item)
-        messages.append(last)
-    if thoughts:
-        before = last.get("reasoning_content")
-        last["reasoning_content"] = (before if isinstance(before, str) else "") + thoughts
+    def add(self, message: dict[str, Any]) -> None:
+        """Adds a message; system messages at the beginning become one, since many models' templates take one alone."""
+        is_plain = message.keys() == {"role", "content"} and isinstance(message["content"], str)
+        if not self._messages and is_plain and message["role"] == "system":
+            self._opening.append(message["content"])
+            return
+        self._close()
+        self._messages.append(message)
+
+    def add_of_assistant(self, item: Item, thoughts: Iterable[str]) -> None:
+        """Adds what the model said or called; calls go with what was said before them, as a chat has them."""
+        last = self._messages[-1] if self._messages and self._messages[-1]["role"] == "assistant" else None
+        if item["type"] == "function_call":
+            if last is None:
+                last = {"role": "assistant", "content": None}
+                self.add(last)
+            call = {"id": item["call_id"], "type": "function"}
+            call["function"] = {"name": item["name"], "arguments": item["arguments"]}
+            last.setdefault("tool_calls", []).append({**rest(item, "call_id", "name", "arguments"), **call})
+        elif last is not None and "tool_calls" in last and isinstance(last["content"], str | None):
+            # Said after calls of the same turn.
+            self._said.append(_text_of(item))
+        else:
+            self.add(_chat_message(item))
+        self._thoughts += thoughts
+
+    def end(self) -> list[dict[str, Any]]:
+        self._close()
+        if not self._opening:
+            return self._messages
+        return [{"role": "system", "content": "\n\n".join(self._opening)}, *self._messages]
+
+    def _close(self) -> None:
+        """Nothing more goes into the last message."""
+        if self._said:
+            self._messages[-1]["content"] = "".join((self._messages[-1]["content"] or "", *self._said))
+        if self._thoughts and (text := "".join(self._thoughts)):
+            before = self._messages[-1].get("reasoning_content")
+            self._messages[-1]["reasoning_content"] = (before if isinstance(before, str) else "") + text
+        self._said, self._thoughts = [], []
 
 
 def _tool_message(item: Item, shown: list[Item]) -> dict[str, Any]:
@@ -200,12 +213,12 @@ def _tool_fields(request: Mapping[str, Any], tools: list[dict[str, Any]]) -> dic
 
 def _chosen(choice: Item, tools: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
     """A chat's tool_choice, and the tools that it may be of: chats have no list of allowed ones."""
-    known = [tool["function"]["name"] for tool in tools]
+    known = {tool["function"]["name"] for tool in tools}
     if choice.get("type") == "function":
         of_chat = choice.get("function")
         name = of_chat.get("name") if isinstance(of_chat, dict) else choice.get("name")
-        if name not in known:
-            raise invalid("tool_choice.name", f"'{name}' is no function of `tools`")
+        if not isinstance(name, str) or name not in known:
+            raise invalid("tool_choice.name", f"'{str(name)[:100]}' is no function of `tools`")
         return {"type": "function", "function": {"name": name}}, tools
     if choice.get("type") != "allowed_tools":
         raise unsupported("tool_choice.type", f"'{choice.get('type')}' is neither function nor allowed_tools")
@@ -213,10 +226,14 @@ def _chosen(choice: Item, tools: list[dict[str, Any]]) -> tuple[Any, list[dict[s
         raise invalid("tool_choice.mode", "is neither auto nor required")
     allowed = choice.get("tools")
     if not isinstance(allowed, list) or not all(
-        isinstance(tool, dict) and tool.get("type") == "function" and tool.get("name") in known for tool in allowed
+        isinstance(tool, dict)
+        and tool.get("type") == "function"
+        and isinstance(tool.get("name"), str)
+        and tool["name"] in known
+        for tool in allowed
     ):
         raise invalid("tool_choice.tools", "is no list of functions of `tools`")
-    names = [tool["name"] for tool in allowed]
+    names = {tool["name"] for tool in allowed}
     return choice["mode"], [tool for tool in tools if tool["function"]["name"] in names]
 
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from pydantic_core import from_json
 
+from gateway.collector import paused
 from gateway.http.errors import ApiError
 from gateway.routing.aliases import Alias
 
@@ -29,8 +31,8 @@ class Rename:
     def apply(self, body: bytes) -> bytes:
         """The JSON object `body`, which names the one model, naming the other."""
         # One "model" alone, and no \\u00 escape that could spell another: it can only be the object's own key.
-        # (`find`, because `in` of bytes first fails to take its operand for a number.)
-        if body.count(b'"model"') == 1 and body.find(b"\\u00") < 0:
+        # (`find`, because `in` of bytes first fails to take its operand for a number; of one byte it is fast.)
+        if body.count(b'"model"') == 1 and (body.find(b"\\") < 0 or body.find(b"\\u00") < 0):
             for was, to in self._pairs:
                 if (at := body.find(was)) >= 0:
                     return body[:at] + to + body[at + len(was) :]
@@ -39,8 +41,17 @@ class Rename:
 
 def set_fields(body: bytes, fields: Mapping[str, Any]) -> bytes:
     """The JSON object `body` with other values for `fields`."""
-    # The standard library's numbers are exact where orjson's are 64 bits wide.
-    return dump(json.loads(body) | dict(fields))
+    return dump(_load(body) | dict(fields))
+
+
+def _load(body: bytes) -> dict[str, Any]:
+    """A JSON object with exact numbers, where orjson's are 64 bits wide."""
+    with paused(len(body)):
+        try:
+            content: dict[str, Any] = from_json(body)
+        except ValueError:  # deeper than its 200 levels, or half a surrogate pair
+            content = json.loads(body)
+        return content
 
 
 def dump(content: Mapping[str, Any]) -> bytes:
@@ -57,7 +68,7 @@ def with_one_tool(body: bytes) -> bytes:
     Raises:
         ApiError: 400, it names no function of `tools`.
     """
-    content = json.loads(body)
+    content = _load(body)
     choice = content["tool_choice"]
     for tool in content.get("tools") or ():
         function = tool.get("function")

@@ -14,7 +14,7 @@ _ERROR = re.compile(
     re.IGNORECASE,
 )
 _SOURCE_FILE = re.compile(
-    r"\b[\w-]+\.(?:py|pyi|js|jsx|mjs|ts|tsx|rs|go|java|kt|c|h|cc|cpp|hpp|cs|rb|php|swift|scala|sh|bash|ps1|sql|lua|pl"
+    r"(?<![\w-])[\w-]+\.(?:py|pyi|js|jsx|mjs|ts|tsx|rs|go|java|kt|c|h|cc|cpp|hpp|cs|rb|php|swift|scala|sh|bash|ps1|sql|lua|pl"
     r"|toml|ya?ml|json|html|css|vue|tf|gradle|cmake|ipynb)\b"
 )
 _KEYWORD = re.compile(
