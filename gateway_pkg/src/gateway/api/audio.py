@@ -219,6 +219,7 @@ class AudioHandler:
         Raises ApiError, also after a stream has begun; ClientGone.
         """
         form = Form(exchange.headers.get(b"content-type"), await exchange.body())
+        form.check(endpoint.form["properties"] if endpoint.form is not None else ())
         file = form.find("file")
         if file is None or not file.is_file or file.start == file.end:
             raise ApiError(400, "Send the audio as a file in the field 'file'", param="file", code="missing")

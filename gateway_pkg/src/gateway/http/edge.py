@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -28,6 +28,21 @@ OPEN_PATHS = ("/health", "/readyz", "/openapi.json", *docs.PATHS)
 OPEN_DIRECTORIES = ("/ui/images/",)
 LENGTH_DIGITS = 18
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+# Of these there is one, or a proxy before the gateway may have looked at another than it does.
+SINGLE_HEADERS = frozenset(
+    (b"authorization", b"content-encoding", b"content-type", b"x-api-key", b"x-backend", b"x-request-type")
+)
+
+
+def check_once(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises ApiError 400 for a header that decides something and is there with two values."""
+    seen: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in SINGLE_HEADERS and seen.setdefault(name, value) != value:
+            shown = name.decode()
+            raise ApiError(400, f"The header '{shown}' is there twice: send it once", param=shown, code="conflict")
 
 
 class Edge:
@@ -66,6 +81,8 @@ class Edge:
             exchange.request_id = headers[b"x-request-id"].decode()
         request_id.set(exchange.request_id)
         try:
+            if len(headers) != len(scope["headers"]):
+                check_once(scope["headers"])
             path = scope["path"]
             served = self._endpoints.get(path)
             if served is None:

@@ -6,9 +6,9 @@ A file may be most of what a request may be at all: nothing of it is decoded or 
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-from python_multipart.multipart import parse_options_header
 
 from gateway.http.errors import ApiError
 
@@ -18,6 +18,10 @@ TEXT_MAX_BYTES = 64 * 1024  # of a field that is read here; files are not
 # RFC 2046, 5.1.1; those that need no quotes in a header.
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _TOKEN = re.compile(rb"[0-9A-Za-z'+_.-]+")
+# One parameter of a header; the quotes' content is found again only as it stands, escapes and all.
+_PARAMETER = re.compile(rb';[ \t]*([\w*-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*+)"|([^\s";]*))[ \t]*')
+# A backend may decode others than these (RFC 7578, 4.7, wants none at all), and read another value then.
+_PLAIN_ENCODINGS = (b"7bit", b"8bit", b"binary")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Form:
 
     def __init__(self, content_type: bytes | None, body: bytes) -> None:
         """Raises ApiError 400 when it is no complete multipart/form-data."""
-        media, options = parse_options_header((content_type or b"").decode("latin-1"))
+        media, options = _options(content_type or b"")
         boundary = options.get(b"boundary", b"")
         if media != b"multipart/form-data" or not _BOUNDARY.fullmatch(boundary):
             raise _malformed("send multipart/form-data with a boundary")
@@ -49,6 +53,16 @@ class Form:
         """What tells a backend how to read the body."""
         quoted = self._boundary if _TOKEN.fullmatch(self._boundary) else b'"%b"' % self._boundary
         return b"multipart/form-data; boundary=" + quoted
+
+    def check(self, known: Iterable[str]) -> None:
+        """Raises ApiError 400 for a known field that is there twice, or in another case; lists (`…[]`) may be."""
+        by_case = {name.casefold(): name for name in known}
+        for name, count in Counter(field.name for field in self.fields).items():
+            usual = by_case.get(name.casefold(), name)
+            if usual != name:
+                raise ApiError(400, f"'{usual}' is written so, not '{name[:100]}'", param=usual, code="conflict")
+            if count > 1 and name in by_case.values() and not name.endswith("[]"):
+                self.find(name)
 
     def find(self, name: str) -> Field | None:
         """The field of this name, None without one; raises ApiError 400 when there are several."""
@@ -105,13 +119,38 @@ def _fields(boundary: bytes, body: bytes) -> tuple[Field, ...]:
 
 def _disposition(head: bytes) -> tuple[str, bool]:
     """A part's name, and whether it is a file."""
+    found: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n"):
-        key, _, value = line.partition(b":")
-        if key.strip().lower() == b"content-disposition":
-            _, options = parse_options_header(value.decode("latin-1"))
-            if name := options.get(b"name"):
-                return name.decode("utf-8", "replace"), b"filename" in options
-    raise _malformed("each part needs a Content-Disposition with a name")
+        key, colon, value = line.partition(b":")
+        key = key.lower()
+        if not colon or key != key.strip() or b"\n" in line or b"\r" in line:
+            raise _malformed("the headers of a part are one a line")
+        if key in found and key.startswith(b"content-"):
+            raise _malformed(f"a part has '{key[:100].decode('latin-1')}' twice")
+        found[key] = value.strip()
+    if found.get(b"content-transfer-encoding", b"binary").lower() not in _PLAIN_ENCODINGS:
+        raise _malformed("send the parts as they are, without Content-Transfer-Encoding")
+    kind, options = _options(found.get(b"content-disposition", b""))
+    name = options.get(b"name", b"")
+    if kind != b"form-data" or not name or b"\\" in name or b"name*" in options:
+        raise _malformed("each part needs a Content-Disposition of form-data with a plain name")
+    return name.decode("utf-8", "replace"), not options.keys().isdisjoint((b"filename", b"filename*"))
+
+
+def _options(header: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    """A header's value and its parameters, lower-case; raises ApiError 400 where one is there twice."""
+    value, _, _ = header.partition(b";")
+    options: dict[bytes, bytes] = {}
+    at = len(value)
+    while at < len(header) and (found := _PARAMETER.match(header, at)):
+        key = found[1].lower()
+        if key in options:
+            raise _malformed(f"a header has '{key[:100].decode('latin-1')}' twice")
+        options[key] = found[2] if found[2] is not None else found[3]
+        at = found.end()
+    if header[at:].strip(b"; \t"):
+        raise _malformed("a header of it has parameters that cannot be read")
+    return value.strip().lower(), options
 
 
 def _malformed(what: str) -> ApiError:
