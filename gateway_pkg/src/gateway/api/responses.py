@@ -15,16 +15,17 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, TypeAdapter
 
+from gateway import stepwise
 from gateway.api.dispatch import Call, Dispatcher
 from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
 from gateway.api.schemas import events
-from gateway.collector import paused, turn
+from gateway.collector import turn
 from gateway.http.errors import ApiError
 from gateway.http.exchange import JSON, Exchange
 from gateway.protocols.responses import INCLUDABLE, ResponsesRequest, check
 from gateway.protocols.responses_answer import ResponseBuilder, begin, make_ids, new_response_id, response_of_item
-from gateway.protocols.responses_chat import to_chat
-from gateway.protocols.responses_items import Item, read_items, unsupported, with_own_ids
+from gateway.protocols.responses_chat import translating
+from gateway.protocols.responses_items import Item, reading, unsupported, with_own_ids
 from gateway.response_store import ResponseStore, Sized
 from gateway.routing.body import dump
 from gateway.stepwise import PARSED_MAX_BYTES
@@ -155,18 +156,15 @@ class _Handler:
         request = parse(await exchange.body(), REQUEST)
         size = exchange.bytes_in
         await turn(size)
-        with paused(size):
-            check(request)
-            response = begin(request, new_response_id())
-            new_id = make_ids(response["id"])
-            owner = exchange.caller.key if exchange.caller is not None else ""
-            items = read_items(request, new_id)
-        await turn(size)
+        check(request)
+        response = begin(request, new_response_id())
+        new_id = make_ids(response["id"])
+        owner = exchange.caller.key if exchange.caller is not None else ""
+        items = await stepwise.run(reading(request, new_id))
         items = await self._conversation(owner, request, items, size)
         items = with_own_ids(items, new_id)
         await turn(size)
-        with paused(size):
-            chat = to_chat(request, items)
+        chat = await stepwise.run(translating(request, items))
         await turn(size)
         limit = min(self._dispatcher.max_response_bytes, PARSED_MAX_BYTES)
         builder = ResponseBuilder(request, response, new_id, limit)

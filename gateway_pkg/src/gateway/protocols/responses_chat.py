@@ -5,11 +5,12 @@ Reasoning items come back to the model as `reasoning_content` of the message tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 from gateway.protocols.responses import REFUSED
 from gateway.protocols.responses_items import Item, invalid, need_text, rest, unsupported
+from gateway.stepwise import STEP_ITEMS, at_once
 
 _TRANSLATED = frozenset(
     {
@@ -39,9 +40,14 @@ _REFUSED_OF_TOOLS = ("allowed_callers", "async", "defer_loading", "output_schema
 
 
 def to_chat(request: Mapping[str, Any], items: Iterable[Item]) -> dict[str, Any]:
+    """As `translating`, at once."""
+    return at_once(translating(request, items))
+
+
+def translating(request: Mapping[str, Any], items: Iterable[Item]) -> Generator[None, None, dict[str, Any]]:
     """OpenAI's chat request for the whole conversation; raises ApiError 400 that names a field."""
     chat = {name: value for name, value in request.items() if name not in _TRANSLATED and value is not None}
-    chat["messages"] = _messages(request.get("instructions"), items)
+    chat["messages"] = yield from _messages(request.get("instructions"), items)
     if not chat["messages"]:
         raise invalid("input", "holds no message")
     if request.get("max_output_tokens") is not None:
@@ -62,11 +68,13 @@ def to_chat(request: Mapping[str, Any], items: Iterable[Item]) -> dict[str, Any]
     return chat
 
 
-def _messages(instructions: str | None, items: Iterable[Item]) -> list[dict[str, Any]]:
+def _messages(instructions: str | None, items: Iterable[Item]) -> Generator[None, None, list[dict[str, Any]]]:
     chat = _Chat(instructions)
     thoughts: list[str] = []
     shown: list[Item] = []  # by tools, and not yet in a message
-    for item in items:
+    for index, item in enumerate(items):
+        if index % STEP_ITEMS == STEP_ITEMS - 1:
+            yield
         kind = item["type"]
         if kind == "reasoning":
             thoughts += (part["text"] for part in item.get("content") or item["summary"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 from gateway.http.errors import ApiError
+from gateway.stepwise import STEP_ITEMS, at_once
 
 Item = dict[str, Any]
 NewId = Callable[[str], str]
@@ -14,6 +15,11 @@ _ROLES = ("user", "assistant", "system", "developer")
 
 
 def read_items(request: Mapping[str, Any], new_id: NewId) -> list[Item]:
+    """As `reading`, at once."""
+    return at_once(reading(request, new_id))
+
+
+def reading(request: Mapping[str, Any], new_id: NewId) -> Generator[None, None, list[Item]]:
     """The request's own items in full form, each with an id; `item_reference` stays one.
 
     Raises:
@@ -25,6 +31,8 @@ def read_items(request: Mapping[str, Any], new_id: NewId) -> list[Item]:
         given = [{"role": "user", "content": given}]
     items: list[Item] = []
     for index, item in enumerate(given or ()):
+        if index % STEP_ITEMS == STEP_ITEMS - 1:
+            yield
         items += (_item(part, f"{name}.{index}", new_id) for part in _of_chat(item, f"{name}.{index}"))
     if not items and not request.get("previous_response_id"):
         raise invalid("input", "is missing; send a text or a list of items")
