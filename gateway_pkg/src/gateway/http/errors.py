@@ -17,9 +17,12 @@ TYPES = {
     408: "timeout_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
+    431: "invalid_request_error",
+    501: "invalid_request_error",
     502: "upstream_error",
     503: "service_unavailable_error",
     504: "upstream_timeout_error",
+    505: "invalid_request_error",
 }
 RETRY_NOT_READY_SEC = 30  # the earlier system's figures
 RETRY_OVERLOADED_SEC = 5

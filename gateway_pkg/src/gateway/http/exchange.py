@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.http.errors import OPENAI_ERRORS, ApiError, ErrorShape
-from gateway.http.protocol import EXTENSION, Protocol
+from gateway.http.protocol import EXTENSION, NAMED_HEADERS, Protocol
 from gateway.http.tokens import Caller
 from gateway.routing.registry import Route, Slots
 from gateway.upstream.usage import Usage
@@ -24,8 +24,6 @@ CLIENT_GONE = 499  # nginx's number for it; never sent, only recorded
 JSON = (b"content-type", b"application/json")
 FORM_PARTS_MAX = 200
 CONTENT_TYPE_MAX_BYTES = 500
-# What is left of an oversized body is not read: it may never end.
-HANG_UP = ((b"connection", b"close"),)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -56,7 +54,7 @@ class Exchange:
         self.scope = scope
         self.receive = receive
         self.request_id = request_id
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.headers: dict[bytes, bytes] = scope[NAMED_HEADERS]
         self.caller: Caller | None
         self.usage: Usage | None
         self.abort_reason: str | None
@@ -176,6 +174,7 @@ class Exchange:
         headers.append((b"x-request-id", self.request_id.encode()))
         self.status = status
         self.bytes_out = len(body)
+        self._connection.answer_begins()
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
@@ -217,6 +216,7 @@ class Exchange:
         self.status = 200
         self.streamed = True
         self._has_events = content_type.startswith(b"text/event-stream")
+        self._connection.answer_begins()
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def stream(self, chunk: bytes) -> None:
@@ -233,6 +233,7 @@ class Exchange:
         """ASGI `send` for the documented pages: adds the request id and keeps the status."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._connection.answer_begins()
             message["headers"] = [
                 *message.get("headers", ()),
                 *self.caller_headers,
@@ -248,7 +249,6 @@ def too_large(limit: int, setting: str) -> ApiError:
         413,
         f"The body is larger than {limit} bytes, the limit set by {setting}",
         code="request_too_large",
-        headers=HANG_UP,
     )
 
 
@@ -257,5 +257,4 @@ def too_slow(longest: float) -> ApiError:
         408,
         f"The body did not come within {longest:g} s, the limit set by REQUEST_BODY_TIMEOUT_SEC",
         code="request_timeout",
-        headers=HANG_UP,
     )

@@ -6,6 +6,7 @@ import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.http.errors import ApiError
+from gateway.http.protocol import EXTENSION
 from gateway.observe import health
 from gateway.observe.metrics import CONTENT_TYPE, Metrics
 from gateway.routing.registry import Registry
@@ -46,6 +47,7 @@ def make_listener(registry: Registry, metrics: Metrics | None) -> ASGIApp:
         headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
         if status == 405:
             headers.append((b"allow", b"GET, HEAD"))
+        scope["extensions"][EXTENSION].answer_begins()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
