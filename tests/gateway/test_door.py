@@ -1,11 +1,16 @@
 """Who may come in: tokens, addresses, sizes; nothing open by accident."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from gateway.api.docs import make_docs_router
 from gateway.http import edge
 
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
@@ -70,6 +75,41 @@ def test_docs_need_no_other_host(served: Gateway) -> None:
         assert set(re.findall(r'(?:src|href)="([^"]+)"', page)) == DOCS - {"/docs"}
         for path in DOCS:
             assert stranger.get(path).status_code == 200
+
+
+def test_open_pages_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may ask for them as often as it likes."""
+    pages, made = FastAPI(openapi_url=None), []
+    monkeypatch.setattr(pages, "openapi", lambda: made.append(1) or {})
+    pages.include_router(make_docs_router(pages))
+    with TestClient(pages) as client:
+        assert [client.get("/openapi.json").json() for _ in range(3)] == [{}] * 3
+    assert len(made) == 1
+
+
+def test_trailers_are_no_headers(served: Gateway) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connect(served.port) as connection:
+        connection.sendall(head + b"2\r\n{}\r\n0\r\nAuthorization: Bearer %b\r\n\r\n" % TOKEN.encode())
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 401 ")
+
+
+@pytest.mark.parametrize(("key", "status"), [("x" * 20, 401), (TOKEN, 413)])
+def test_sdk_that_sends_more_than_it_may_reads_why(served: Gateway, key: str, status: int) -> None:
+    """It sends all before it reads. Also when its connections are kept: none of them is one that has ended."""
+
+    async def ask(client: openai.AsyncOpenAI) -> int:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await client.chat.completions.create(model="fast", messages=[{"role": "user", "content": "x" * 5_000_000}])
+        return caught.value.status_code
+
+    async def test() -> list[int]:
+        async with openai.AsyncOpenAI(
+            api_key=key, base_url=f"http://127.0.0.1:{served.port}/v1", max_retries=0
+        ) as client:
+            return await asyncio.gather(*(ask(client) for _ in range(8))) + [await ask(client) for _ in range(8)]
+
+    assert asyncio.run(test()) == [status] * 16
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,17 @@ import select
 import signal
 import socket
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from gateway.app import House
 
-from tests.gateway.conftest import Gateway, gateway, write_files
-from tests.gateway.sockets import read_to_end, read_until, send
+from tests.gateway.authority import LOCAL, Authority
+from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
+from tests.gateway.sockets import connect, read_to_end, read_until, send
 from tests.gateway.test_policies_served import resident_bytes
 from tests.gateway.upstream import DONE, EVENT, Seen, Upstream, upstream
 from tests.gateway.upstream import running as serve
@@ -131,6 +133,69 @@ def test_told_again_and_again_to_stop_it_still_ends_well(tmp_path: Path, backend
             running.process.send_signal(signal.SIGTERM)
             time.sleep(0.001)  # more often than `until` looks: its last moments are short
     assert running.process.returncode == 0
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "TLS"])
+def test_stop_waits_for_no_client_for_ever(
+    tmp_path: Path, backend: Upstream, seen: Upstream, signals: int, is_tls: bool
+) -> None:
+    """Whatever they do; with a second signal also where a stop has all the time in the world."""
+    authority = Authority(tmp_path)
+    authority.server(*LOCAL)
+    write_files(tmp_path, backend.url)
+    settings = {"GATEWAY_SHUTDOWN_TIMEOUT_SEC": "1" if signals == 1 else "1000"}
+    if is_tls:
+        settings |= {f"GATEWAY_TLS_{name}_PATH": str(tmp_path / "server.pem") for name in ("CERT", "KEY")}
+    body = b'{"model": "%b", "messages": [{"role": "user", "content": "Hi"}]}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n".encode()
+    hang, echo = (
+        head + b"Content-Length: %d\r\n\r\n%b" % (len(text), text) for text in (body % b"hang", body % b"echo")
+    )
+    script = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nHost: x\r\n\r\n"
+    clients = {
+        "sends nothing": b"",
+        "is idle": b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+        "half a head": head,
+        "half a body": head + b"Content-Length: 1000\r\n\r\n{",
+        "after a refusal": head + b"X: y\r\nHost: y\r\n\r\n",
+        "after an early answer": head.replace(b"Bearer", b"x") + b"Content-Length: 1000\r\n\r\n{",
+        "takes nothing": script * 20,
+        "waits": hang + echo * 20,
+    }
+    with gateway(tmp_path, authority.client() if is_tls else None, **settings) as running, ExitStack() as stack:
+        for sent in clients.values():
+            client = stack.enter_context(connect(running.port, 4096))
+            if is_tls:
+                client = stack.enter_context(authority.client().wrap_socket(client, server_hostname="localhost"))
+            client.sendall(sent)
+        seen.wait_for(1)
+        for number in range(signals):
+            running.process.send_signal(signal.SIGTERM)
+            if not number:
+                until(lambda: not is_listening(running.port), "it does not stop")
+        assert running.process.wait(PATIENCE_SEC) == 0
+        assert running.log_entry(lambda entry: entry.get("upstream_model") == "hang")["abort_reason"] == "shutdown"
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_step_of_the_stop_that_hangs_is_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House.__new__(House)
+    house._is_cut = False
+    monkeypatch.setattr("gateway.app.STOP_STEP_SEC", 0.1)
+
+    async def hang() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    asyncio.run(house._ended(hang))
+    assert "hang does not end within" in caplog.text
 
 
 def test_stop_lets_a_stream_end(tmp_path: Path, backend: Upstream) -> None:

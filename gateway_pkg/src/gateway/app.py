@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from difflib import get_close_matches
@@ -46,6 +47,11 @@ from gateway.upstream.http1 import Timeouts
 from gateway.upstream.tls import client_context
 from gateway.usage import TokenUsage
 
+log = logging.getLogger(__name__)
+
+# A step of the stop that takes longer is left: more than what is still said to backends has (FAREWELL_SEC).
+STOP_STEP_SEC = 6.0
+CUT_STEP_SEC = 0.5  # the same after a second signal
 # Backends that speak OpenAI's protocol need none.
 ADAPTERS = {"ollama": OllamaAdapter()}
 
@@ -111,6 +117,7 @@ class House:
         self.api = Edge(self._pages(endpoints, shown_metrics), endpoints, self.doorkeeper, settings, record)
         self.observability = make_listener(self.registry, shown_metrics)
         self._running = AsyncExitStack()
+        self._is_cut = False
 
     def _endpoints(self) -> Endpoints:
         """The POST routes that a backend works for."""
@@ -129,15 +136,14 @@ class House:
         app = FastAPI(
             title="AI Appliance gateway",
             version=__version__,
-            redoc_url=None,
-            docs_url=None,
+            openapi_url=None,
             generate_unique_id_function=_name,
         )
         app.include_router(pages.make_router(self.registry, shown_metrics))
         app.include_router(admin.make_router(self.registry, self.doorkeeper, self.reloader))
         app.include_router(music.make_router(self.dispatcher, self.settings, self.music))
         app.include_router(responses.make_router(self.responses))
-        app.include_router(make_docs_router(app.title))
+        app.include_router(make_docs_router(app))
         app.include_router(make_media_router(self.images, images.FILES, "image"))
         for error in (ApiError, HTTPException, RequestValidationError):
             app.add_exception_handler(error, _answer_error)
@@ -153,14 +159,14 @@ class House:
             await self._step(running, self.database.open, self.database.close)
             await self._step(running, lambda: self.usage.start(self.database), self.usage.stop)
             if self.request_log is not None:
-                running.push_async_callback(self.request_log.close)
+                running.push_async_callback(self._ended, self.request_log.close)
             if self.tracer is not None:
-                running.push_async_callback(self.tracer.close)
+                running.push_async_callback(self._ended, self.tracer.close)
             lag = LagSampler(self.metrics.loop_lag)
             lag.start()
-            running.push_async_callback(lag.stop)
-            running.push_async_callback(self._close_pools)
-            running.push_async_callback(settled)
+            running.push_async_callback(self._ended, lag.stop)
+            running.push_async_callback(self._ended, self._close_pools)
+            running.push_async_callback(self._ended, settled)
             await self._step(running, self.music.start, self.music.stop)
             await self._step(running, self.responses.start, self.responses.stop)
             await self._step(running, self.images.start, self.images.stop)
@@ -171,15 +177,31 @@ class House:
             self._running = running.pop_all()
 
     async def stop(self) -> None:
-        """Ends what `start` began, in the opposite order."""
+        """Ends what `start` began, in the opposite order; what does not end in its time is left."""
         await self._running.aclose()
 
-    @staticmethod
+    def cut(self) -> None:
+        """From now on a stop waits for its steps no longer than CUT_STEP_SEC each."""
+        self._is_cut = True
+
     async def _step(
-        running: AsyncExitStack, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
+        self, running: AsyncExitStack, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
     ) -> None:
         await start()
-        running.push_async_callback(stop)
+        running.push_async_callback(self._ended, stop)
+
+    async def _ended(self, stop: Callable[[], Awaitable[None]]) -> None:
+        step = asyncio.ensure_future(stop())
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while not step.done() and loop.time() - began < (CUT_STEP_SEC if self._is_cut else STOP_STEP_SEC):
+            await asyncio.wait({step}, timeout=0.1)
+        if step.done():
+            step.result()
+        else:
+            step.cancel()
+            name = getattr(stop, "__qualname__", stop)
+            log.error("%s does not end within %.1f s and is left", name, loop.time() - began)
 
     async def _close_pools(self) -> None:
         await asyncio.gather(*(backend.pool.close() for backend in self.registry.all_backends))

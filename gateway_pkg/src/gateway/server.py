@@ -7,11 +7,12 @@ import contextlib
 import errno
 import gc
 import logging
+import os
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SEC = 75
 BACKLOG = 2048
+# What a stop may take beyond GATEWAY_SHUTDOWN_TIMEOUT_SEC, and what after a second signal. The service manager kills
+# one second after the first.
+STOP_MAX_SEC = 9.0
+CUT_MAX_SEC = 4.0
 
 
 class _Server(uvicorn.Server):
@@ -53,12 +58,15 @@ def serve(settings: Settings) -> None:
             observe_socket = stack.enter_context(
                 _listen(settings.observability_host, settings.observability_port, "OBSERVABILITY")
             )
-        api = _Server(_config(house.api, settings, with_tls=True))
-        observability = _Server(_config(house.observability, settings, with_tls=False))
+        patience = int(settings.gateway_shutdown_timeout_sec)
+        api = _Server(_config(house.api, settings, patience, **_certificate(settings)))
+        observability = _Server(_config(house.observability, settings, 1))  # its answers are short
         # What is built by now lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        uvloop.run(_run(house, api, api_socket, observability, observe_socket))
+        stop = _Stop(house, api, observability)
+        stack.callback(stop.ended)
+        uvloop.run(_run(house, api, api_socket, observability, observe_socket, stop))
 
 
 async def _run(
@@ -67,9 +75,9 @@ async def _run(
     api_socket: socket.socket,
     observability: uvicorn.Server,
     observe_socket: socket.socket | None,
+    stop: _Stop,
 ) -> None:
     loop = asyncio.get_running_loop()
-    stop = partial(_stop, api)
     signals = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: house.reloader.reload_soon}
     for number, act in signals.items():
         signal.signal(number, lambda *_, act=act: loop.call_soon_threadsafe(act))
@@ -80,6 +88,7 @@ async def _run(
     if observe_socket is not None:
         watching = loop.create_task(observability.serve(sockets=[observe_socket]))
     await api.serve(sockets=[api_socket])
+    await _cut(api)
     if watching is not None:
         observability.should_exit = True
         await watching
@@ -102,14 +111,54 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _stop(api: uvicorn.Server) -> None:
-    log.info("stopping%s", ": a second signal cuts what is under way" if not api.should_exit else " at once")
-    api.force_exit = api.should_exit
-    api.should_exit = True
+class _Stop:
+    """What a signal does: the first lets answers end, a second cuts; neither waits for ever."""
+
+    def __init__(self, house: House, api: uvicorn.Server, observability: uvicorn.Server) -> None:
+        self._house = house
+        self._api = api
+        self._observability = observability
+        self._last_resort: threading.Timer | None = None
+
+    def __call__(self) -> None:
+        if not self._api.should_exit:
+            log.info("stopping: a second signal cuts what is under way")
+            self._api.should_exit = True
+            self._leave_after(self._house.settings.gateway_shutdown_timeout_sec + STOP_MAX_SEC)
+        elif not self._api.force_exit:
+            log.info("stopping at once")
+            self._api.force_exit = self._observability.force_exit = True
+            self._house.cut()
+            self._leave_after(CUT_MAX_SEC)
+
+    def ended(self) -> None:
+        if self._last_resort is not None:
+            self._last_resort.cancel()
+
+    def _leave_after(self, seconds: float) -> None:
+        """By a thread: whatever holds the stop may hold the event loop, or be another thread."""
+        self.ended()
+        self._last_resort = threading.Timer(seconds, _leave)
+        self._last_resort.daemon = True
+        self._last_resort.start()
 
 
-def _config(app: ASGIApp, settings: Settings, *, with_tls: bool) -> uvicorn.Config:
-    tls = _certificate(settings) if with_tls else {}
+def _leave() -> None:
+    log.error("the stop does not end; leaving. What was answered as stored is stored")
+    os._exit(0)
+
+
+async def _cut(api: uvicorn.Server) -> None:
+    """What uvicorn has left of requests: cancelled by it when their time was over, by this after a second signal."""
+    tasks = set(api.server_state.tasks)
+    if api.force_exit:
+        for task in tasks:
+            task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=1)
+
+
+def _config(app: ASGIApp, settings: Settings, patience: int, **tls: Path) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=_protocol(settings),
@@ -120,7 +169,7 @@ def _config(app: ASGIApp, settings: Settings, *, with_tls: bool) -> uvicorn.Conf
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SEC,
-        timeout_graceful_shutdown=int(settings.gateway_shutdown_timeout_sec),
+        timeout_graceful_shutdown=patience,
         **tls,  # type: ignore[arg-type]  # two keyword arguments of one type
     )
 

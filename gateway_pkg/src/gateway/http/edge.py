@@ -23,7 +23,7 @@ from gateway.settings import Settings
 
 log = logging.getLogger(__name__)
 
-OPEN_PATHS = ("/health", "/readyz", "/openapi.json", *docs.PATHS)
+OPEN_PATHS = ("/health", "/readyz", docs.OPENAPI, *docs.PATHS)
 # Stored images: who knows one's name, the sha256 of its bytes, may have it.
 OPEN_DIRECTORIES = ("/ui/images/",)
 LENGTH_DIGITS = 18
