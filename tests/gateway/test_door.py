@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import openai
@@ -79,12 +80,13 @@ def test_docs_need_no_other_host(served: Gateway) -> None:
 
 def test_open_pages_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Anybody may ask for them as often as it likes."""
-    pages, made = FastAPI(openapi_url=None), []
-    monkeypatch.setattr(pages, "openapi", lambda: made.append(1) or {})
+    pages = FastAPI(openapi_url=None)
+    made = Mock(return_value={})
+    monkeypatch.setattr(pages, "openapi", made)
     pages.include_router(make_docs_router(pages))
     with TestClient(pages) as client:
         assert [client.get("/openapi.json").json() for _ in range(3)] == [{}] * 3
-    assert len(made) == 1
+    assert made.call_count == 1
 
 
 def test_trailers_are_no_headers(served: Gateway) -> None:
