@@ -8,8 +8,8 @@ import os
 import secrets
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,32 @@ def why_unavailable() -> str | None:
 def podman(*arguments: str) -> str:
     done = subprocess.run(["podman", *arguments], env=ENVIRONMENT, check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+PROBE = """
+import asyncio, json, sys
+address, every, *ports = sys.argv[1:]
+found = {port: "" for port in ports}
+async def knock(port):
+    mark = "+"
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port), 0.8)  # before TCP asks again
+        writer.close()
+    except OSError as error:
+        mark = "-" if isinstance(error, ConnectionRefusedError) else "."
+    except asyncio.TimeoutError:
+        mark = "."
+    found[port] += mark
+async def main():
+    ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    knocks = set()
+    while not ended.done():
+        knocks = {task for task in knocks if not task.done()} | {asyncio.create_task(knock(port)) for port in ports}
+        await asyncio.sleep(float(every))
+    await asyncio.gather(*knocks)
+asyncio.run(main())
+print(json.dumps(found))
+"""
 
 
 def eventually(check: Callable[[], Any], within: float = 30.0) -> Any:
@@ -83,6 +109,17 @@ class Host:
         done = self.run(f"curl -s -o /dev/null -m 2 http://{address}:{port}/", check=False)
         assert done.returncode in (0, 7, 28), f"curl ended with {done.returncode}"
         return done.returncode == 0
+
+    @contextmanager
+    def probing(self, address: str, *ports: int, every: float = 0.05) -> Iterator[dict[int, str]]:
+        """Knock at the ports all the while; then there is a mark for each knock: + got in, - refused, . no answer."""
+        found: dict[int, str] = {}
+        probe = self.start("python3", "-c", PROBE, address, str(every), *map(str, ports))
+        try:
+            yield found
+        finally:
+            output, _ = probe.communicate()
+        found.update({int(port): marks for port, marks in json.loads(output).items()})
 
     def serve(self, port: int) -> None:
         """Start an HTTP server on all addresses and wait until it listens."""

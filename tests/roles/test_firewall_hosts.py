@@ -23,15 +23,17 @@ DECLARED, OTHER = 8800, 9100
 
 
 class Site:
-    """A host with a declared and another listener, a client `inside` its allowed range and one `outside`."""
+    """A host, a client `inside` its allowed range and one `outside`."""
 
     def __init__(self, fleet: Fleet, directory: Path) -> None:
         self.directory = directory
-        self.inner, outer = fleet.network("inner"), fleet.network("outer")
-        self.server = fleet.host("server", self.inner, outer)
-        self.inside, self._outside = fleet.client("inside", self.inner), fleet.client("outside", outer)
-        self._addresses = {self.inside: self.inner, self._outside: outer}
+        self.inner, self.outer = fleet.network("inner"), fleet.network("outer")
+        self.server = fleet.host("server", self.inner, self.outer)
+        self.inside, self.outside = fleet.client("inside", self.inner), fleet.client("outside", self.outer)
+        self._addresses = {self.inside: self.inner, self.outside: self.outer}
         self._let_in()
+
+    def serve(self) -> None:
         self.server.serve(DECLARED)
         self.server.serve(OTHER)
 
@@ -64,9 +66,9 @@ class Site:
 
     def reach(self, port: int) -> dict[str, bool]:
         """Who of inside, outside and the server itself, by its own outer address, gets an answer from the port."""
-        askers = {"inside": self.inside, "outside": self._outside}
+        askers = {"inside": self.inside, "outside": self.outside}
         reached = {name: host.fetches(self._server_seen_by(host), port) for name, host in askers.items()}
-        return reached | {"itself": self.server.fetches(self._server_seen_by(self._outside), port)}
+        return reached | {"itself": self.server.fetches(self._server_seen_by(self.outside), port)}
 
     def _server_seen_by(self, client: Host) -> str:
         network: Network = self._addresses[client]
@@ -80,7 +82,9 @@ class Site:
 def site(tmp_path: Path) -> Iterator[Site]:
     fleet = Fleet()
     try:
-        yield Site(fleet, tmp_path)
+        site = Site(fleet, tmp_path)
+        site.serve()
+        yield site
     finally:
         fleet.close()
 
@@ -107,9 +111,11 @@ def test_declared_ports_are_closed_to_others_for_good_and_removal_leaves_nothing
     assert site.reach(DECLARED) == DECLARED_ONLY
 
     table = site.table()
-    for verb in ("start", "reload", "restart"):  # of the distribution's own, which flushes every table
-        site.server.run(f"systemctl {verb} nftables.service")
-        assert site.table() == table
+    with site.outside.probing(site.server.address(site.outer), DECLARED, every=0.002) as found:
+        for verb in ("start", "reload", "restart", "stop"):  # of the distribution's own, which flushes every table
+            site.server.run(f"systemctl {verb} nftables.service")
+            assert site.table() == table
+    assert "+" not in found[DECLARED]
     site.server.restart()
     assert site.table() == table
 
