@@ -1,11 +1,17 @@
 """What the firewall role decides: pure functions of its listeners and of what `firewall_state` read."""
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Listener = Mapping[str, Any]
 Found = Mapping[str, Any]
+
+# What the templates appliance.nft.j2 and appliance.pf.j2 write for each listener.
+NFT_RULE = re.compile(r'(?:ip6? saddr (\S+) )?tcp dport (\d+) (?:accept|drop) comment "([^/"]+)/([^"]+)"')
+PF_TABLE = re.compile(r"table <appliance_(\d+)> const \{ (.*) \}")
+PF_RULE = re.compile(r"# ([^/\s]+)/(\S+)\nblock .* to any port (\d+) flags")
 
 TAG = "appliance"
 DHCP_PORTS = {68, 546}
@@ -16,6 +22,70 @@ def openings(listeners: Iterable[Listener]) -> Iterator[tuple[str, int, str]]:
     for listener in listeners:
         for source in listener["allow_from"]:
             yield source, int(listener["port"]), f"{listener['service']}/{listener['name']}"
+
+
+def firewall_former(rules: str) -> list[Listener]:
+    """The listeners that a rules file of ours guards: one for each port, whatever service has it now."""
+    former: dict[int, dict[str, Any]] = {}
+
+    def listener(port: str, service: str, name: str) -> dict[str, Any]:
+        fresh = {"service": service, "name": name, "port": int(port), "allow_from": []}
+        return former.setdefault(int(port), fresh)
+
+    for source, port, service, name in NFT_RULE.findall(rules):
+        listener(port, service, name)["allow_from"] += [source] if source else []
+    tables = dict(PF_TABLE.findall(rules))
+    for service, name, port in PF_RULE.findall(rules):
+        listener(port, service, name)["allow_from"] += tables.get(port, "").split()
+    return list(former.values())
+
+
+def firewall_guarded(
+    listeners: Iterable[Listener], former: Iterable[Listener], settled: bool, held: Iterable[Found]
+) -> list[Listener]:
+    """What the rules guard: the declared listeners, and `former` ones where a service may still listen.
+
+    Before the services are `settled` where they are declared, each former port stays, with the networks that its former
+    declaration, the present one of its service and that of the service to come have in common. After that a former port
+    stays while a process of ours listens on it, according to `held`, the listeners of the module `host_state`.
+    """
+    declared = [{key: one[key] for key in ("service", "name", "port", "allow_from")} for one in listeners]
+    present = {_name(one): one for one in declared}
+    listening = {one["port"] for one in held if one["ours"]}
+    guarded = {one["port"]: one for one in declared}
+    for old in former:
+        new, successor = present.get(_name(old)), guarded.get(old["port"])
+        if new is not None and new is successor:
+            continue  # the same listener at the same port: its present rule holds at once
+        if settled and (successor or old["port"] not in listening):
+            continue
+        allowed = old["allow_from"]
+        for other in filter(None, (new, successor)):
+            allowed = _common(allowed, other["allow_from"])
+        guarded[old["port"]] = {**old, "allow_from": allowed}
+    return list(guarded.values())
+
+
+def _name(listener: Listener) -> tuple[str, str]:
+    return listener["service"], listener["name"]
+
+
+def _common(some: Iterable[str], others: Sequence[str]) -> list[str]:
+    """The networks that both lists hold. Two networks that overlap are one inside the other."""
+    pairs = [(ipaddress.ip_network(one), ipaddress.ip_network(other)) for one in some for other in others]
+    same = [(one, other) for one, other in pairs if one.version == other.version and one.overlaps(other)]
+    return list(dict.fromkeys(str(max(pair, key=lambda network: network.prefixlen)) for pair in same))
+
+
+def firewall_left(former: Iterable[Listener], held: Sequence[Found]) -> list[str]:
+    """One line for each process of ours that listens on one of these ports."""
+    return [
+        f"{one['name'] or 'a process'} (pid {one['pid']}) of the appliance listens on port {old['port']}, which was "
+        f"{old['service']}/{old['name']}'s; type: systemctl status {one['pid']}"
+        for old in former
+        for one in held
+        if one["ours"] and one["port"] == old["port"]
+    ]
 
 
 def firewall_refusals(found: Found, listeners: Iterable[Listener]) -> list[str]:
@@ -129,6 +199,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "firewall_former": firewall_former,
+            "firewall_guarded": firewall_guarded,
+            "firewall_left": firewall_left,
             "firewall_refusals": firewall_refusals,
             "ufw_commands": ufw_commands,
             "firewall_kept_ports": firewall_kept_ports,

@@ -17,12 +17,14 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 module: host_state
-short_description: Read TCP listeners, free disk and the services that an earlier run declared
+short_description: Read TCP listeners, free disk and what an earlier run declared
 description:
   - Changes nothing. Without root, a listener of another user has no process.
+  - Ours is a process with APPLIANCE_REVISION in its environment, or one that cannot be read; on a Mac every process.
 options:
   path: {description: Directory whose disk is asked; it need not exist, type: path, required: true}
   services_json: {description: The services.json of an earlier run; it need not exist, type: path, required: true}
+  rules: {description: File of the firewall's rules that an earlier run left; it need not exist, type: path}
 author: AI Appliance
 """
 
@@ -35,11 +37,14 @@ EXAMPLES = """
 """
 
 RETURN = """
-listeners: {description: "Address, port, pid (0 unknown), name, command of each", returned: always, type: list}
+listeners: {description: "Address, port, pid (0 unknown), name, command, ours of each", returned: always, type: list}
 free_mb: {description: Free disk space in MB, returned: always, type: int}
 services: {description: Keys of the services that were declared before, returned: always, type: list}
+rules: {description: The firewall's rules of an earlier run; empty when there were none, returned: always, type: str}
 """
 
+MARK = b"APPLIANCE_REVISION="  # role service gives it to every process
+UNKNOWN = {"pid": 0, "name": "", "command": "", "ours": True}
 LISTEN = "0A"  # TCP_LISTEN of include/net/tcp_states.h, as /proc/net/tcp prints it
 
 
@@ -53,7 +58,7 @@ def linux_listeners(proc: Path) -> Iterator[dict[str, Any]]:
                 sockets[fields[9]] = _address(fields[1])
     holders = dict(_holders(proc, sockets.keys()))
     for inode, (address, port) in sockets.items():
-        yield {"address": address, "port": port, **holders.get(inode, {"pid": 0, "name": "", "command": ""})}
+        yield {"address": address, "port": port, **holders.get(inode, UNKNOWN)}
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -71,11 +76,12 @@ def _holders(proc: Path, inodes: Container[str]) -> Iterator[tuple[str, dict[str
             links = list(_links(process / "fd"))
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             name = (process / "comm").read_text().strip()
+            ours = any(line.startswith(MARK) for line in (process / "environ").read_bytes().split(b"\0"))
         except OSError:  # gone meanwhile, or another user's
             continue
         for link in links:
             if link.startswith("socket:[") and link[8:-1] in inodes:
-                yield link[8:-1], {"pid": int(process.name), "name": name, "command": command}
+                yield link[8:-1], {"pid": int(process.name), "name": name, "command": command, "ours": ours}
 
 
 def _links(directory: Path) -> Iterator[str]:
@@ -92,7 +98,7 @@ def darwin_listeners(module: AnsibleModule) -> Iterator[dict[str, Any]]:
         kind, value = line[:1], line[1:]
         if kind == "p":
             _, command, _ = module.run_command(["/bin/ps", "-o", "command=", "-p", value])
-            holder = {"pid": int(value), "command": command.strip()}
+            holder = {"pid": int(value), "command": command.strip(), "ours": True}
         elif kind == "c":
             holder["name"] = value
         elif found := re.fullmatch(r"n(.+):(\d+)", line):
@@ -113,12 +119,14 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "required": True},
             "services_json": {"type": "path", "required": True},
+            "rules": {"type": "path"},
         },
         supports_check_mode=True,
     )
     proc = Path("/proc")
     found = linux_listeners(proc) if (proc / "net/tcp").exists() else darwin_listeners(module)
     services_json = Path(module.params["services_json"])
+    rules = Path(module.params["rules"] or "/dev/null")
     try:
         services = declared(services_json)
     except (OSError, ValueError, LookupError, TypeError):
@@ -128,6 +136,7 @@ def main() -> None:
         listeners=sorted(found, key=lambda item: (item["port"], item["address"])),
         free_mb=free_mb(Path(module.params["path"])),
         services=services,
+        rules=rules.read_text() if rules.exists() else "",
     )
 
 

@@ -43,6 +43,7 @@ def test_each_listener_is_its_own_users(host: Any) -> None:
         (pid,) = set(re.findall(r"pid=(\d+)", holder))
         assert host.check_output(f"ps -o user:32= -p {pid}") == item["user"]
         assert host.check_output(f"ps -o unit= -p {pid}") == f"{item['unit']}.service"
+        host.check_output(f"grep -qz ^APPLIANCE_REVISION= /proc/{pid}/environ")  # as host_state knows it
 
 
 @pytest.mark.parametrize("unit", UNITS)

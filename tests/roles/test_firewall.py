@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from firewall import firewall_cuts, firewall_kept_ports, firewall_refusals, ufw_commands
+from firewall import (
+    firewall_cuts,
+    firewall_former,
+    firewall_guarded,
+    firewall_kept_ports,
+    firewall_left,
+    firewall_refusals,
+    ufw_commands,
+)
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tests.waiting import until
@@ -41,7 +49,7 @@ def render(template: str, **variables: Any) -> str:
         "firewall_default": "accept",
         "firewall_found": found(sockets=SOCKETS),
         "firewall_keep_ports": [],
-        "firewall_listeners": LISTENERS,
+        "firewall_guarded": LISTENERS,
         "firewall_pf_run": "/var/run",
         "firewall_ssh_port": 22,
     }
@@ -82,11 +90,11 @@ def test_rules_replace_the_table_in_one_transaction() -> None:
 
 @pytest.mark.parametrize("ranges", [["0.0.0.0/0", "::/0"], ["10.0.0.0/8", "10.10.22.0/24"], ["10.10.22.7/32"]])
 def test_ranges_may_overlap_or_name_everybody(ranges: list[str]) -> None:
-    nft_check(render("appliance.nft.j2", firewall_listeners=[{**GATEWAY, "allow_from": ranges}]))
+    nft_check(render("appliance.nft.j2", firewall_guarded=[{**GATEWAY, "allow_from": ranges}]))
 
 
 def test_no_listeners_make_a_valid_ruleset() -> None:
-    nft_check(render("appliance.nft.j2", firewall_listeners=[]))
+    nft_check(render("appliance.nft.j2", firewall_guarded=[]))
 
 
 def test_default_drop_keeps_ssh_and_the_operators_ports() -> None:
@@ -100,6 +108,50 @@ def test_default_drop_keeps_ssh_and_the_operators_ports() -> None:
 def test_default_drop_names_what_it_cuts() -> None:
     assert firewall_cuts(found(sockets=SOCKETS), LISTENERS, [22, 2222]) == [
         '*:9100 users:(("node_exporter",pid=49,fd=3))'
+    ]
+
+
+@pytest.mark.parametrize("template", ["appliance.nft.j2", "appliance.pf.j2"])
+def test_what_the_rules_guard_is_read_back_from_their_file(template: str) -> None:
+    assert firewall_former(render(template, firewall_default="drop")) == LISTENERS
+
+
+A, B, A7 = "10.1.0.0/16", "10.2.0.0/16", "10.1.7.0/24"
+
+
+def of(service: str, port: int, *networks: str) -> dict[str, Any]:
+    return {"service": service, "name": "api", "port": port, "allow_from": list(networks)}
+
+
+@pytest.mark.parametrize(
+    ("former", "declared", "meanwhile"),
+    [
+        ([], [of("a", 1, A)], [of("a", 1, A)]),
+        ([of("a", 1, A)], [of("a", 1, A, B)], [of("a", 1, A, B)]),  # grows
+        ([of("a", 1, A, B)], [of("a", 1, A)], [of("a", 1, A)]),  # shrinks
+        ([of("a", 1, A)], [of("a", 1)], [of("a", 1)]),  # to nobody
+        ([of("a", 1, A)], [], [of("a", 1, A)]),  # leaves
+        ([of("a", 1, A)], [of("a", 2, A)], [of("a", 2, A), of("a", 1, A)]),  # moves
+        ([of("a", 1, A)], [of("a", 2, A7, B)], [of("a", 2, A7, B), of("a", 1, A7)]),  # moves, and shrinks as it grows
+        ([of("a", 1, A)], [of("a", 2)], [of("a", 2), of("a", 1)]),  # moves to loopback
+        ([of("a", 1, A)], [of("b", 1, A7, B)], [of("a", 1, A7)]),  # makes room for another service
+        ([of("a", 1, A), of("b", 2, B)], [of("a", 2, A), of("b", 1, B)], [of("b", 2), of("a", 1)]),  # change places
+        ([of("a", 1, "fd00::/8")], [of("a", 2, "::/0", A)], [of("a", 2, "::/0", A), of("a", 1, "fd00::/8")]),
+    ],
+)
+def test_former_ports_stay_guarded_until_nothing_of_ours_listens_there(
+    former: list[Any], declared: list[Any], meanwhile: list[Any]
+) -> None:
+    held = [{"port": 1, "pid": 4, "name": "python3", "ours": True}, {"port": 3, "pid": 5, "name": "x", "ours": False}]
+    assert firewall_guarded(declared, former, False, []) == meanwhile
+    # A run that ended halfway leaves the rules of its beginning; the next one begins with the same.
+    assert firewall_guarded(declared, meanwhile, False, []) == meanwhile
+    assert firewall_guarded(declared, meanwhile, True, held[1:]) == declared
+
+    left = [one for one in meanwhile if one["port"] == 1 and 1 not in {new["port"] for new in declared}]
+    assert firewall_guarded(declared, meanwhile, True, held) == [*declared, *left]
+    assert [line.split(";")[0] for line in firewall_left(left, held)] == [
+        "python3 (pid 4) of the appliance listens on port 1, which was a/api's" for _ in left
     ]
 
 
