@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,14 +90,18 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def gateway(home: Path, tls: ssl.SSLContext | None = None, **settings: str) -> Iterator[Gateway]:
+def gateway(
+    home: Path, tls: ssl.SSLContext | None = None, log: Path | None = None, /, **settings: str
+) -> Iterator[Gateway]:
     """Runs `gateway serve`, asked by https with `tls`, until the end of the block.
 
+    The process log goes to the file `log`: one that says much fills the pipe that nobody reads, and waits for ever.
     Fails when it does not end well by itself on SIGTERM.
     """
     port, observe_port = free_ports(2)
     env = environment(home, GATEWAY_PORT=str(port), OBSERVABILITY_PORT=str(observe_port), **settings)
-    process = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=env, stderr=subprocess.PIPE, text=True)
+    with log.open("w") if log is not None else nullcontext(subprocess.PIPE) as stderr:
+        process = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=env, stderr=stderr, text=True)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     scheme = "https" if tls else "http"
     common: Any = {"timeout": PATIENCE_SEC, "trust_env": False}
@@ -106,7 +110,7 @@ def gateway(home: Path, tls: ssl.SSLContext | None = None, **settings: str) -> I
         httpx.Client(base_url=f"http://127.0.0.1:{observe_port}", **common) as observe,
     ):
         try:
-            until(lambda: _is_up(process, client), "the gateway did not come up")
+            until(lambda: _is_up(process, client, log), "the gateway did not come up")
             yield Gateway(process, port, observe_port, home, client, observe)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -116,13 +120,16 @@ def gateway(home: Path, tls: ssl.SSLContext | None = None, **settings: str) -> I
                 process.kill()
                 process.communicate()
                 raise
-    assert process.returncode == 0, errors
+    if log is not None:
+        errors = log.read_text()
+    assert process.returncode == 0, errors[-4000:]
     assert "Traceback" not in errors, errors
 
 
-def _is_up(process: subprocess.Popen[str], client: httpx.Client) -> bool:
+def _is_up(process: subprocess.Popen[str], client: httpx.Client, log: Path | None) -> bool:
     """Not before the backends are probed, so that the models' names are known."""
-    assert process.poll() is None, f"the gateway ended: {process.communicate()[1]}"
+    if process.poll() is not None:
+        raise AssertionError(f"the gateway ended: {process.communicate()[1] if log is None else log.read_text()}")
     try:
         return "test:echo" in client.get("/v1/models").text
     except httpx.TransportError:
