@@ -14,7 +14,7 @@ from gateway.routing.backends import load_backends
 from gateway.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 SETTING = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
@@ -58,6 +58,13 @@ def test_a_broken_link_is_found() -> None:
 def test_the_readme_leads_to_every_page() -> None:
     linked = set(LINK.findall((ROOT / "README.md").read_text()))
     assert [page.name for page in ROOT.glob("docs/*.md") if f"docs/{page.name}" not in linked] == []
+
+
+def test_each_promise_is_held_by_tests_that_there_are() -> None:
+    rows = re.findall(r"^\| [A-Z].* \| (`.*`) \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    named = [name.split("::") for row in rows for name in re.findall(r"`(\S+::\w+)`", row)]
+    assert [name for file, name in named if f"def {name}(" not in (ROOT / "tests" / file).read_text()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
