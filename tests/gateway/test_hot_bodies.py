@@ -11,7 +11,8 @@ from gateway.api.hot import COMPLETION_REQUEST as COMPLETIONS
 from gateway.api.hot import EMBEDDING_REQUEST as EMBEDDINGS
 from gateway.http.errors import ApiError
 from gateway.routing.aliases import Alias
-from gateway.routing.body import Rename, ask_for_usage, within_limits
+from gateway.routing.body import Rename, ask_for_usage
+from gateway.routing.caps import within_limits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -113,7 +114,7 @@ def test_other_stream_options_are_kept() -> None:
     [
         (Alias("c", "m", max_tokens_cap=10), {"max_tokens": 11}, {"max_tokens": 10}),
         (Alias("c", "m", max_tokens_cap=10), {"max_tokens": 10}, {}),
-        (Alias("c", "m", max_tokens_cap=10), {"max_tokens": 0}, {}),
+        (Alias("c", "m", max_tokens_cap=10), {"max_tokens": 0}, {"max_tokens": 10}),
         (Alias("c", "m", max_tokens_cap=10), {"max_completion_tokens": 99}, {"max_completion_tokens": 10}),
         (Alias("c", "m", max_tokens_cap=10), {}, {"max_tokens": 10}),
         (Alias("c", "m", max_tokens_cap=10), {"max_tokens": None}, {"max_tokens": 10}),

@@ -215,7 +215,7 @@ def call(function: Json) -> Json:
         ("chat", call({"name": "f", "arguments": {}}), "messages.0.tool_calls.0.function.arguments"),
         ("chat", call({"arguments": "{}"}), "messages.0.tool_calls.0"),
         ("chat", {"messages": [{"role": "assistant", "tool_calls": {}}]}, "messages.0.tool_calls"),
-        ("chat", {"seed": 2**70}, None),
+        ("chat", {"seed": 2**70}, "seed"),
         ("completions", {"prompt": ["a", "b"]}, "prompt"),
         ("completions", {"prompt": [1, 2]}, "prompt"),
         ("completions", {"best_of": 3}, "best_of"),

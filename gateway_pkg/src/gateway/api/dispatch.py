@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.http.errors import ApiError, overloaded
 from gateway.http.exchange import ClientGone, Exchange
-from gateway.routing.body import ask_for_usage, dump, with_one_tool, within_limits
+from gateway.routing.body import ask_for_usage, dump, with_one_tool
+from gateway.routing.caps import within_limits
 from gateway.routing.policy import Facts, unknown_model, worth_counting
-from gateway.routing.registry import Backend, Registry, Route, Slots
+from gateway.routing.registry import Registry, Route, Slots
 from gateway.settings import Settings
 from gateway.stepwise import TURN_BYTES, LongTexts, run
 from gateway.upstream.adapters.base import AnswerError, json_object, json_object_in_steps
@@ -114,7 +115,9 @@ class Dispatcher:
         with self._known_to(exchange, model):
             route = self.registry.named_route(model, header, capability, path)
         if route is None:
-            facts = await self._counted(chat_facts(request, exchange), exchange, request)
+            # A completion has no messages: what it calls so is a field that only its backend may know.
+            asked = request if capability == "chat" else {**request, "messages": None}
+            facts = await self._counted(chat_facts(asked, exchange), exchange, asked)
             route = self.registry.policy_route(facts, model, capability, path)
         return self._allowed(exchange, route, model)
 
@@ -234,7 +237,7 @@ class Dispatcher:
             return self.post(exchange, slots, backend.origin.prefix + path, backend.request_headers, body)
         if request.get("stream") and backend.record.stream_usage and not asks_for_usage(request):
             body = ask_for_usage(body, request)
-        body = as_understood(backend, request, body)
+        body = as_understood(slots, request, body)
         if self.tracer is not None:
             return self.post(exchange, slots, slots.target, backend.request_headers, body)
         return backend.pool.request(
@@ -397,10 +400,10 @@ def asks_for_usage(request: Mapping[str, Any]) -> bool:
     return bool((request.get("stream_options") or {}).get("include_usage"))
 
 
-def as_understood(backend: Backend, request: Mapping[str, Any], body: bytes) -> bytes:
-    """The chat for a backend without an adapter. llama.cpp would take an object `tool_choice` for `auto`."""
-    if isinstance(request.get("tool_choice"), dict) and backend.record.protocol == "llamacpp":
-        return with_one_tool(body)
+def as_understood(slots: Slots, request: Mapping[str, Any], body: bytes) -> bytes:
+    """The body for a backend without an adapter. llama.cpp would take a chat's object `tool_choice` for `auto`."""
+    if isinstance(request.get("tool_choice"), dict) and slots.capability == "chat":
+        return with_one_tool(body) if slots.backend.record.protocol == "llamacpp" else body
     return body
 
 

@@ -30,7 +30,8 @@ from gateway.api.schemas import (
     events,
 )
 from gateway.http.exchange import JSON, ClientGone, Exchange
-from gateway.routing.body import dump, within_limits
+from gateway.routing.body import dump
+from gateway.routing.caps import within_limits
 from gateway.routing.registry import Backend, Route, Slots
 from gateway.stepwise import TURN_BYTES, run
 from gateway.upstream.adapters.base import (

@@ -173,7 +173,7 @@ class _Handlers:
                 exchange,
                 route,
                 slots,
-                lambda slots: self._ask_for_count(exchange, slots, as_understood(slots.backend, chat, asked)),
+                lambda slots: self._ask_for_count(exchange, slots, as_understood(slots, chat, asked)),
             )
             try:
                 body = await response.read(self._dispatcher.max_response_bytes)

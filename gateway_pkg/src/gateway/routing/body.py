@@ -11,10 +11,8 @@ from pydantic_core import from_json
 
 from gateway.collector import paused
 from gateway.http.errors import ApiError
-from gateway.routing.aliases import Alias
 
 ASK_FOR_USAGE = b'"stream_options":{"include_usage":true},'
-OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 class Rename:
@@ -85,31 +83,3 @@ def ask_for_usage(body: bytes, request: Mapping[str, Any]) -> bytes:
         start = body.find(b"{") + 1
         return body[:start] + ASK_FOR_USAGE + body[start:]
     return set_fields(body, {"stream_options": {**(options or {}), "include_usage": True}})
-
-
-def within_limits(alias: Alias, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that have to change for the request to be within the alias's caps.
-
-    A request that names no limit of output gets the cap as one.
-
-    Raises:
-        ApiError: 400 for tools where the alias takes none.
-    """
-    if alias.tools is False and request.get("tools"):
-        raise ApiError(
-            400,
-            f"tools not allowed for model alias '{request.get('model') or alias.model}'",
-            param="tools",
-            code="tools_not_allowed",
-        )
-    changes: dict[str, Any] = {}
-    cap = alias.max_tokens_cap
-    if cap is not None:
-        given = {name: request[name] for name in OUTPUT_LIMITS if request.get(name) is not None}
-        # Below 0 is "without end" to Ollama and llama.cpp.
-        changes = {name: cap for name, value in given.items() if not 0 <= value <= cap}
-        if not given:
-            changes["max_tokens"] = cap
-    if alias.temperature_cap is not None and (request.get("temperature") or 0) > alias.temperature_cap:
-        changes["temperature"] = alias.temperature_cap
-    return changes

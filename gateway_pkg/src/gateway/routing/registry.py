@@ -50,6 +50,7 @@ PATHS = {
     "transcription": b"/audio/transcriptions",
     "music": b"/music/generations",
 }
+BOUNDED = ("chat", "completions")  # whose answers an alias's caps are for
 BUILTIN_EMBEDDER = {"builtin": "gateway_embed"}  # the earlier EMBEDDINGS_BACKEND's word for it
 ROUTES_MAX = 1_000
 # A host that failed so often in a row, though its probes are answered, rests while others of its class are there.
@@ -391,7 +392,8 @@ class Registry:
             rename = None if decision.model == model else Rename(model, decision.model)
             slots = self._slots(decision.backend_class, capability)
             fields = _log_fields(decision, path or f"/v1{PATHS[capability].decode()}")
-            limits = decision.alias if decision.alias is not None and decision.alias.limits else None
+            is_bounded = decision.alias is not None and decision.alias.limits and capability in BOUNDED
+            limits = decision.alias if is_bounded else None
             route = Route(decision, capability, slots, headers, head, rename, fields, slots[0].queue, limits)
             if len(self._decided) >= ROUTES_MAX:
                 self._decided.clear()

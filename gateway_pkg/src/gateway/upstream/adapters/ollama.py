@@ -32,10 +32,10 @@ class OllamaAdapter:
 
     def request(self, capability: str, request: Mapping[str, Any], model: str) -> Outgoing:
         if capability == "chat":
-            return Outgoing(b"/api/chat", outgoing.dump(outgoing.chat(request, model)))
+            return Outgoing(b"/api/chat", outgoing.dump(outgoing.chat(request, model), request))
         if capability == "completions":
-            return Outgoing(b"/api/generate", outgoing.dump(outgoing.completion(request, model)))
-        return Outgoing(b"/api/embed", outgoing.dump(outgoing.embedding(request, model)))
+            return Outgoing(b"/api/generate", outgoing.dump(outgoing.completion(request, model), request))
+        return Outgoing(b"/api/embed", outgoing.dump(outgoing.embedding(request, model), request))
 
     def answer(self, capability: str, request: Mapping[str, Any], model: str, body: bytes) -> Json:
         line = _parse(body)
@@ -306,15 +306,21 @@ def _entries(line: Json) -> list[Json] | None:
     if not entries:
         return None
     if not isinstance(entries, list):
-        raise AnswerError("log probabilities that are none")
-    return [{**_entry(entry), "top_logprobs": list(map(_entry, entry.get("top_logprobs") or []))} for entry in entries]
+        raise AnswerError("malformed log probabilities")
+    return [{**_entry(entry), "top_logprobs": _top(entry.get("top_logprobs"))} for entry in entries]
+
+
+def _top(entries: Any) -> list[Json]:
+    if not isinstance(entries, list | None):
+        raise AnswerError("malformed log probabilities")
+    return [_entry(entry) for entry in entries or ()]
 
 
 def _entry(entry: Any) -> Json:
     match entry:
         case {"token": str(token), "logprob": float() | int() as logprob}:
             return {"token": token, "logprob": logprob, "bytes": entry.get("bytes")}
-    raise AnswerError("log probabilities that are none")
+    raise AnswerError("malformed log probabilities")
 
 
 def _embeddings(request: Mapping[str, Any], model: str, line: Json) -> Json:

@@ -48,6 +48,13 @@ _TRANSLATED = {
     *("encoding_format", "logprobs", "messages", "model", "options", "parallel_tool_calls", "reasoning_effort"),
     *("response_format", "stop", "stream", "stream_options", "tool_choice", "tools", "top_logprobs"),
 }
+# The names that the bodies below are made of.
+_WRITTEN = frozenset(
+    {
+        *("format", "input", "logprobs", "messages", "model", "options", "prompt"),
+        *("stream", "think", "tools", "top_logprobs"),
+    }
+)
 # OpenAI's scale is longer than Ollama's at its lower end, and calls the top differently.
 _THINK = {
     "none": False,
@@ -98,6 +105,7 @@ def embedding(request: Mapping[str, Any], model: str) -> Json:
         if not isinstance(text, str):
             raise unsupported("input", "takes texts on this backend, no token ids")
     body = {name: value for name, value in request.items() if value is not None and name != "encoding_format"}
+    _check_case(body)
     return body | {"model": model}
 
 
@@ -124,12 +132,21 @@ def forced_function(request: Mapping[str, Any]) -> Json | None:
     raise invalid("tool_choice", "names a function that 'tools' does not have")
 
 
-def dump(body: Json) -> bytes:
-    """The body as JSON; raises ApiError for what was JSON but is none that can be passed on."""
+def dump(body: Json, request: Mapping[str, Any]) -> bytes:
+    """The body as JSON; raises ApiError that names the field of `request` which holds what cannot be passed on."""
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError as error:
-        raise ApiError(400, f"Invalid request: {error}", code="invalid_value") from None
+        raise ApiError(400, f"Invalid request: {error}", param=_undumpable(request), code="invalid_value") from None
+
+
+def _undumpable(request: Mapping[str, Any]) -> str | None:
+    for name, value in request.items():
+        try:
+            orjson.dumps({name: value})
+        except orjson.JSONEncodeError:
+            return name
+    return None
 
 
 def unsupported(param: str, problem: str) -> ApiError:
@@ -146,6 +163,7 @@ def _common(request: Mapping[str, Any], model: str) -> Json:
         if value is not None and value not in harmless:
             raise unsupported(name, "is nothing that an Ollama backend can do; leave it out, or choose another model")
     body = {name: value for name, value in request.items() if name not in _TRANSLATED and value is not None}
+    _check_case(body)
     # Ollama streams unless told otherwise.
     body |= {"model": model, "stream": bool(request.get("stream")), "options": _options(request)}
     if (form := _format(request.get("response_format"))) is not None:
@@ -155,6 +173,13 @@ def _common(request: Mapping[str, Any], model: str) -> Json:
             raise invalid("reasoning_effort", f"is one of {', '.join(_THINK)}")
         body["think"] = _THINK[effort]
     return body
+
+
+def _check_case(body: Json) -> None:
+    """Ollama reads a field's name in any case, and takes the last of two: none may stand beside one that is written."""
+    for name in body:
+        if name not in _WRITTEN and name.casefold() in _WRITTEN:
+            raise invalid(name, f"is written '{name.casefold()}'")
 
 
 def _options(request: Mapping[str, Any]) -> Json:

@@ -1,0 +1,120 @@
+"""What an alias's caps bound, under every name that a server has for it.
+
+A backend that speaks OpenAI's protocol may be any server, with any of another one behind it. So each name is bounded
+for each backend: a server ignores the names that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.http.errors import ApiError
+from gateway.routing.aliases import Alias
+
+# Either bounds a chat, and OpenAI's own server takes no two of them; a completion is bounded by the first alone.
+OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens")
+# By server: its names for how long an answer may become.
+_TOKENS: Mapping[str, tuple[str, ...]] = {
+    "openai": (*OUTPUT_LIMITS, "max_output_tokens", "max_tokens_to_sample"),
+    "llamacpp": ("n_predict",),  # beats both of OpenAI's
+    "ollama": ("num_predict",),
+    "vllm": ("min_tokens",),
+    "tgi": ("max_new_tokens", "min_new_tokens"),
+    "tabbyapi": ("max_length", "min_length"),
+}
+# By server: its names for the highest temperature.
+_TEMPERATURES: Mapping[str, tuple[str, ...]] = {
+    "openai": ("temperature",),
+    "tabbyapi": ("max_temp", "min_temp", "dynatemp_low", "dynatemp_high"),
+    "aphrodite": ("dynatemp_min", "dynatemp_max"),
+}
+_SPREAD = "dynatemp_range"  # llama.cpp's: how far the temperature goes up and down
+_TOOLS = ("tools", "functions")  # the latter is OpenAI's name of 2023, which servers still take
+# Objects within a request whose fields servers take as the request's own: Ollama's, LiteLLM's, TGI's and SGLang's,
+# and what vLLM and llama.cpp give a chat template.
+PLACES = ("options", "extra_body", "parameters", "sampling_params", "chat_template_kwargs")
+# What takes a cap away, by cap: LiteLLM leaves out the fields that it names, or sends others to another model;
+# text-generation-webui lengthens an answer to the context, and takes a temperature from a preset; llama.cpp has no
+# temperature but as one of its samplers.
+_LITELLM = ("additional_drop_params", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
+_UNDONE_BY: Mapping[str, tuple[str, ...]] = {
+    "max_tokens_cap": (*_LITELLM, "auto_max_new_tokens", "preset"),
+    "temperature_cap": (*_LITELLM, "preset", "samplers"),
+}
+_TOKEN_NAMES = frozenset(name for names in _TOKENS.values() for name in names)
+_TEMPERATURE_NAMES = frozenset(name for names in _TEMPERATURES.values() for name in names)
+_ALL = _TOKEN_NAMES | _TEMPERATURE_NAMES | {_SPREAD, *_TOOLS, *PLACES}.union(*_UNDONE_BY.values())
+_LEAST = frozenset({"min_tokens", "min_new_tokens", "min_length"})  # they lengthen an answer, and end none
+
+
+def within_limits(alias: Alias, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that have to change for the request to be within the alias's caps.
+
+    A cap is for each answer: `n` and `best_of` ask for several. A request that names no limit of output gets one.
+
+    Raises:
+        ApiError: 400 for tools where the alias takes none, and for a field that cannot be bounded.
+    """
+    changes = _bounded(alias, request, "")
+    for place in PLACES:
+        content = request.get(place)
+        if isinstance(content, dict) and (inner := _bounded(alias, content, f"{place}.")):
+            changes[place] = {**content, **inner}
+    cap = alias.max_tokens_cap
+    limits = OUTPUT_LIMITS[:1] if "prompt" in request else OUTPUT_LIMITS
+    if cap is not None and all(request.get(name) is None for name in limits):
+        bounded = {**request, **changes}
+        holders = [bounded, *(bounded[place] for place in PLACES if isinstance(bounded.get(place), dict))]
+        given = (holder.get(name) for holder in holders for name in _TOKEN_NAMES - _LEAST)
+        changes["max_tokens"] = min((value for value in given if value is not None), default=cap)
+    return changes
+
+
+def _bounded(alias: Alias, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What has to change of the request's own fields, or of those of an object within it, `where`."""
+    changes: dict[str, Any] = {}
+    for name in fields:
+        # Servers in Go take a field's name in any case.
+        if name not in _ALL and name.casefold() in _ALL:
+            raise _invalid(where + name, f"write it '{name.casefold()}'")
+        if where and name in PLACES:
+            raise _invalid(where + name, "leave it out: it stands too deep to be bounded")
+    if alias.tools is False:
+        for name in _TOOLS:
+            if fields.get(name):
+                message = f"tools not allowed for model alias '{fields.get('model') or alias.model}'"
+                raise ApiError(400, message, param=where + name, code="tools_not_allowed")
+    for cap, names in _UNDONE_BY.items():
+        if getattr(alias, cap) is not None:
+            for name in names:
+                if fields.get(name) not in (None, False):
+                    raise _invalid(where + name, f"leave it out: it would undo the alias's {cap}")
+    if (most := alias.max_tokens_cap) is not None:
+        for name in _TOKEN_NAMES & fields.keys():
+            # 0 and what is below is "without end" to one server or another; part of a token is read as 0.
+            if (value := _number(fields, name, where)) is not None and not 1 <= value <= most:
+                changes[name] = most
+    if (hottest := alias.temperature_cap) is not None:
+        for name in _TEMPERATURE_NAMES & fields.keys():
+            if (value := _number(fields, name, where)) is not None and not value <= hottest:
+                changes[name] = hottest
+        spread = _number(fields, _SPREAD, where)
+        if spread is not None:
+            usual = changes.get("temperature", fields.get("temperature"))
+            room = hottest - usual if usual is not None else 0
+            if not spread <= room:
+                changes[_SPREAD] = room
+    return changes
+
+
+def _number(fields: Mapping[str, Any], name: str, where: str) -> float | None:
+    """None where it is absent or null. A text is none: some servers would read a number from it, others none."""
+    value = fields.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        raise _invalid(where + name, "must be a number")
+    return value
+
+
+def _invalid(param: str, problem: str) -> ApiError:
+    return ApiError(400, f"Invalid request: '{param}': {problem}", param=param, code="invalid_value")
