@@ -15,7 +15,7 @@ from gateway.api.schemas import events
 from gateway.collector import paused, turn
 from gateway.http.errors import ApiError, ErrorShape
 from gateway.http.exchange import JSON, Exchange
-from gateway.protocols.messages import Conversation, MessagesRequest, prefill, shows_thinking, to_chat
+from gateway.protocols.messages import CountRequest, MessagesRequest, prefill, shows_thinking, to_chat
 from gateway.protocols.messages_answer import Facts, MessageStream, message
 from gateway.routing.body import dump
 from gateway.routing.registry import Route, Slots
@@ -25,7 +25,7 @@ from gateway.upstream.failures import refused
 from gateway.upstream.http1 import Response
 
 REQUEST = TypeAdapter(MessagesRequest)
-CONVERSATION = TypeAdapter(Conversation)
+CONVERSATION = TypeAdapter(CountRequest)
 # Anthropic's error types by status; others are `invalid_request_error` below 500, else `api_error`.
 ERROR_TYPES = {
     401: "authentication_error",

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from gateway.api.dispatch import Dispatcher
 from gateway.api.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
-from gateway.api.schemas import Model
+from gateway.api.schemas import Model, Whole
 from gateway.http.errors import ApiError
 from gateway.http.exchange import JSON, Exchange
 from gateway.protocols.fields import Array
@@ -45,6 +45,7 @@ class RerankRequest(TypedDict):
     model: NotRequired[Model | None]
     top_n: NotRequired[Annotated[int, Field(ge=1)] | None]
     return_documents: NotRequired[bool | None]
+    stream: NotRequired[Whole | None]
 
 
 REQUEST = TypeAdapter(RerankRequest)

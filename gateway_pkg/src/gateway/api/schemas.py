@@ -26,13 +26,13 @@ Model = Annotated[
 
 def _is_false(value: bool) -> bool:
     if value:
-        raise ValueError("embeddings come whole")
+        raise ValueError("this answer comes whole")
     return value
 
 
 # Not Literal[False], to which Pydantic would make 0, though the body goes on as it came.
 Whole = Annotated[
-    bool, AfterValidator(_is_false), Field(description="Embeddings come whole.", json_schema_extra={"const": False})
+    bool, AfterValidator(_is_false), Field(description="The answer comes whole.", json_schema_extra={"const": False})
 ]
 
 

@@ -49,7 +49,7 @@ class ApiError(Exception):
 
     def body(self) -> bytes:
         """`{"error": {message, type, param, code}}` as JSON."""
-        kind = TYPES.get(self.status, "internal_error")
+        kind = TYPES.get(self.status, "internal_error" if self.status >= 500 else "invalid_request_error")
         return orjson.dumps({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
 
     def event(self) -> bytes:

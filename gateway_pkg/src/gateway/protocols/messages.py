@@ -122,7 +122,7 @@ class OutputConfig(TypedDict):
 
 @with_config(_OPEN)
 class Conversation(TypedDict):
-    """What a prompt is made of; the whole of `POST /v1/messages/count_tokens`."""
+    """What a prompt is made of."""
 
     model: Annotated[
         str, Field(max_length=MODEL_MAX_CHARS, description="An alias, a served model, `<class>:<model>`, or `auto`.")
@@ -153,8 +153,18 @@ class MessagesRequest(Conversation):
     service_tier: NotRequired[Literal["auto", "standard_only"] | None]
 
 
+@with_config(_OPEN)
+class CountRequest(Conversation):
+    """Anthropic's `POST /v1/messages/count_tokens`; what else a message has is checked, and not counted."""
+
+    max_tokens: NotRequired[Annotated[int, Field(ge=1)]]
+    stop_sequences: NotRequired[list[Annotated[str, Field(min_length=1)]] | None]
+    metadata: NotRequired[Metadata | None]
+    service_tier: NotRequired[Literal["auto", "standard_only"] | None]
+
+
 def to_chat(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The chat request that asks the same of a model; `request` is a checked MessagesRequest or Conversation.
+    """The chat request that asks the same of a model; `request` is a checked MessagesRequest or CountRequest.
 
     Raises:
         ApiError: 400 that names what a chat cannot do.
@@ -215,7 +225,10 @@ def _reasoning_effort(request: Mapping[str, Any]) -> str | None:
 
 def _check_context_management(value: Mapping[str, Any] | None) -> None:
     """Agents send an edit that keeps everything; nothing is to be done for it. Others are for the client to do."""
-    for edit in (value or {}).get("edits") or ():
+    edits = (value or {}).get("edits") or ()
+    if not isinstance(edits, list | tuple):
+        raise _invalid("context_management.edits", "must be a list")
+    for edit in edits:
         if edit != {"type": "clear_thinking_20251015", "keep": "all"}:
             raise _unsupported("context_management", "shorten the conversation yourself")
 

@@ -118,14 +118,19 @@ def _model(name: str) -> Steps[dict[str, Any]]:
             message = f"The InvokeAI server has no main model '{name[:100]}'; it has: {known}"
             raise ApiError(404, message, param="model", code="model_not_found")
     else:
-        found = next((model for model in models if model.get("base") in GRAPHS), None)
+        found = next(filter(_has_graph, models), None)
         if found is None:
             message = f"The InvokeAI server has no model of {', '.join(GRAPHS)}; install one there"
             raise ApiError(503, message, code="backend_not_ready")
-    if found.get("base") not in GRAPHS:
+    if not _has_graph(found):
         message = f"No graph is known for base model '{found.get('base')}'; for these there is: {', '.join(GRAPHS)}"
         raise ApiError(400, message, param="model", code="unsupported_value")
     return {field: found.get(field) for field in MODEL_FIELDS}
+
+
+def _has_graph(model: dict[str, Any]) -> bool:
+    base = model.get("base")
+    return isinstance(base, str) and base in GRAPHS
 
 
 def _uploaded(request: ImageRequest) -> Steps[str]:
