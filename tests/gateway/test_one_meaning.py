@@ -132,6 +132,19 @@ def test_no_second_model_passes_by_a_policy(narrow: Gateway, seen: Upstream, fie
 
 
 @pytest.mark.parametrize(
+    "field",
+    ['"fallbacks":["forbidden"]', '"models":["forbidden"]', '"extra_body":{"model":"forbidden"}', '"Fallbacks":["x"]'],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/rerank"])
+def test_no_field_sends_a_bound_token_to_another_model(narrow: Gateway, seen: Upstream, field: str, path: str) -> None:
+    body = f'{{"model":"echo",{MESSAGES},"query":"x","documents":["x"],{field}}}'
+    answer = narrow.client.post(path, content=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_allowed"), answer.text
+    assert answer.json()["error"]["param"].rpartition(".")[2] in field
+    assert not seen.seen
+
+
+@pytest.mark.parametrize(
     ("headers", "status"),
     [
         ([("x-backend", "test"), ("x-backend", "other")], 400),

@@ -160,7 +160,7 @@ class AudioHandler:
         request = parse(await exchange.body(), SPEECH_REQUEST)
         settings = self._settings
         model = request.get("model") or ""
-        route = self._dispatcher.route_in_class(exchange, "tts", model, settings.tts_backend_class)
+        route = self._dispatcher.route_in_class(exchange, "tts", model, settings.tts_backend_class, request)
         wanted = speech.speech_request(request, route.decision.model)
         body = dump(wanted)
         with Work(exchange):

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from time import perf_counter
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gateway.http.errors import ApiError, overloaded
@@ -94,10 +94,10 @@ class Dispatcher:
         self.tracer = tracer
         self._known = registry.known_route
 
-    def known_route(self, exchange: Exchange, capability: str, model: str) -> Route | None:
+    def known_route(self, exchange: Exchange, capability: str, model: str, request: Mapping[str, Any]) -> Route | None:
         """As `chat_route`, but only what was decided before: None for any other."""
         route = self._known((model, exchange.headers.get(b"x-backend", b""), capability))
-        return self._allowed(exchange, route, model) if route is not None else None
+        return self._allowed(exchange, route, model, request) if route is not None else None
 
     async def chat_route(
         self, exchange: Exchange, capability: str, model: str, request: Mapping[str, Any], path: str = ""
@@ -119,7 +119,7 @@ class Dispatcher:
             asked = request if capability == "chat" else {**request, "messages": None}
             facts = await self._counted(chat_facts(asked, exchange), exchange, asked)
             route = self.registry.policy_route(facts, model, capability, path)
-        return self._allowed(exchange, route, model)
+        return self._allowed(exchange, route, model, request)
 
     @contextmanager
     def _known_to(self, exchange: Exchange, model: str) -> Iterator[None]:
@@ -140,24 +140,31 @@ class Dispatcher:
         with Work(exchange):
             return facts._replace(tokens=await count(backend, alias.model, request))
 
-    def route(self, exchange: Exchange, capability: str, model: str) -> Route:
+    def route(self, exchange: Exchange, capability: str, model: str, request: Mapping[str, Any]) -> Route:
         """As `chat_route`, for requests that the policy knows nothing of."""
         header = exchange.headers.get(b"x-backend", b"")
         with self._known_to(exchange, model):
             route = self.registry.route(model, header, capability)
-        return self._allowed(exchange, route, model)
+        return self._allowed(exchange, route, model, request)
 
-    def route_in_class(self, exchange: Exchange, capability: str, model: str, usual: str) -> Route:
+    def route_in_class(
+        self,
+        exchange: Exchange,
+        capability: str,
+        model: str,
+        usual: str,
+        request: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Route:
         """As `route`, for kinds of requests that have a class of backends of their own: `usual`."""
         header = exchange.headers.get(b"x-backend", b"")
         with self._known_to(exchange, model):
             route = self.registry.route_in_class(model, header, capability, usual, exchange.scope["path"])
-        return self._allowed(exchange, route, model)
+        return self._allowed(exchange, route, model, request)
 
-    def _allowed(self, exchange: Exchange, route: Route, model: str) -> Route:
+    def _allowed(self, exchange: Exchange, route: Route, model: str, request: Mapping[str, Any]) -> Route:
         caller = exchange.caller
         if caller is not None and caller.policy.models_allowlist is not None:
-            caller.check_model(model, route.decision, self.registry.names)
+            caller.check_model(model, route.decision, self.registry.names, request)
         exchange.route = route
         return route
 

@@ -99,12 +99,12 @@ class HotHandler:
         request = self._parse(body)
         exchange.has_tools = bool(request.get("tools"))
         model = request.get("model") or ""
-        route = self._dispatcher.known_route(exchange, endpoint.capability, model)
+        route = self._dispatcher.known_route(exchange, endpoint.capability, model, request)
         if route is None:
             route = await self._dispatcher.chat_route(exchange, endpoint.capability, model, request)
-        changes = within_limits(route.limits, request) if route.limits is not None else None
-        if changes:
-            request = request | changes
+        if route.limits is not None:
+            request = request | within_limits(route.limits, request)
+            # Written anew: of a field that the body has twice, a backend reads the one that is bounded.
             body = dump({**request, "model": route.decision.model})
         elif route.rename is not None:
             body = route.rename.apply(body)

@@ -206,7 +206,7 @@ class MusicHandler:
         request = parse(await exchange.body(), REQUEST)
         settings = self._settings
         model = request.get("model") or ""
-        route = self._dispatcher.route_in_class(exchange, "music", model, settings.music_backend_class)
+        route = self._dispatcher.route_in_class(exchange, "music", model, settings.music_backend_class, request)
         wanted = heartmula.music_request(request, route.decision.model)
         job = self._jobs.begin(_owner(exchange), lambda job: self._make(job, exchange, route, wanted))
         wait = wanted_wait(exchange.headers.get(b"prefer", b""), settings.music_wait_sec)

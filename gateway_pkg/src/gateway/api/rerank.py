@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Annotated, Any, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
@@ -89,7 +89,7 @@ class _Handler:
         if request.get("rank_fields") not in (None, ["text"]):
             raise _unsupported("rank_fields", "documents are ranked by their `text`")
         texts = [text_of(document) for document in request["documents"]]
-        route = self._reranker(exchange, request.get("model") or "")
+        route = self._reranker(exchange, request.get("model") or "", request)
         if route is None:
             answer, scores = await self._embed(exchange, request, texts)
         else:
@@ -102,7 +102,7 @@ class _Handler:
             told["usage"] = usage
         await exchange.answer(200, dump(told), [JSON])
 
-    def _reranker(self, exchange: Exchange, model: str) -> Route | None:
+    def _reranker(self, exchange: Exchange, model: str, request: Mapping[str, Any]) -> Route | None:
         """The route to a backend that reranks; None where the model's own does not, but may embed."""
         dispatcher = self._dispatcher
         if model.casefold() in ("", AUTO, DEFAULT_ALIAS) and b"x-backend" not in exchange.headers:
@@ -111,9 +111,10 @@ class _Handler:
             if usual is None:
                 return None
             served = names.served[usual]
-            return dispatcher.route_in_class(exchange, "rerank", next(iter(served)) if len(served) == 1 else "", usual)
+            only = next(iter(served)) if len(served) == 1 else ""
+            return dispatcher.route_in_class(exchange, "rerank", only, usual, request)
         try:
-            return dispatcher.route(exchange, "rerank", model)
+            return dispatcher.route(exchange, "rerank", model, request)
         except ApiError as error:
             if error.code != "capability_not_supported":
                 raise

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import translate
 from hashlib import sha256
+from types import MappingProxyType
+from typing import Any
 
 from starlette.types import Scope
 
@@ -21,6 +23,8 @@ from gateway.settings import Network
 from gateway.usage import TokenUsage
 
 CHALLENGE = ((b"www-authenticate", b"Bearer"),)
+# Fields by which a server sends a request to models that `model` does not name: LiteLLM's and OpenRouter's.
+OTHER_MODELS = frozenset({"fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "models"})
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -89,9 +93,23 @@ class Caller:
             found += _limit_headers(b"tokens", self.policy.tokens_per_day, used, self._usage.day_ends_in())
         return tuple(found)
 
-    def check_model(self, asked: str, decision: Decision, names: Names) -> None:
-        """Raises ApiError 403 unless `may_use`; `asked` is what the request named."""
-        if self._models is not None and not self.may_use(asked, decision, names):
+    def check_model(
+        self, asked: str, decision: Decision, names: Names, request: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Raises ApiError 403 unless `may_use`, and for other models in the request; `asked` is what it named."""
+        if self._models is None:
+            return
+        for where, fields in (("", request), ("extra_body.", request.get("extra_body"))):
+            for name, value in fields.items() if isinstance(fields, Mapping) else ():
+                if value and (name.casefold() in OTHER_MODELS or (where and name.casefold() == "model")):
+                    raise ApiError(
+                        403,
+                        f"This token may use some models only, so a request names one, in 'model'; leave out "
+                        f"'{where}{name}'",
+                        param=where + name,
+                        code="model_not_allowed",
+                    )
+        if not self.may_use(asked, decision, names):
             raise ApiError(
                 403,
                 f"This token may not use the model '{asked[:200] or AUTO}'; ask the operator to add it to the token's "
