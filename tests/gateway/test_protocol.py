@@ -37,9 +37,11 @@ class Server:
         self.bodies: list[bytes] = []
         self.headers: list[list[tuple[bytes, bytes]]] = []
         self.connections: list[weakref.ref[Protocol]] = []
+        self.keep_alive = 5.0
 
     def made(self) -> Protocol:
         made = Protocol(uvicorn.Config(self._app, log_config=None, ws="none", interface="asgi3"), self.state, {})
+        made.timeout_keep_alive = self.keep_alive  # type: ignore[assignment]  # uvicorn wants whole seconds
         self.connections.append(weakref.ref(made))
         return made
 
@@ -357,6 +359,25 @@ def test_who_goes_silent_after_an_answer_is_let_go(run: Run, monkeypatch: pytest
             writer.write(BODY % b"early")
             assert (await reader.read()).endswith(b"ok")
             await until(lambda: not served.state.connections)
+            writer.close()
+
+    run(test)
+
+
+def test_a_connection_is_closed_after_a_while_without_a_request(run: Run) -> None:
+    async def test() -> None:
+        async with serving() as served:
+            served.keep_alive = 0.1
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            for _ in range(2):
+                writer.write(GET % b"")
+                await reader.readuntil(b"ok")
+            writer.write(b"GET / HT")  # its head has its own time
+            connection = served.connections[0]
+            await until(lambda: (known := connection()) is not None and known._idle_timer is None)
+            writer.write(b"TP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readuntil(b"ok")
+            assert await reader.read() == b""
             writer.close()
 
     run(test)

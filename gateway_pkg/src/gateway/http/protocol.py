@@ -11,8 +11,9 @@ import asyncio
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.parse import unquote
 
-from httptools import HttpParserError, HttpParserInvalidURLError, HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserError, HttpParserInvalidURLError, HttpParserUpgrade, HttpRequestParser, parse_url
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -24,6 +25,7 @@ EXTENSION = "gateway.connection"
 NAMED_HEADERS = "gateway.headers"  # in a request's scope: its headers by name, of several of one name the last
 HEAD = b"HTTP/1.1 "
 NEVER = float("inf")
+ASGI = {"version": "3.0", "spec_version": "2.3"}
 # A head is held in memory before anything can be known of its sender. Twice what other servers take at the most.
 # As much may come within a request without moving it on: chunk extensions, trailers, blank lines.
 REQUEST_HEAD_MAX_BYTES = 64 * 1024
@@ -152,6 +154,8 @@ class Protocol(HttpToolsProtocol):
     _ending: Ending | None = None
     _head_due = NEVER  # seconds of the loop's clock; what REQUEST_HEAD_MAX_SEC bounds is waited for until then
     _head_timer: asyncio.TimerHandle | None = None  # it may outlast its head: a timer a connection, not a request
+    _idle_due = NEVER  # when a connection without a request is closed; uvicorn has a timer for each answer
+    _idle_timer: asyncio.TimerHandle | None = None
     _send_timer: asyncio.TimerHandle | None = None  # runs while more waits to be sent than the buffers should hold
 
     def __init__(self, *args: Any, **named: Any) -> None:
@@ -212,24 +216,96 @@ class Protocol(HttpToolsProtocol):
         before = self.cycle
         if before is not None and not before.keep_alive:
             raise _Enough
-        super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: cast(Any, self)}
+        self.url = b""
+        self.expect_100_continue = False
+        headers: list[tuple[bytes, bytes]] = []
+        self.headers = headers
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": ASGI,
+            "http_version": "1.1",
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": "",
+            "headers": headers,
+            "extensions": {EXTENSION: self},
+        }
+        self.scope = cast(Any, scope)
         self._has_moved = True
         self._head_due = NEVER
 
     def on_headers_complete(self) -> None:
+        """Makes the request's cycle; its handler begins, or waits for those before it."""
         self._has_moved = True
-        headers = self.headers
-        cast(Any, self.scope)[NAMED_HEADERS] = named = dict(headers)
+        parser, headers, scope = self.parser, self.headers, cast(Any, self.scope)
+        scope[NAMED_HEADERS] = named = dict(headers)
+        version = parser.get_http_version()
         if len(named) != len(headers) or b"host" not in named or b"transfer-encoding" in named:
-            check_head(self.parser.get_http_version(), headers)
-        super().on_headers_complete()
+            check_head(version, headers)
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        target = self.url
+        if target[:1] == b"/" and target.find(b"?") < 0 and target.find(b"#") < 0:
+            raw_path, query = target, b""
+        else:
+            parsed = parse_url(target)
+            raw_path, query = parsed.path, parsed.query or b""
+        path = raw_path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = raw_path
+        scope["query_string"] = query
         self.headers = _NOWHERE
+        before = self.cycle
+        self.cycle = cycle = RequestResponseCycle(
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.access_logger,
+            self.access_log,
+            self.server_state.default_headers,
+            asyncio.Event(),
+            self.expect_100_continue,
+            version != "1.0" and parser.should_keep_alive(),
+            self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+            return
+        self.flow.pause_reading()
+        self.pipeline.appendleft((cycle, self.app))
+        if len(self.pipeline) <= PIPELINED_READING:
+            self.flow.resume_reading()
+        elif len(self.pipeline) >= PIPELINED_MAX:
+            cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
+
+    def on_response_complete(self) -> None:
+        """Called by a cycle: the next request may be answered, or the connection has none for a while."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
         if self.pipeline:
-            if len(self.pipeline) <= PIPELINED_READING:
-                self.flow.resume_reading()
-            elif len(self.pipeline) >= PIPELINED_MAX:
-                self.cycle.keep_alive = False
+            self._start_asgi_task(*self.pipeline.pop())
+            return
+        self._idle_due = self.loop.time() + self.timeout_keep_alive
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_at(self._idle_due, self._check_idle)
+
+    def _check_idle(self) -> None:
+        self._idle_timer = None
+        if self.cycle.response_complete and "method" in cast(Any, self.scope) and not self.transport.is_closing():
+            if self._idle_due > self.loop.time():
+                self._idle_timer = self.loop.call_at(self._idle_due, self._check_idle)
+            else:
+                self.transport.close()
 
     def on_body(self, body: bytes) -> None:
         self._has_moved = True
@@ -253,8 +329,6 @@ class Protocol(HttpToolsProtocol):
         if self._is_deaf or len(data) > REQUEST_HEAD_MAX_BYTES:
             self._receive_in_pieces(data)
             return
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as pause:
@@ -425,7 +499,7 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's, for all requests of the connection; and it lets go what would keep it in a circle."""
         self.connections.discard(self)
-        for timer in (self._head_timer, self._send_timer, self.timeout_keep_alive_task):
+        for timer in (self._head_timer, self._send_timer, self._idle_timer):
             if timer is not None:
                 timer.cancel()
         for cycle in (self._answering, *(waiting for waiting, _ in self.pipeline)):
