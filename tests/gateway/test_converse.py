@@ -12,7 +12,7 @@ from gateway.http.errors import ApiError
 from gateway.routing.backends import BackendRecord
 from gateway.routing.registry import Backend
 from gateway.upstream import converse as module
-from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.adapters.base import AnswerError, json_object
 from gateway.upstream.converse import NOTHING, Abandoned, Ask, Pause, Reply, Steps, converse, settled
 from gateway.upstream.errors import ProtocolViolation, UpstreamClosed, UpstreamError
 
@@ -183,7 +183,12 @@ def test_no_backend_is_an_upstream_error(run: Run) -> None:
     run(test)
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"1", b"\xff", b'{"a":'])
+DEEP = b'{"a":' * 1_000 + b"1" + b"}" * 1_000  # a parser takes it; json.dumps ends in a RecursionError
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"1", b"\xff", b'{"a":', DEEP])
 def test_reply_that_is_no_json_object(body: bytes) -> None:
     with pytest.raises(AnswerError):
         Reply(200, "text/html", body).json()
+    with pytest.raises(AnswerError):
+        json_object(body)

@@ -17,7 +17,7 @@ import orjson
 from gateway import background
 from gateway.routing.registry import Backend
 from gateway.stepwise import LongTexts, TooMuchJson, loads, parsed
-from gateway.upstream.adapters.base import AnswerError
+from gateway.upstream.adapters.base import AnswerError, written
 from gateway.upstream.connection import HangUp
 from gateway.upstream.errors import ConnectFailed, UpstreamClosed, UpstreamError
 from gateway.upstream.failures import refused
@@ -83,6 +83,7 @@ class Reply:
             raise AnswerError(f"no JSON in an answer of type '{self.content_type[:100]}'") from None
         if not isinstance(content, dict):
             raise AnswerError("an answer that is no JSON object")
+        written(content)  # a part of it is told to the client
         return content, texts
 
 

@@ -20,11 +20,13 @@ class AnswerError(Exception):
 
 
 def json_value(body: bytes) -> Any:
-    """A whole answer that is JSON; raises AnswerError."""
+    """A whole answer that is JSON, and can be written again; raises AnswerError."""
     try:
-        return loads(body)
+        content = loads(body)
     except orjson.JSONDecodeError as error:
         raise _no_json(error) from None
+    written(content)
+    return content
 
 
 def json_object(body: bytes) -> dict[str, Any]:
