@@ -19,7 +19,7 @@ TEXT_MAX_BYTES = 64 * 1024  # of a field that is read here; files are not
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _TOKEN = re.compile(rb"[0-9A-Za-z'+_.-]+")
 # One parameter of a header; the quotes' content is found again only as it stands, escapes and all.
-_PARAMETER = re.compile(rb';[ \t]*([\w*-]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*+)"|([^\s";]*))[ \t]*')
+_PARAMETER = re.compile(rb';[ \t]*([\w*-]+)[ \t]*=[ \t]*(?:"([^"\\]*(?:\\.[^"\\]*)*)"|([^\s";]*))[ \t]*')
 # A backend may decode others than these (RFC 7578, 4.7, wants none at all), and read another value then.
 _PLAIN_ENCODINGS = (b"7bit", b"8bit", b"binary")
 
