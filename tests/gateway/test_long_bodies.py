@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 from gateway import app
-from gateway.http.protocol import EXTENSION
+from gateway.http.protocol import EXTENSION, NAMED_HEADERS
 from gateway.routing.policy import Names, unknown_model
 from gateway.routing.request_type import is_coding
 from gateway.settings import load_settings
@@ -112,6 +112,9 @@ class Connection:
     def is_closing(self) -> bool:
         return False
 
+    def answer_begins(self) -> None:
+        pass
+
     def take_body(self) -> bytes:
         return self.body
 
@@ -133,6 +136,7 @@ async def post(api: Any, path: str, body: bytes, content_type: bytes = b"applica
     headers = [(b"authorization", b"Bearer " + TOKEN.encode()), (b"content-type", content_type)]
     extensions = {EXTENSION: Connection(body)}
     scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "extensions": extensions}
+    scope[NAMED_HEADERS] = dict(headers)
     await api({**scope, "client": ("127.0.0.1", 1)}, receive, send)
     return statuses[-1]
 

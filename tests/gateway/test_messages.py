@@ -389,7 +389,7 @@ def test_tokens_are_counted_by_the_backend(sdk: anthropic.Anthropic, told: ChatS
 @pytest.mark.proves(
     "/v1/messages/count_tokens",
     *("tool_choice", "thinking", "output_config.effort", "output_config.format", "output_format"),
-    *("cache_control", "context_management", "speed"),
+    *("cache_control", "context_management", "speed", "max_tokens", "stop_sequences", "metadata", "service_tier"),
     backend="openai",
 )
 @pytest.mark.parametrize(
@@ -409,6 +409,10 @@ def test_the_prompt_that_is_counted_is_the_chats(served: Gateway, told: ChatScri
         "cache_control": {"type": "ephemeral"},
         "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
         "speed": "standard",
+        "max_tokens": 9_000,
+        "stop_sequences": ["end"],
+        "metadata": {"user_id": "me"},
+        "service_tier": "auto",
         **fields,
     }
     assert served.client.post(f"{ROUTE}/count_tokens", json=body).json() == {"input_tokens": 12}
@@ -420,6 +424,10 @@ def test_the_prompt_that_is_counted_is_the_chats(served: Gateway, told: ChatScri
         "parallel_tool_calls": False,
         "reasoning_effort": "medium",
         "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}},
+        "max_tokens": 9_000,
+        "stop": ["end"],
+        "user": "me",
+        "service_tier": "auto",
     }
 
 

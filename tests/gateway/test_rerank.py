@@ -190,10 +190,12 @@ def test_what_is_wrong_is_named(embedding: httpx.Client, told: ChatScript, field
     assert told.seen == []
 
 
-@pytest.mark.proves(ROUTE, "max_tokens_per_doc", "max_chunks_per_doc", "priority", backend="openai", refused=True)
-@pytest.mark.parametrize("field", ["max_tokens_per_doc", "max_chunks_per_doc", "priority"])
+@pytest.mark.proves(
+    ROUTE, "max_tokens_per_doc", "max_chunks_per_doc", "priority", "stream", backend="openai", refused=True
+)
+@pytest.mark.parametrize("field", ["max_tokens_per_doc", "max_chunks_per_doc", "priority", "stream"])
 def test_what_embeddings_cannot_do_is_refused(embedding: httpx.Client, told: ChatScript, field: str) -> None:
-    answer = ask(embedding, model="echo", **{field: 1})
+    answer = ask(embedding, model="echo", **{field: field == "stream" or 1})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 

@@ -140,7 +140,14 @@ class Conversation(TypedDict):
 
 
 @with_config(_OPEN)
-class MessagesRequest(Conversation):
+class _Asked(Conversation):
+    stop_sequences: NotRequired[Array[Annotated[str, Field(min_length=1)]] | None]
+    metadata: NotRequired[Annotated[Metadata, closed(Metadata)] | None]
+    service_tier: NotRequired[Literal["auto", "standard_only"] | None]
+
+
+@with_config(_OPEN)
+class MessagesRequest(_Asked):
     """Anthropic's `POST /v1/messages`."""
 
     max_tokens: Annotated[int, Field(ge=1)]
@@ -148,19 +155,13 @@ class MessagesRequest(Conversation):
     temperature: NotRequired[float | None]
     top_p: NotRequired[float | None]
     top_k: NotRequired[int | None]
-    stop_sequences: NotRequired[Array[Annotated[str, Field(min_length=1)]] | None]
-    metadata: NotRequired[Annotated[Metadata, closed(Metadata)] | None]
-    service_tier: NotRequired[Literal["auto", "standard_only"] | None]
 
 
 @with_config(_OPEN)
-class CountRequest(Conversation):
-    """Anthropic's `POST /v1/messages/count_tokens`; what else a message has is checked, and not counted."""
+class CountRequest(_Asked):
+    """Anthropic's `POST /v1/messages/count_tokens`. What else a message has goes along, and changes no count."""
 
     max_tokens: NotRequired[Annotated[int, Field(ge=1)]]
-    stop_sequences: NotRequired[list[Annotated[str, Field(min_length=1)]] | None]
-    metadata: NotRequired[Metadata | None]
-    service_tier: NotRequired[Literal["auto", "standard_only"] | None]
 
 
 def to_chat(request: Mapping[str, Any]) -> dict[str, Any]:
