@@ -147,7 +147,7 @@ def hosts() -> Tally:
 # The figures that are asked for: how many cases each property was tried with, and what took longest.
 HEAVY = ("tests/heavy", "tests/gateway", "--hypothesis-show-statistics", "--durations=20")
 
-# On all cores; a file's tests in one process, since they share its gateways, and a role's wherever there is room.
+# On all cores: a file's tests in one process, since they share its gateways; those of roles wherever there is room.
 FILES_APART = ("-n", "auto", "--maxprocesses=4", "--dist=loadfile")
 TESTS_APART = ("-n", "auto", "--maxprocesses=4", "--dist=worksteal")
 
@@ -157,7 +157,7 @@ LAYERS: dict[str, Callable[[], Tally]] = {
     "roles": lambda: pytest("tests/roles", *TESTS_APART),
     "hosts": hosts,
     "clients": lambda: pytest("tests/clients"),
-    "heavy": lambda: pytest(*HEAVY, SAMPLE_ALL="1"),
+    "heavy": lambda: pytest(*HEAVY, *FILES_APART, SAMPLE_ALL="1"),
 }
 USUAL = tuple(name for name in LAYERS if name != "heavy")
 
