@@ -130,8 +130,8 @@ def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     assert "bytes too long for a unix socket: move the checkout to a shorter path" in machine.output
 
 
-def test_supervisord_killed_outright_is_replaced(tmp_path: Path) -> None:
-    """Its stale socket and pid file are in nobody's way; its orphans are ended by hand."""
+def test_supervisord_killed(tmp_path: Path) -> None:  # a short name: its directory holds a unix socket
+    """It is replaced: its stale socket and pid file are in nobody's way; its orphans are ended by hand."""
     machine = Machine(tmp_path)
     machine.play()
     try:
