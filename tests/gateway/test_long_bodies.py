@@ -25,6 +25,7 @@ from tests.sampling import sample
 
 SIZE = 1_000_000
 USUAL = 40  # bodies of a route that are tried, of 60 to 300
+TRIES = 3  # on a busy machine the same work now and then takes twice as long; what is wrong does so each time
 TURN_MAX = 15.0  # of the loop's longest turn, in times of parsing the body, or a megabyte of small lists
 ELEMENTS = [b"5", b'"x"', b"[]", b"{}", b"[5]", b"null", b"1.5", b"[[]]", b'{"a":1}', b"[" * 90 + b"]" * 90]
 MESSAGE = b'{"role":"user","content":"x"}'
@@ -187,9 +188,14 @@ def test_no_body_holds_the_loop(path: str, tmp_path: Path, monkeypatch: pytest.M
         loop = Loop(monkeypatch)
         await post(house.api, path, b"{}")  # what is made once
         for name, body in sample([*bodies(path, schema)], USUAL):
-            loop.longest = 0.0
-            status = await asyncio.create_task(post(house.api, path, body))
-            found.append((loop.longest / max(unit, parse_time(body)), status, name))
+            least = float("inf")
+            for _ in range(TRIES):
+                loop.longest = 0.0
+                status = await asyncio.create_task(post(house.api, path, body))
+                least = min(least, loop.longest / max(unit, parse_time(body)))
+                if least < TURN_MAX:
+                    break
+            found.append((least, status, name))
 
     gc.collect()
     gc.freeze()  # as `gateway serve` does: what was there before is not collected
