@@ -24,6 +24,14 @@ def paused(size: int) -> Iterator[None]:
     try:
         yield
     finally:
+        resume()
+
+
+def resume() -> None:
+    """Lets the collector go on in the event loop's next turn: it goes once over all that was made meanwhile."""
+    try:
+        asyncio.get_running_loop().call_soon(gc.enable)
+    except RuntimeError:  # no loop
         gc.enable()
 
 

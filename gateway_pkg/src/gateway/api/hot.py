@@ -29,6 +29,7 @@ from gateway.api.schemas import (
     EmbeddingRequest,
     events,
 )
+from gateway.collector import LARGE_BYTES, turn
 from gateway.http.exchange import JSON, ClientGone, Exchange
 from gateway.routing.body import dump
 from gateway.routing.caps import within_limits
@@ -97,6 +98,9 @@ class HotHandler:
         """Raises ApiError, also after the stream has begun; ClientGone."""
         body = await exchange.body()
         request = self._parse(body)
+        is_large = len(body) >= LARGE_BYTES
+        if is_large:
+            await turn(len(body))
         exchange.has_tools = bool(request.get("tools"))
         model = request.get("model") or ""
         route = self._dispatcher.known_route(exchange, endpoint.capability, model, request)
@@ -106,6 +110,8 @@ class HotHandler:
             request = request | within_limits(route.limits, request)
             # Written anew: of a field that the body has twice, a backend reads the one that is bounded.
             body = dump({**request, "model": route.decision.model})
+            if is_large:
+                await turn(len(body))
         elif route.rename is not None:
             body = route.rename.apply(body)
         # As `with Work(exchange)`, but for its frames.

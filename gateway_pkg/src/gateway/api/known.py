@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from gateway.api.schemas import ChatRequest
-from gateway.collector import LARGE_BYTES
+from gateway.collector import LARGE_BYTES, resume
 from gateway.http.errors import ApiError
 
 Pairs = tuple[tuple[str, Any], ...]
@@ -75,7 +75,7 @@ class KnownFields:
             raise ApiError(400, f"Invalid request: Invalid JSON: {error}", code="invalid_json") from None
         finally:
             if is_paused:
-                gc.enable()
+                resume()
 
     def _check_places(self, body: bytes, request: Mapping[str, Any]) -> None:
         """Raises ApiError 400 for a known field that is there twice.
