@@ -1,6 +1,9 @@
 """Bodies of the hot routes: what is checked, what is changed, and that the OpenAPI page says the same."""
 
+import asyncio
+import gc
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -160,3 +163,21 @@ def test_alias_without_tools_refuses_them_by_its_name() -> None:
         within_limits(Alias("c", "m", tools=False), {"model": "fast", "tools": [{}]})
     assert (caught.value.status, caught.value.param, caught.value.code) == (400, "tools", "tools_not_allowed")
     assert caught.value.message == "tools not allowed for model alias 'fast'"
+
+
+@pytest.mark.parametrize("body", [b'{"model": "x", "messages": [%b{"role": "user"}]}', b"[%b1]"], ids=["good", "bad"])
+def test_the_collector_rests_for_one_turn_after_a_large_body(body: bytes) -> None:
+    """And never for longer, also where the body is refused."""
+    large = body % (b'{"role": "user"},' * 10_000)
+
+    async def test() -> tuple[bool, bool]:
+        with suppress(ApiError):
+            parse(large, CHAT)
+        before = gc.isenabled()
+        await asyncio.sleep(0)
+        return before, gc.isenabled()
+
+    assert asyncio.run(test()) == (False, True)
+    with suppress(ApiError):
+        parse(large, CHAT)  # without a loop nothing comes later
+    assert gc.isenabled()
