@@ -4,6 +4,8 @@ import asyncio
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -196,6 +198,27 @@ def test_a_step_of_the_stop_that_hangs_is_left(
 
     asyncio.run(house._ended(hang))
     assert "hang does not end within" in caplog.text
+
+
+HELD = """
+import threading
+from types import SimpleNamespace as Is
+from gateway import server
+server.{bound} = 0.1
+servers = Is(should_exit=False, force_exit=False), Is(force_exit=False)
+house = Is(settings=Is(gateway_shutdown_timeout_sec={patience}), cut=lambda: None)
+stop = server._Stop(house, *servers)
+{signals}
+threading.Event().wait()  # whatever holds the stop for ever
+"""
+
+
+@pytest.mark.parametrize(
+    ("bound", "patience", "signals"), [("STOP_MAX_SEC", 0, "stop()"), ("CUT_MAX_SEC", 3600, "stop(); stop()")]
+)
+def test_a_stop_that_does_not_end_leaves_with_0(bound: str, patience: int, signals: str) -> None:
+    script = HELD.format(bound=bound, patience=patience, signals=signals)
+    assert subprocess.run([sys.executable, "-c", script], timeout=PATIENCE_SEC, check=False).returncode == 0
 
 
 def test_stop_lets_a_stream_end(tmp_path: Path, backend: Upstream) -> None:
