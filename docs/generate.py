@@ -19,8 +19,8 @@ from typing import Any
 import proofs
 import yaml
 from gateway.app import House
+from gateway.config.settings import Settings, load_settings
 from gateway.observe.metrics import FAMILIES
-from gateway.settings import Settings, load_settings
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 

@@ -7,9 +7,9 @@ import sys
 
 import uvicorn
 import uvloop
-from gateway.http.protocol import EXTENSION, Protocol
 from gateway.server import BACKLOG, KEEP_ALIVE_SEC
-from gateway.upstream.http1 import Origin, Pool
+from gateway.wire.http1 import Origin, Pool
+from gateway.wire.protocol import EXTENSION, Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 LIMIT = 1_000_000

@@ -10,7 +10,7 @@ from typing import Any
 
 import openai
 import pytest
-from gateway.images.formats import kind_of, size_of
+from gateway.backends.protocols.image_formats import kind_of, size_of
 
 from tests.doubles.images import png
 from tests.gateway.conftest import TOKEN, Gateway, gateway

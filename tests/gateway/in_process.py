@@ -17,8 +17,8 @@ from typing import Any, cast
 
 import yaml
 from gateway.app import House
-from gateway.http.protocol import EXTENSION, NAMED_HEADERS
-from gateway.settings import load_settings
+from gateway.config.settings import load_settings
+from gateway.wire.protocol import EXTENSION, NAMED_HEADERS
 
 from tests.gateway.conftest import TOKEN
 from tests.gateway.scripted import until

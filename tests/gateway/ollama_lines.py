@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.upstream.adapters.base import Adapter
-from gateway.upstream.adapters.ollama import OllamaAdapter
+from gateway.backends.protocols.base import Adapter
+from gateway.backends.protocols.ollama import OllamaAdapter
 from hypothesis import strategies as st
 
 from tests.doubles.ollama import go_json

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import uvloop
-from gateway.upstream.connection import Connection
-from gateway.upstream.http1 import Origin, Pool, Response
+from gateway.wire.connection import Connection
+from gateway.wire.http1 import Origin, Pool, Response
 
 from tests.waiting import PATIENCE_SEC
 

@@ -5,9 +5,9 @@ import json
 from typing import Any
 
 import pytest
-from gateway.http.errors import ApiError
-from gateway.upstream.adapters import speech
-from gateway.upstream.adapters.base import AnswerError
+from gateway.backends.protocols import speech
+from gateway.backends.protocols.base import AnswerError
+from gateway.errors import ApiError
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -2,8 +2,8 @@
 
 import httpx
 import pytest
-from gateway.http.errors import ApiError
-from gateway.http.multipart import FIELDS_MAX, HEAD_MAX_BYTES, Form
+from gateway.errors import ApiError
+from gateway.web.multipart import FIELDS_MAX, HEAD_MAX_BYTES, Form
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -14,17 +14,17 @@ import apsw
 import httpx
 import pytest
 from gateway import background
-from gateway.media import MediaStore
+from gateway.access.usage import TOKENS_MAX, TokenUsage
+from gateway.backends.health import Prober
+from gateway.backends.usage import COUNT_MAX, count_of, usage_of
+from gateway.features.conversations.store import ResponseStore
+from gateway.features.images.store import MediaStore
 from gateway.observe import logs
 from gateway.observe.lag import LagSampler
 from gateway.observe.linelog import LineLog
 from gateway.observe.metrics import LAG_BOUNDS, Histogram, Metrics
 from gateway.observe.tracing import Tracer
-from gateway.response_store import ResponseStore
-from gateway.routing.health import Prober
 from gateway.storage import Database
-from gateway.upstream.usage import COUNT_MAX, count_of, usage_of
-from gateway.usage import TOKENS_MAX, TokenUsage
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from tests.gateway.conftest import gateway, write_files
@@ -68,7 +68,7 @@ Case = Callable[[Path, pytest.MonkeyPatch], Any]
 
 
 async def token_usage(home: Path, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("gateway.usage.SAVE_EVERY_SEC", 0.01)
+    patch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.01)
     async with opened(home) as database:
         usage = TokenUsage()
         await usage.start(database)

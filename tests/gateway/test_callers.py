@@ -11,12 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from gateway.callers import is_hash, of_owner, shown
-from gateway.http.limits import SlidingWindow
-from gateway.music import Job, MusicJobs
-from gateway.response_store import ResponseStore
+from gateway.access.callers import is_hash, of_owner, shown
+from gateway.access.limits import SlidingWindow
+from gateway.access.usage import DAY_SEC, TokenUsage
+from gateway.features.conversations.store import ResponseStore
+from gateway.features.music.jobs import Job, MusicJobs
 from gateway.storage import MIGRATIONS, Database
-from gateway.usage import DAY_SEC, TokenUsage
 
 from tests.gateway.conftest import Gateway, gateway, write_files
 from tests.gateway.scripted import Run

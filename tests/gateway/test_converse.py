@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from gateway.http.errors import ApiError
-from gateway.routing.backends import BackendRecord
-from gateway.routing.registry import Backend
-from gateway.upstream import converse as module
-from gateway.upstream.adapters.base import AnswerError, json_object
-from gateway.upstream.converse import NOTHING, Abandoned, Ask, Pause, Reply, Steps, converse, settled
-from gateway.upstream.errors import ProtocolViolation, UpstreamClosed, UpstreamError
+from gateway.backends import converse as module
+from gateway.backends.converse import NOTHING, Abandoned, Ask, Pause, Reply, Steps, converse, settled
+from gateway.backends.protocols.base import AnswerError, json_object
+from gateway.backends.records import BackendRecord
+from gateway.backends.registry import Backend
+from gateway.errors import ApiError
+from gateway.wire.errors import ProtocolViolation, UpstreamClosed, UpstreamError
 
 from tests.gateway import scripted
 from tests.gateway.scripted import OK, Run, cancelled, until

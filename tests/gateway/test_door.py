@@ -11,8 +11,8 @@ import openai
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from gateway.api import pages
 from gateway.api.docs import make_docs_router
-from gateway.http import edge
 
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files
 from tests.gateway.sockets import connect, read_to_end, read_until
@@ -26,8 +26,8 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 
 def test_nothing_else_is_open() -> None:
-    assert set(edge.OPEN_PATHS) == OPEN
-    assert edge.OPEN_DIRECTORIES == OPEN_DIRECTORIES
+    assert set(pages.OPEN_PATHS) == OPEN
+    assert pages.OPEN_DIRECTORIES == OPEN_DIRECTORIES
 
 
 def test_every_route_but_the_open_ones_asks_for_a_token(served: Gateway) -> None:

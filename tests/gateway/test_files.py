@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from gateway.app import House
-from gateway.refusal import Refusal
+from gateway.backends.records import load_backends
+from gateway.config.settings import Settings, load_settings
+from gateway.errors import Refusal
 from gateway.routing.aliases import Alias, load_aliases
-from gateway.routing.backends import load_backends
-from gateway.settings import Settings, load_settings
 
 from tests.gateway.conftest import write_files
 from tests.ports import free_ports

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from gateway.routing.backends import BackendsFile
-from gateway.routing.health import Prober
-from gateway.routing.registry import Backend
+from gateway.backends.health import Prober
+from gateway.backends.records import BackendsFile
+from gateway.backends.registry import Backend
 
 from tests.gateway.scripted import OK, Run, backend, until
 from tests.gateway.scripted import Backend as Server
@@ -82,7 +82,7 @@ def test_backend_that_lives_and_is_not_ready(run: Run) -> None:
 @pytest.mark.parametrize("pause", [0.0, 0.02], ids=["a flood", "a trickle"])
 def test_an_answer_without_end_is_a_failure(run: Run, monkeypatch: pytest.MonkeyPatch, pause: float) -> None:
     """Neither its bytes nor its time are taken without bound."""
-    monkeypatch.setattr("gateway.routing.health.ANSWER_MAX_BYTES", 100_000)
+    monkeypatch.setattr("gateway.backends.health.ANSWER_MAX_BYTES", 100_000)
 
     async def test() -> None:
         async with backend() as server, probed(server, longest=0.3 if pause else 60) as one:

@@ -7,15 +7,15 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from gateway.api.dispatch import as_chunk
-from gateway.api.endpoint import parse
-from gateway.api.hot import CHAT_REQUEST as CHAT
-from gateway.api.hot import COMPLETION_REQUEST as COMPLETIONS
-from gateway.api.hot import EMBEDDING_REQUEST as EMBEDDINGS
-from gateway.http.errors import ApiError
+from gateway.backends.call import as_chunk
+from gateway.dialects.chat import CHAT_REQUEST as CHAT
+from gateway.dialects.chat import COMPLETION_REQUEST as COMPLETIONS
+from gateway.dialects.chat import EMBEDDING_REQUEST as EMBEDDINGS
+from gateway.errors import ApiError
 from gateway.routing.aliases import Alias
 from gateway.routing.body import Rename, ask_for_usage
 from gateway.routing.caps import within_limits
+from gateway.web.endpoint import parse
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from gateway.upstream.http1 import Pool, ProtocolViolation, Response, UpstreamClosed
+from gateway.wire.http1 import Pool, ProtocolViolation, Response, UpstreamClosed
 
 from tests.gateway.scripted import OK, Backend, Peer, Run, backend, pool, stopped, until
 

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gateway.upstream import dial, http1
-from gateway.upstream.connection import Connection, Response
-from gateway.upstream.http1 import ConnectFailed, Pool, Timeouts, UpstreamClosed, UpstreamError
-from gateway.upstream.origin import Origin
+from gateway.wire import dial, http1
+from gateway.wire.connection import Connection, Response
+from gateway.wire.http1 import ConnectFailed, Pool, Timeouts, UpstreamClosed, UpstreamError
+from gateway.wire.origin import Origin
 from httptools import HttpResponseParser
 
 from tests.gateway.authority import LOCAL, Authority

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from gateway.upstream import dial
-from gateway.upstream.connection import Connection
-from gateway.upstream.http1 import ConnectFailed, Pool, Timeouts
-from gateway.upstream.origin import Origin
+from gateway.wire import dial
+from gateway.wire.connection import Connection
+from gateway.wire.http1 import ConnectFailed, Pool, Timeouts
+from gateway.wire.origin import Origin
 
 from tests.gateway.authority import LOCAL, Authority
 from tests.gateway.scripted import OK, Backend, Run, backend, pool

@@ -12,9 +12,9 @@ from itertools import pairwise
 from typing import cast
 
 import pytest
-from gateway.upstream import http1
-from gateway.upstream.connection import Connection
-from gateway.upstream.http1 import Origin, Pool, UpstreamError
+from gateway.wire import http1
+from gateway.wire.connection import Connection
+from gateway.wire.http1 import Origin, Pool, UpstreamError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

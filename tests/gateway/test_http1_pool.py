@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from gateway.upstream.http1 import ConnectFailed, Timeouts, UpstreamClosed
+from gateway.wire.http1 import ConnectFailed, Timeouts, UpstreamClosed
 
 from tests.gateway.scripted import OK, Run, backend, cancelled, get, pool, served, until
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from gateway.images.formats import kind_of, size_of
+from gateway.backends.protocols.image_formats import kind_of, size_of
 
 from tests.doubles.images import png
 from tests.gateway.conftest import TOKEN

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Iterator
 
 import pytest
-from gateway.images.formats import size_of
+from gateway.backends.protocols.image_formats import size_of
 
 from tests.doubles.images import form, png
 from tests.gateway.studio import (

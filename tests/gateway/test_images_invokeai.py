@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from gateway.images.formats import size_of
+from gateway.backends.protocols.image_formats import size_of
 
 from tests.doubles.images import png
 from tests.doubles.invokeai import InvokeAI

@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import orjson
 import pytest
-from gateway.http.errors import ApiError
-from gateway.images import mock
-from gateway.images.choice import ImageModels, choose_model
-from gateway.images.formats import SEGMENTS_MAX, has_alpha, kind_of, size_of
-from gateway.images.request import ImageRequest, Painting, Upload, read_request
-from gateway.upstream.adapters import a1111, comfyui, invokeai, nexa, openai_images
-from gateway.upstream.adapters.base import AnswerError
-from gateway.upstream.converse import Abandoned, Ask, Pause, Refused, Reply, Steps
+from gateway.backends.converse import Abandoned, Ask, Pause, Refused, Reply, Steps
+from gateway.backends.protocols import a1111, comfyui, invokeai, nexa, openai_images
+from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.image_formats import SEGMENTS_MAX, has_alpha, kind_of, size_of
+from gateway.backends.protocols.image_request import ImageRequest, Painting, Upload, read_request
+from gateway.errors import ApiError
+from gateway.features.images import mock
+from gateway.features.images.choice import ImageModels, choose_model
 from hypothesis import given
 from hypothesis import strategies as st
 

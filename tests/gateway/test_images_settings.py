@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from gateway.routing.backends import load_backends
-from gateway.settings import load_settings
+from gateway.backends.records import load_backends
+from gateway.config.settings import load_settings
 
 from tests.doubles.a1111 import A1111
 from tests.doubles.images import ImageServer, OpenAIImages

@@ -19,8 +19,8 @@ import gateway
 import httpx
 import pytest
 import uvloop
-from gateway.routing.health import Prober
-from gateway.upstream.adapters import comfyui, invokeai
+from gateway.backends.health import Prober
+from gateway.backends.protocols import comfyui, invokeai
 
 from tests.doubles.images import png, text
 from tests.gateway.in_process import InProcess, Told, http, in_process

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import apsw
 import pytest
-from gateway.http.addresses import HOPS_MAX, AddressList, client_address
-from gateway.http.limits import SLOTS, SlidingWindow
-from gateway.settings import Network
+from gateway.access.addresses import HOPS_MAX, AddressList, client_address
+from gateway.access.limits import SLOTS, SlidingWindow
+from gateway.access.usage import DAY_SEC, KEEP_DAYS, TokenUsage
+from gateway.config.settings import Network
 from gateway.storage import MIGRATIONS, Database, StorageError
-from gateway.usage import DAY_SEC, KEEP_DAYS, TokenUsage
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -152,7 +152,7 @@ def test_counts_outlive_the_process(run: Run, tmp_path: Path) -> None:
 
 
 def test_counts_are_stored_while_it_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.usage.SAVE_EVERY_SEC", 0.01)
+    monkeypatch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.01)
     path = tmp_path / "db.sqlite"
 
     async def process() -> None:
@@ -211,7 +211,7 @@ def test_clock_that_is_set_back_refuses_nobody_for_longer_than_a_minute(run: Run
 
 
 def test_rows_of_requests_are_few(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.usage.SAVE_EVERY_SEC", 0.001)
+    monkeypatch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.001)
     path = tmp_path / "db.sqlite"
 
     async def test() -> None:
@@ -244,7 +244,7 @@ class FailingDatabase(Database):
 def test_what_could_not_be_stored_is_stored_later(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("gateway.usage.SAVE_EVERY_SEC", 0.01)
+    monkeypatch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.01)
     path = tmp_path / "db.sqlite"
 
     async def process() -> None:

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from gateway.config.settings import Settings
 from gateway.observe import logs
 from gateway.server import addresses
-from gateway.settings import Settings
 
 from tests.gateway.conftest import gateway, write_files
 from tests.gateway.upstream import Upstream

@@ -14,10 +14,10 @@ from typing import Any
 import orjson
 import pytest
 from gateway import app
-from gateway.http.protocol import EXTENSION, NAMED_HEADERS
+from gateway.config.settings import load_settings
 from gateway.routing.policy import Names, unknown_model
 from gateway.routing.request_type import is_coding
-from gateway.settings import load_settings
+from gateway.wire.protocol import EXTENSION, NAMED_HEADERS
 
 from tests.gateway.conftest import TOKEN, write_files
 from tests.gateway.test_openapi import BODIES, REQUIRED, read_page

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from gateway.images.formats import MEDIA_TYPES
-from gateway.media import PART, MediaStore
+from gateway.backends.protocols.image_formats import MEDIA_TYPES
+from gateway.features.images.store import PART, MediaStore
 
 from tests.doubles.images import png
 from tests.gateway.conftest import Gateway, gateway, write_files

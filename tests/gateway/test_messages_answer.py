@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
-from gateway.protocols import messages_answer
-from gateway.protocols.messages_answer import Facts, MessageStream, message
-from gateway.upstream.adapters.base import AnswerError
+from gateway.backends.protocols.base import AnswerError
+from gateway.dialects.messages import answer as messages_answer
+from gateway.dialects.messages.answer import Facts, MessageStream, message
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter

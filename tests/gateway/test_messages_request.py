@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from anthropic.types import message_create_params
 from anthropic.types.beta import message_create_params as beta_params
-from gateway.api.endpoint import parse
-from gateway.http.errors import ApiError
-from gateway.protocols.messages import REFUSED, MessagesRequest, prefill, shows_thinking, to_chat
+from gateway.dialects.messages.request import REFUSED, MessagesRequest, prefill, shows_thinking, to_chat
+from gateway.errors import ApiError
+from gateway.web.endpoint import parse
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter

@@ -13,7 +13,7 @@ import apsw
 import httpx
 import pytest
 import yaml
-from gateway.api.music import wanted_wait
+from gateway.features.music.routes import wanted_wait
 
 from tests.doubles.heartmula import HeartMula
 from tests.gateway.conftest import TOKEN, Gateway, gateway, write_files

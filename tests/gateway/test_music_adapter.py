@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from gateway.http.errors import ApiError
-from gateway.upstream.adapters.base import AnswerError
-from gateway.upstream.adapters.heartmula import audio_file, music_request, piece, time_limit
+from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.heartmula import audio_file, music_request, piece, time_limit
+from gateway.errors import ApiError
 from hypothesis import given
 from hypothesis import strategies as st
 

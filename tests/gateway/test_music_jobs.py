@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from gateway.http.errors import ApiError
-from gateway.music import KEPT_PER_OWNER, Job, MusicJobs
+from gateway.errors import ApiError
+from gateway.features.music.jobs import KEPT_PER_OWNER, Job, MusicJobs
 from gateway.storage import Database, StorageError
 
 from tests.gateway.scripted import Run

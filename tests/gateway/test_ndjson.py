@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from gateway.upstream.ndjson import LINE_MAX_BYTES, LineCutter, LineTooLong
+from gateway.wire.ndjson import LINE_MAX_BYTES, LineCutter, LineTooLong
 from hypothesis import given
 from hypothesis import strategies as st
 

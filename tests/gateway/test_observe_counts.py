@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import yaml
+from gateway.backends.records import BackendRecord
+from gateway.backends.usage import Usage
 from gateway.observe.metrics import (
     BOUNDS,
     CALLERS_MAX,
@@ -26,8 +28,6 @@ from gateway.observe.metrics import (
     Histogram,
     Metrics,
 )
-from gateway.routing.backends import BackendRecord
-from gateway.upstream.usage import Usage
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -286,7 +286,7 @@ def test_the_process_log_names_the_request(tmp_path: Path, backend: Upstream) ->
         _, errors = running.process.communicate(timeout=PATIENCE_SEC)
     entries = [json.loads(line) for line in errors.splitlines()]
     assert "our-reload" in {entry.get("request_id") for entry in entries if "reload" in entry["message"]}
-    assert not [entry for entry in entries if entry["logger"] == "gateway.routing.health" and "request_id" in entry]
+    assert not [entry for entry in entries if entry["logger"] == "gateway.backends.health" and "request_id" in entry]
     entry = running.log_entry(lambda entry: entry["request_id"] == "our-reload")
     assert entry["token"] == "operator"
 

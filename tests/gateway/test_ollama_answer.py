@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 import pytest
-from gateway.upstream.adapters.base import AnswerError, embeddings_written
-from gateway.upstream.adapters.ollama import loaded, models
+from gateway.backends.protocols.base import AnswerError, embeddings_written
+from gateway.backends.protocols.ollama import loaded, models
 from hypothesis import given
 
 from tests.doubles.ollama import go_json

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from gateway.http.errors import ApiError
+from gateway.errors import ApiError
 
 from tests.gateway.ollama_lines import ADAPTER, OTHER, TOOL, Json
 

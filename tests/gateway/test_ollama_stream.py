@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from gateway.upstream.adapters.base import AnswerError, StreamTranslator
-from gateway.upstream.adapters.ollama import OllamaStream
-from gateway.upstream.ndjson import LINE_MAX_BYTES
+from gateway.backends.protocols.base import AnswerError, StreamTranslator
+from gateway.backends.protocols.ollama import OllamaStream
+from gateway.wire.ndjson import LINE_MAX_BYTES
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 import pytest
-from gateway.api.endpoint import parse
-from gateway.api.hot import CHAT_REQUEST
-from gateway.api.known import known_fields
-from gateway.http.errors import ApiError
-from gateway.http.multipart import Form
+from gateway.dialects.chat import CHAT_REQUEST
+from gateway.errors import ApiError
+from gateway.web.endpoint import parse
+from gateway.web.known import known_fields
+from gateway.web.multipart import Form
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -13,10 +13,10 @@ import pytest
 import schemathesis
 from fastapi.routing import RouteContext, iter_route_contexts
 from gateway import app
-from gateway.api.endpoint import Endpoint, parse
 from gateway.api.openapi import ROUTING_HEADERS
-from gateway.http.errors import ApiError
-from gateway.settings import load_settings
+from gateway.config.settings import load_settings
+from gateway.errors import ApiError
+from gateway.web.endpoint import Endpoint, parse
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway.http.errors import ApiError
-from gateway.http.policies import PolicyBook, TokenPolicy, load_policies
-from gateway.http.tokens import Caller, Doorkeeper
-from gateway.refusal import Refusal
+from gateway.access.policies import PolicyBook, TokenPolicy, load_policies
+from gateway.access.tokens import Caller, Doorkeeper
+from gateway.config.settings import load_settings
+from gateway.errors import ApiError, Refusal
 from gateway.routing.aliases import Alias
 from gateway.routing.policy import Decision, Facts, Names, Rules, decide, decide_by_policy
-from gateway.settings import load_settings
 from hypothesis import given
 from hypothesis import strategies as st
 

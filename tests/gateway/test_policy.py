@@ -1,7 +1,7 @@
 """The routing decision as a table."""
 
 import pytest
-from gateway.http.errors import ApiError
+from gateway.errors import ApiError
 from gateway.routing.aliases import Alias
 from gateway.routing.policy import (
     Decision,

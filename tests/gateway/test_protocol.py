@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from gateway.http import ending, protocol
-from gateway.http.protocol import EXTENSION, REQUEST_HEAD_MAX_BYTES, Protocol
+from gateway.wire import ending, protocol
+from gateway.wire.protocol import EXTENSION, REQUEST_HEAD_MAX_BYTES, Protocol
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 

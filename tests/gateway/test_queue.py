@@ -8,10 +8,10 @@ from time import process_time
 from typing import Any
 
 import pytest
-from gateway.http.errors import ApiError
-from gateway.routing.backends import BackendsFile
-from gateway.routing.queue import SWITCH_TURNS, FairQueue
-from gateway.routing.registry import STRIKES_MAX, Registry, Slots
+from gateway.backends.queue import SWITCH_TURNS, FairQueue
+from gateway.backends.records import BackendsFile
+from gateway.backends.registry import STRIKES_MAX, Registry, Slots
+from gateway.errors import ApiError
 
 from tests.gateway.scripted import Run
 from tests.gateway.test_registry import record, registry

@@ -3,14 +3,14 @@
 from typing import Any
 
 import pytest
-from gateway.http.errors import ApiError
-from gateway.routing import registry as module
+from gateway.backends import registry as module
+from gateway.backends.protocols.ollama import OllamaAdapter
+from gateway.backends.records import BackendRecord, BackendsFile
+from gateway.backends.registry import ROUTES_MAX, STRIKES_MAX, Backend, Registry, Route, backend_maker
+from gateway.config.settings import load_settings
+from gateway.errors import ApiError
 from gateway.routing.aliases import Alias
-from gateway.routing.backends import BackendRecord, BackendsFile
-from gateway.routing.registry import ROUTES_MAX, STRIKES_MAX, Backend, Registry, Route, backend_maker
-from gateway.settings import load_settings
-from gateway.upstream.adapters.ollama import OllamaAdapter
-from gateway.upstream.http1 import Pool, Timeouts
+from gateway.wire.http1 import Pool, Timeouts
 
 from tests.gateway.scripted import Run, until
 

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from gateway.protocols.rerank import cosine, norm, ranking, scores_of, vectors_of
-from gateway.upstream.adapters.base import AnswerError
+from gateway.backends.protocols.base import AnswerError
+from gateway.dialects.ranking import cosine, norm, ranking, scores_of, vectors_of
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway.response_store import ResponseStore
+from gateway.features.conversations.store import ResponseStore
 from gateway.storage import Database, StorageError
 
 from tests.gateway.scripted import Run

@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from gateway.api.endpoint import parse
-from gateway.api.responses import REQUEST
-from gateway.http.errors import ApiError
-from gateway.protocols.responses import REFUSED, ResponsesRequest, check
-from gateway.protocols.responses_answer import ResponseBuilder, begin, make_ids, response_of_item
-from gateway.protocols.responses_chat import to_chat
-from gateway.protocols.responses_items import read_items, with_own_ids
+from gateway.backends.protocols.base import AnswerError
+from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids, response_of_item
+from gateway.dialects.responses.chat import to_chat
+from gateway.dialects.responses.items import read_items, with_own_ids
+from gateway.dialects.responses.request import REFUSED, ResponsesRequest, check
+from gateway.dialects.responses.routes import REQUEST
+from gateway.errors import ApiError
 from gateway.routing.body import dump
-from gateway.upstream.adapters.base import AnswerError
+from gateway.web.endpoint import parse
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.responses import ResponseStreamEvent, response_create_params

@@ -14,8 +14,8 @@ from unittest.mock import Mock
 
 import pytest
 import uvicorn
-from gateway.http.ending import LINGER_MAX_SEC
-from gateway.http.protocol import REQUEST_HEAD_MAX_SEC, Protocol
+from gateway.wire.ending import LINGER_MAX_SEC
+from gateway.wire.protocol import REQUEST_HEAD_MAX_SEC, Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
@@ -297,7 +297,7 @@ async def answer_late(scope: Scope, receive: Receive, send: Send) -> None:
 )
 def test_a_head_has_its_time(monkeypatch: pytest.MonkeyPatch, sent: bytes, answer: bytes) -> None:
     """Who never ends it only holds a connection, and is let go; an answer under way is not disturbed."""
-    monkeypatch.setattr("gateway.http.protocol.REQUEST_HEAD_MAX_SEC", 0.3)
+    monkeypatch.setattr("gateway.wire.protocol.REQUEST_HEAD_MAX_SEC", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listener, connect(listener.getsockname()[1]) as connection:
         connection.sendall(sent)  # before anybody looks, so that nothing but the rest of a head is late
         with serving(answer_late, listener):

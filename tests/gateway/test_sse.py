@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 import pytest
-from gateway.upstream import sse
-from gateway.upstream.sse import (
+from gateway.backends.usage import COUNT_MAX, Usage, usage_in, usage_of
+from gateway.wire import sse
+from gateway.wire.sse import (
     EventCutter,
     EventTooLong,
     EventWatch,
@@ -19,7 +20,6 @@ from gateway.upstream.sse import (
     read_events,
     split_events,
 )
-from gateway.upstream.usage import COUNT_MAX, Usage, usage_in, usage_of
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -305,7 +305,7 @@ def test_usage_of_many_embeddings_is_found_without_a_parse(monkeypatch: pytest.M
         sizes.append(len(data))
         return json.loads(data)
 
-    monkeypatch.setattr("gateway.upstream.usage.orjson.loads", loads)
+    monkeypatch.setattr("gateway.backends.usage.orjson.loads", loads)
     assert usage_in(body) == Usage(7, 0)
     assert len(sizes) == 1
     assert sizes[0] < 100 < len(body)
@@ -314,7 +314,7 @@ def test_usage_of_many_embeddings_is_found_without_a_parse(monkeypatch: pytest.M
 @pytest.mark.parametrize("in_the_middle", [b'"usage":{"prompt_tokens":5}', b'"a":1'])
 def test_a_large_answer_is_not_parsed_for_its_usage(monkeypatch: pytest.MonkeyPatch, in_the_middle: bytes) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr("gateway.upstream.usage.orjson.loads", lambda data: sizes.append(len(data)))
+    monkeypatch.setattr("gateway.backends.usage.orjson.loads", lambda data: sizes.append(len(data)))
     assert usage_in(b'{"a":"%b",%b,"b":"%b"}' % (b"x" * 2**20, in_the_middle, b"x" * 2**20)) is None
     assert usage_in(b"{%b%b}" % (b'"a":[],' * 100_000, in_the_middle)) is None
     assert all(size < 10_000 for size in sizes)

@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 import pytest
-from gateway import stepwise
-from gateway.stepwise import (
+from gateway.wire import stepwise
+from gateway.wire.stepwise import (
     LONG_BYTES,
     STEP_BYTES,
     LongTexts,

@@ -16,7 +16,7 @@ from pathlib import Path
 import apsw
 import pytest
 from gateway import storage
-from gateway.refusal import Refusal
+from gateway.errors import Refusal
 from gateway.storage import MIGRATIONS, Database, StorageError
 
 from tests.gateway.conftest import gateway, write_files

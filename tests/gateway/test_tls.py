@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
-from gateway.refusal import Refusal
-from gateway.settings import load_settings
-from gateway.upstream.tls import client_context
+from gateway.config.settings import load_settings
+from gateway.config.tls import client_context
+from gateway.errors import Refusal
 
 from tests.gateway.authority import LOCAL, Authority
 from tests.gateway.conftest import gateway, write_files

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway.routing.registry import Backend
-from gateway.upstream import tokenizer
-from gateway.upstream.tokenizer import COUNTED_MAX_BYTES, count
+from gateway.backends import tokenizer
+from gateway.backends.registry import Backend
+from gateway.backends.tokenizer import COUNTED_MAX_BYTES, count
 
 from tests.gateway import scripted
 from tests.gateway.chat_script import ChatScript, chat_script

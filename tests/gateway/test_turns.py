@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from gateway.protocols.turns import CALLS_MAX, TURN_COST, ObjectEnd, Step, Turns
-from gateway.upstream.adapters.base import AnswerError
+from gateway.backends.protocols.base import AnswerError
+from gateway.dialects.turns import CALLS_MAX, TURN_COST, ObjectEnd, Step, Turns
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from gateway.http.errors import ApiError
-from gateway.images.request import Painting, Upload, read_request
-from gateway.upstream.adapters import invokeai
-from gateway.upstream.adapters.base import AnswerError
-from gateway.upstream.converse import Abandoned, Ask, Refused, Reply, Steps
+from gateway.backends.converse import Abandoned, Ask, Refused, Reply, Steps
+from gateway.backends.protocols import invokeai
+from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.image_request import Painting, Upload, read_request
+from gateway.errors import ApiError
 
 from tests.doubles.images import fits, loads, png, shape
 from tests.doubles.invokeai import InvokeAI

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from catalog import OPTIONS, address, backends, chosen, listeners, smoke_requests
-from gateway.routing.backends import BackendRecord
+from gateway.backends.records import BackendRecord
 from preflight import BACKEND_OPTIONS
 
 ROOT = Path(__file__).parents[2]

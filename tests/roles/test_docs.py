@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gateway.backends.records import load_backends
+from gateway.config.settings import Settings, load_settings
 from gateway.observe.metrics import FAMILIES
-from gateway.routing.backends import load_backends
-from gateway.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "SECURITY.md", *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])

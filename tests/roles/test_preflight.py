@@ -10,11 +10,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import gateway.settings
 import preflight
 import pytest
 import yaml
 from catalog import listeners
+from gateway.config import settings
 from host_state import declared, linux_listeners
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +166,7 @@ def test_inventories_are_judged(groups: dict[str, list[str]], variables: dict[st
     assert preflight.inventory_problems(CATALOG, *fleet(groups, **variables)) == expected
 
 
-@pytest.mark.parametrize("token", ["abc", 7, *sorted(gateway.settings.PLACEHOLDERS)])
+@pytest.mark.parametrize("token", ["abc", 7, *sorted(settings.PLACEHOLDERS)])
 def test_a_token_that_is_easily_guessed_is_refused_and_never_shown(token: Any) -> None:
     (problem,) = preflight.inventory_problems(CATALOG, *fleet(ONE, box1={"gateway_bearer_token": token}))
     assert problem.startswith("box1: gateway_bearer_token is easily guessed")
@@ -175,8 +175,8 @@ def test_a_token_that_is_easily_guessed_is_refused_and_never_shown(token: Any) -
 
 
 def test_preflight_and_gateway_agree_on_tokens() -> None:
-    assert preflight.PLACEHOLDERS == gateway.settings.PLACEHOLDERS
-    assert preflight.MINIMUM_TOKEN == gateway.settings.TOKEN_MIN_CHARS
+    assert preflight.PLACEHOLDERS == settings.PLACEHOLDERS
+    assert preflight.MINIMUM_TOKEN == settings.TOKEN_MIN_CHARS
 
 
 def test_settable_names_are_those_of_the_platform() -> None:

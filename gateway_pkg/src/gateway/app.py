@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from difflib import get_close_matches
+from functools import partial
 
 import httpx
 from fastapi import FastAPI, Request
@@ -18,34 +19,40 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp
 
 from gateway import __version__
-from gateway.api import admin, audio, hot, images, messages, music, pages, rerank, responses
-from gateway.api.dispatch import Dispatcher
+from gateway.access.policies import load_policies
+from gateway.access.tokens import Doorkeeper
+from gateway.access.usage import TokenUsage
+from gateway.api import admin, pages
 from gateway.api.docs import make_docs_router
-from gateway.api.endpoint import Endpoints
 from gateway.api.openapi import describe
-from gateway.http.edge import Edge
-from gateway.http.errors import ApiError
-from gateway.http.policies import load_policies
-from gateway.http.tokens import Doorkeeper
-from gateway.media import make_media_router
+from gateway.backends.call import Dispatcher
+from gateway.backends.converse import settled
+from gateway.backends.health import Prober
+from gateway.backends.protocols.ollama import OllamaAdapter
+from gateway.backends.records import load_backends
+from gateway.backends.registry import Registry, backend_maker
+from gateway.config.reload import Reloader, Source
+from gateway.config.settings import Settings
+from gateway.config.tls import client_context
+from gateway.dialects import audio, rerank
+from gateway.dialects import chat as hot
+from gateway.dialects.messages import routes as messages
+from gateway.dialects.responses import routes as responses
+from gateway.errors import ApiError
+from gateway.features.conversations.store import ResponseStore
+from gateway.features.images import routes as images
+from gateway.features.images.store import make_media_router
+from gateway.features.music import routes as music
 from gateway.observe.lag import LagSampler
 from gateway.observe.linelog import LineLog
 from gateway.observe.listener import make_listener
 from gateway.observe.metrics import Metrics
 from gateway.observe.record import Recorder
-from gateway.reload import Reloader
-from gateway.response_store import ResponseStore
 from gateway.routing.aliases import load_aliases
-from gateway.routing.backends import load_backends
-from gateway.routing.health import Prober
-from gateway.routing.registry import Registry, backend_maker
-from gateway.settings import Settings
 from gateway.storage import Database, locked
-from gateway.upstream.adapters.ollama import OllamaAdapter
-from gateway.upstream.converse import settled
-from gateway.upstream.http1 import Timeouts
-from gateway.upstream.tls import client_context
-from gateway.usage import TokenUsage
+from gateway.web.edge import Edge
+from gateway.web.endpoint import Endpoints
+from gateway.wire.http1 import Timeouts
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +77,13 @@ class House:
         self.settings = settings
         self.tls = client_context(settings)
         self.usage = TokenUsage()
-        policies = load_policies(settings)
+        policies = Source(
+            str(settings.gateway_token_policies_path or "GATEWAY_TOKEN_POLICIES_JSON"), partial(load_policies, settings)
+        )
         self.doorkeeper = Doorkeeper(
             settings.tokens(),
             settings.ip_allowlist,
-            book=policies,
+            book=policies.content,
             proxies=settings.trust_proxy_cidrs,
             usage=self.usage,
         )
@@ -83,16 +92,23 @@ class House:
             first_byte=settings.upstream_first_byte_timeout_sec,
             idle=settings.upstream_idle_timeout_sec,
         )
-        backends, aliases = load_backends(settings), load_aliases(settings)
+        backends = Source(str(settings.gateway_backends_path), partial(load_backends, settings))
+        aliases = Source(
+            "MODEL_ALIASES_JSON" if settings.model_aliases_json else str(settings.model_aliases_path),
+            partial(load_aliases, settings),
+        )
         self.registry = Registry(
-            backends,
-            aliases,
+            backends.content,
+            aliases.content,
             settings,
             backend_maker(timeouts, self.tls, ADAPTERS),
         )
-        self.reloader = Reloader(
-            settings, self.registry, self.doorkeeper, backends=backends, aliases=aliases, policies=policies
-        )
+
+        def put_in_force() -> None:
+            self.registry.replace(backends.content, aliases.content)
+            self.doorkeeper.replace(policies.content)
+
+        self.reloader = Reloader((backends, aliases, policies), put_in_force)
         self.database = Database(settings.gateway_db_path)
         self.music = music.make_jobs(self.database, settings)
         self.responses = ResponseStore(self.database, settings.responses_ttl_sec, settings.responses_max_bytes)
@@ -114,7 +130,15 @@ class House:
         endpoints = self._endpoints()
         shown_metrics = self.metrics if settings.metrics_enabled else None
         record = Recorder({endpoint.path for endpoint, _ in endpoints}, self.metrics, self.request_log, self.tracer)
-        self.api = Edge(self._pages(endpoints, shown_metrics), endpoints, self.doorkeeper, settings, record)
+        self.api = Edge(
+            self._pages(endpoints, shown_metrics),
+            endpoints,
+            self.doorkeeper,
+            settings,
+            record,
+            pages.OPEN_PATHS,
+            pages.OPEN_DIRECTORIES,
+        )
         self.observability = make_listener(self.registry, shown_metrics)
         self._running = AsyncExitStack()
         self._is_cut = False

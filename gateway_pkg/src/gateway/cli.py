@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import __version__
-from gateway.refusal import Refusal
+from gateway.errors import Refusal
 
 if TYPE_CHECKING:
-    from gateway.settings import Settings
+    from gateway.config.settings import Settings
 
 EXIT_REFUSED = 2
 ENOUGH = """A token in GATEWAY_BEARER_TOKEN and a server are enough: OLLAMA_BASE_URL, MLX_BASE_URL, or --backends. The
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from gateway.settings import HOME
+    from gateway.config.settings import HOME
 
     parser = argparse.ArgumentParser(prog="gateway", description="OpenAI-compatible API in front of your model servers")
     parser.add_argument("--version", action="version", version=__version__)
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    from gateway.settings import HOME, load_settings
+    from gateway.config.settings import HOME, load_settings
 
     env_file = arguments.env_file
     if env_file is None and (HOME / "app/.env").is_file():

@@ -20,10 +20,10 @@ import uvloop
 from starlette.types import ASGIApp
 
 from gateway.app import House
-from gateway.http.protocol import Protocol
+from gateway.config.settings import Settings
+from gateway.errors import Refusal
 from gateway.observe import logs
-from gateway.refusal import Refusal
-from gateway.settings import Settings
+from gateway.wire.protocol import Protocol
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import apsw
 
 from gateway import background
-from gateway.refusal import Refusal
+from gateway.errors import Refusal
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -9,9 +9,9 @@ from time import perf_counter
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from gateway.http.tokens import Caller, Doorkeeper
-from gateway.reload import Reloader, ReloadReport
-from gateway.routing.registry import Backend, Registry, Slots
+from gateway.access.tokens import Caller, Doorkeeper
+from gateway.backends.registry import Backend, Registry, Slots
+from gateway.config.reload import Reloader, ReloadReport
 
 
 class Admission(BaseModel):

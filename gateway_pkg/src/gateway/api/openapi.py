@@ -11,9 +11,9 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.utils import deep_dict_update
 from pydantic import TypeAdapter
 
-from gateway.api.endpoint import JSON_TYPE, Endpoint
-from gateway.http.edge import OPEN_DIRECTORIES, OPEN_PATHS
-from gateway.http.errors import OPENAI_ERRORS, ErrorShape
+from gateway.api.pages import OPEN_DIRECTORIES, OPEN_PATHS
+from gateway.errors import OPENAI_ERRORS, ErrorShape
+from gateway.web.endpoint import JSON_TYPE, Endpoint
 
 ABOUT = """\
 One address for the appliance's models. A bearer token opens every route but those without a lock here.

@@ -7,13 +7,18 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from gateway.http.errors import ApiError
-from gateway.http.tokens import Caller
+from gateway.access.tokens import Caller
+from gateway.api import docs
+from gateway.backends.registry import Registry
+from gateway.errors import ApiError
 from gateway.observe import health
 from gateway.observe.metrics import CONTENT_TYPE, Metrics
 from gateway.routing.aliases import Alias
 from gateway.routing.policy import AUTO, unknown_model
-from gateway.routing.registry import Registry
+
+# Paths that ask for no token; all others do. Stored images: who knows the sha256 of one's bytes may have the image.
+OPEN_PATHS = ("/health", "/readyz", docs.OPENAPI, *docs.PATHS)
+OPEN_DIRECTORIES = ("/ui/images/",)
 
 READINESS = {
     "type": "object",

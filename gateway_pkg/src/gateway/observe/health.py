@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.routing.registry import Registry
+from gateway.backends.registry import Registry
 
 
 def upstreams(registry: Registry) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.http.errors import ApiError
-from gateway.http.protocol import EXTENSION
+from gateway.backends.registry import Registry
+from gateway.errors import ApiError
 from gateway.observe import health
 from gateway.observe.metrics import CONTENT_TYPE, Metrics
-from gateway.routing.registry import Registry
+from gateway.wire.protocol import EXTENSION
 
 JSON = b"application/json"
 

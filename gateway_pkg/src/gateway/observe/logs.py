@@ -8,18 +8,17 @@ import json
 import logging
 import os
 import queue
-from contextvars import ContextVar
 from logging.handlers import QueueHandler, QueueListener
 
 import orjson
 
 from gateway import background
+from gateway.web.ids import request_id
 
 STDERR = 2
 PENDING_MAX_LINES = 10_000
 LAST_LINES_SEC = 2.0  # what the end of the process waits for them
 # Set once a request; each has a task, and so a context, of its own.
-request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 class Dropped:

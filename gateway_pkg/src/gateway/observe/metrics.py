@@ -23,12 +23,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from gateway import __version__, background
-from gateway.http.exchange import CLIENT_GONE
+from gateway.backends.registry import Registry
+from gateway.backends.usage import Usage
 from gateway.observe.linelog import LineLog
 from gateway.observe.logs import Dropped
 from gateway.routing.policy import Names
-from gateway.routing.registry import Registry
-from gateway.upstream.usage import Usage
+from gateway.web.exchange import CLIENT_GONE
 
 if TYPE_CHECKING:
     from gateway.observe.tracing import Tracer

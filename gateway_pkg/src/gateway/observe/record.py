@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from gateway.http.exchange import Exchange
-from gateway.http.tokens import Caller
+from gateway.access.tokens import Caller
+from gateway.backends.registry import Route
+from gateway.backends.usage import Usage
 from gateway.observe.linelog import LineLog
 from gateway.observe.metrics import Metrics, Series, Tokens
-from gateway.routing.registry import Route
-from gateway.upstream.usage import Usage
+from gateway.web.exchange import Exchange
 
 if TYPE_CHECKING:
     from gateway.observe.tracing import Tracer  # imported only where traces are on

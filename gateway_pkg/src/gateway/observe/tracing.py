@@ -28,10 +28,10 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from gateway import __version__, background
-from gateway.http.exchange import Exchange
-from gateway.refusal import Refusal
-from gateway.routing.registry import Backend, Slots
-from gateway.upstream.origin import Origin
+from gateway.backends.registry import Backend, Slots
+from gateway.errors import Refusal
+from gateway.web.exchange import Exchange
+from gateway.wire.origin import Origin
 
 log = logging.getLogger(__name__)
 

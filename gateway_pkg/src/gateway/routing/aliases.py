@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from gateway.files import read_text, validation_refusal
-from gateway.refusal import Refusal
-from gateway.settings import Settings
+from gateway.config.files import read_text, validation_refusal
+from gateway.config.settings import Settings
+from gateway.errors import Refusal
 
 HINT = "set MODEL_ALIASES_PATH to a file such as the shipped files/model_aliases.json"
 # The names that a file of the earlier gateway may use.

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 from pydantic_core import from_json
 
-from gateway.collector import paused
-from gateway.http.errors import ApiError
+from gateway.errors import ApiError
+from gateway.wire.collector import paused
 
 ASK_FOR_USAGE = b'"stream_options":{"include_usage":true},'
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.http.errors import ApiError
+from gateway.errors import ApiError
 from gateway.routing.aliases import Alias
 
 # Either bounds a chat, and OpenAI's own server takes no two of them; a completion is bounded by the first alone.

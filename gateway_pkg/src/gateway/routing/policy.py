@@ -9,7 +9,7 @@ from heapq import nlargest
 from itertools import chain
 from typing import NamedTuple
 
-from gateway.http.errors import ApiError
+from gateway.errors import ApiError
 from gateway.routing.aliases import Alias
 from gateway.routing.request_type import is_coding
 

@@ -29,7 +29,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.http.errors import ApiError, retry_after
+from gateway.errors import ApiError, retry_after
 
 if TYPE_CHECKING:
     from gateway.shims.minilm import Ids, MiniLM, Vector

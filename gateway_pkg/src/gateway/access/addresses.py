@@ -1,0 +1,78 @@
+"""Addresses: lists of those that may come in, and whom a proxy speaks for."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from functools import lru_cache
+
+from gateway.config.settings import Network
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+REMEMBERED_MAX = 512  # addresses for each list, about 100 kB
+HOPS_MAX = 32
+HOP_CHARS = 64  # an IPv6 address with brackets, zone and port
+
+
+class AddressList:
+    """Addresses and CIDRs; remembers its last verdicts, since a client calls often."""
+
+    __slots__ = ("allows", "networks")
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self.networks = tuple(networks)
+        self.allows = lru_cache(maxsize=REMEMBERED_MAX)(self._allows)
+
+    def _allows(self, host: str) -> bool:
+        address = parse_address(host)
+        return address is not None and self.holds(address)
+
+    def holds(self, address: Address) -> bool:
+        return any(address in network for network in self.networks)
+
+
+def parse_address(text: str) -> Address | None:
+    """The address, an IPv4 one also where it stands mapped into IPv6; None when it is none."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def client_address(peer: str, forwarded: Sequence[bytes], proxies: AddressList) -> str:
+    """Who is really calling: the right-most address in the X-Forwarded-For lines that is no trusted proxy.
+
+    What a proxy wrote is to the right of what its client sent, so nothing a client sends is believed. The peer itself
+    when it is no trusted proxy, or when that address cannot be made out; the left-most when all are trusted.
+    """
+    if not forwarded or not proxies.allows(peer):
+        return peer
+    hops = b",".join(forwarded).rsplit(b",", HOPS_MAX)
+    address = None
+    for hop in reversed(hops[-HOPS_MAX:]):
+        address = _parse_hop(hop)
+        if address is None:
+            return peer
+        if not proxies.holds(address):
+            return str(address)
+    return peer if len(hops) > HOPS_MAX else str(address)
+
+
+def _parse_hop(hop: bytes) -> Address | None:
+    """`a.b.c.d`, `a.b.c.d:port`, an IPv6 address, `[v6]` or `[v6]:port`."""
+    text = hop.decode("latin-1").strip(" \t")
+    if len(text) > HOP_CHARS:
+        return None
+    host, port = text, ""
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        if ":" not in host or "]" not in text or (port and not port.startswith(":")):
+            return None
+    elif text.count(":") == 1:
+        host, port = text.split(":")
+        port = f":{port}"
+    if port and not (port[1:].isascii() and port[1:].isdigit()):
+        return None
+    return parse_address(host)

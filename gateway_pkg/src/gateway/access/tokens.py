@@ -1,0 +1,320 @@
+"""Who is calling: bearer tokens, addresses, and what a token's policy lets it do."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from fnmatch import translate
+from hashlib import sha256
+from types import MappingProxyType
+from typing import Any
+
+from starlette.types import Scope
+
+from gateway.access.addresses import AddressList, client_address
+from gateway.access.callers import shown as shown_name
+from gateway.access.limits import SlidingWindow
+from gateway.access.policies import UNRESTRICTED, PolicyBook, TokenPolicy, shown
+from gateway.access.usage import TokenUsage
+from gateway.config.settings import Network
+from gateway.errors import ApiError, retry_after
+from gateway.routing.policy import AUTO, DEFAULT_ALIAS, Decision, Names
+
+CHALLENGE = ((b"www-authenticate", b"Bearer"),)
+# Fields by which a server sends a request to models that `model` does not name: LiteLLM's and OpenRouter's.
+OTHER_MODELS = frozenset({"fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "models"})
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class Caller:
+    """A client that is known: by one token, or by several whose policies have the same `name`.
+
+    `key` stands for it in whatever is stored or counted as its own, `name` in logs and metrics; see `callers`.
+    Without `is_limited` there is nothing that `admit` could refuse. `now` is everywhere in
+    seconds of time.perf_counter, as `Exchange.started`.
+    """
+
+    __slots__ = ("_models", "_usage", "addresses", "is_limited", "key", "name", "policy", "window")
+
+    def __init__(self, key: str, policy: TokenPolicy, addresses: AddressList | None, usage: TokenUsage) -> None:
+        self.key = key
+        self.name = shown_name(key)
+        self.policy = policy
+        self.addresses = AddressList(policy.ip_allowlist) if policy.ip_allowlist else addresses
+        self.window = SlidingWindow(policy.requests_per_minute) if policy.requests_per_minute else None
+        self.is_limited = self.window is not None or policy.tokens_per_day is not None
+        self._models = _pattern(policy.models_allowlist) if policy.models_allowlist else None
+        self._usage = usage
+
+    def admit(self, now: float, *, uses_tokens: bool = True) -> None:
+        """Counts a request; raises ApiError 429 when it is one too many for the minute, or the day's tokens are used.
+
+        Only what is admitted counts, so a client that is refused and keeps asking still gets its requests a minute.
+        Where no model works for a request (`uses_tokens` False), a client without tokens may still ask how it stands.
+        """
+        quota = self.policy.tokens_per_day
+        if uses_tokens and quota is not None and self.tokens_today() >= quota:
+            raise ApiError(
+                429,
+                f"This token has used its {quota} tokens of today (tokens_per_day); the next day begins at 00:00 UTC",
+                code="token_quota_exceeded",
+                headers=(*retry_after(self._usage.day_ends_in()), *self.headers(now)),
+            )
+        if self.window is not None and (wait := self.window.take(now)):
+            seconds = math.ceil(wait)
+            raise ApiError(
+                429,
+                f"This token has made its {self.window.limit} requests of the last minute (requests_per_minute); "
+                f"try again in {seconds} s",
+                code="rate_limit_exceeded",
+                headers=(*retry_after(seconds), *self.headers(now)),
+            )
+
+    def spend(self, tokens: int) -> None:
+        """Counts tokens that a request has used. An answer is not cut for it: the next request is refused."""
+        self._usage.spend(self.key, tokens)
+
+    def tokens_today(self) -> int:
+        return self._usage.today(self.key)
+
+    def headers(self, now: float) -> Headers:
+        """OpenAI's `x-ratelimit-…` headers for the limits that this token has."""
+        if not self.is_limited:
+            return ()
+        found: list[tuple[bytes, bytes]] = []
+        if self.window is not None:
+            reset = math.ceil(self.window.resets_in(now))
+            found += _limit_headers(b"requests", self.window.limit, self.window.used(now), reset)
+        if self.policy.tokens_per_day is not None:
+            used = self.tokens_today()
+            found += _limit_headers(b"tokens", self.policy.tokens_per_day, used, self._usage.day_ends_in())
+        return tuple(found)
+
+    def check_model(
+        self, asked: str, decision: Decision, names: Names, request: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Raises ApiError 403 unless `may_use`, and for other models in the request; `asked` is what it named."""
+        if self._models is None:
+            return
+        for where, fields in (("", request), ("extra_body.", request.get("extra_body"))):
+            for name, value in fields.items() if isinstance(fields, Mapping) else ():
+                if value and (name.casefold() in OTHER_MODELS or (where and name.casefold() == "model")):
+                    raise ApiError(
+                        403,
+                        f"This token may use some models only, so a request names one, in 'model'; leave out "
+                        f"'{where}{name}'",
+                        param=where + name,
+                        code="model_not_allowed",
+                    )
+        if not self.may_use(asked, decision, names):
+            raise ApiError(
+                403,
+                f"This token may not use the model '{asked[:200] or AUTO}'; ask the operator to add it to the token's "
+                "models_allowlist",
+                param="model",
+                code="model_not_allowed",
+            )
+
+    def may_use(self, asked: str, decision: Decision, names: Names) -> bool:
+        """Whether models_allowlist has what `asked` was resolved to: `<class>:<model>`, the alias, or the model.
+
+        A model's bare name counts only where the class is known to serve it: there are servers that take any name for
+        the one model that they have.
+        """
+        if self._models is None:
+            return True
+        meant = [f"{decision.backend_class}:{decision.model}"]
+        if decision.alias is not None:
+            meant += [decision.model, _alias_name(asked, decision.reason)]
+        elif decision.model in names.served.get(decision.backend_class, ()):
+            meant.append(decision.model)
+        return any(map(self._models.fullmatch, meant))
+
+    def known(self, names: Names) -> Names:
+        """Of all names the models and aliases that models_allowlist has; classes of which it has none are left out."""
+        if self._models is None:
+            return names
+        served = {
+            backend_class: [
+                model for model in models if self.may_use(model, Decision(backend_class, model, "pinned:model"), names)
+            ]
+            for backend_class, models in names.served.items()
+        }
+        return replace(
+            names,
+            served={name: models for name, models in served.items() if models or not names.served[name]},
+            aliases={
+                name: alias
+                for name, alias in names.aliases.items()
+                if self.may_use(name, Decision(alias.backend, alias.model, "alias:model", alias), names)
+            },
+        )
+
+    def check_admin(self) -> None:
+        """Raises ApiError 403 when the token's policy does not say `admin`."""
+        if not self.policy.admin:
+            raise ApiError(
+                403,
+                "This token may not do this: its policy needs 'admin': true",
+                code="admin_required",
+            )
+
+
+class Doorkeeper:
+    """Knows the accepted tokens and addresses.
+
+    Tokens are looked up by their sha256, headers that were accepted before by Python's own keyed hash: the time of
+    neither look-up says anything about a token's characters. Nothing is kept of tokens that are not accepted.
+    """
+
+    def __init__(
+        self,
+        tokens: Iterable[str],
+        networks: tuple[Network, ...] = (),
+        *,
+        book: PolicyBook | None = None,
+        proxies: tuple[Network, ...] = (),
+        usage: TokenUsage | None = None,
+    ) -> None:
+        self._digests = [sha256(token.encode()).digest() for token in tokens]
+        self._addresses = AddressList(networks) if networks else None
+        self._proxies = AddressList(proxies) if proxies else None
+        self._usage = usage or TokenUsage()
+        self._callers: dict[bytes, Caller] = {}
+        self._malformed: frozenset[bytes] = frozenset()
+        self._accepted: dict[bytes | None, Caller] = {}
+        self._accepted_keys: dict[bytes | None, Caller] = {}
+        self.replace(book or PolicyBook())
+
+    def replace(self, book: PolicyBook) -> None:
+        """Puts other policies in force. Who keeps its key keeps what it has used; requests under way keep the old."""
+        before = {caller.key: caller for caller in self.callers()}
+        made: dict[str, Caller] = {}
+        self._callers = {}
+        self._malformed = book.malformed
+        for digest in self._digests:
+            if digest in book.malformed:
+                continue
+            policy = book.policies.get(digest, UNRESTRICTED)
+            key = policy.name or digest.hex()
+            if key not in made:
+                made[key] = Caller(key, policy, self._addresses, self._usage)
+                _hand_over(before.get(key), made[key])
+            self._callers[digest] = made[key]
+        self._usage.windows = {key: caller.window for key, caller in made.items() if caller.window is not None}
+        self._accepted.clear()
+        self._accepted_keys.clear()
+
+    def callers(self) -> list[Caller]:
+        """Each once, by name."""
+        return sorted({caller.key: caller for caller in self._callers.values()}.values(), key=lambda c: c.key)
+
+    def check_address(self, scope: Scope) -> None:
+        """Raises ApiError 403 unless the client's address is in IP_ALLOWLIST (empty: all are)."""
+        if self._addresses is not None:
+            self._check_address(scope, self._addresses, "IP_ALLOWLIST")
+
+    def identify(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Caller:
+        """Who calls, by `Authorization: Bearer <token>` or, where that is absent, `x-api-key: <token>`.
+
+        Raises:
+            ApiError: 401 no or unknown token, 403 its policy is malformed or its address not allowed: a policy's own
+                list counts instead of IP_ALLOWLIST.
+        """
+        caller = self._accepted.get(headers.get(b"authorization"))
+        if caller is None:
+            caller = self._look_up(scope, headers)
+        if caller.addresses is not None:
+            setting = "IP_ALLOWLIST" if caller.addresses is self._addresses else "the token's ip_allowlist"
+            self._check_address(scope, caller.addresses, setting)
+        return caller
+
+    def client_address(self, scope: Scope) -> str:
+        """The client's address, also behind a trusted proxy; "" for a client that has none."""
+        client = scope["client"]
+        if client is None or self._proxies is None:
+            return client[0] if client else ""
+        forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        return client_address(client[0], forwarded, self._proxies)
+
+    def _look_up(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Caller:
+        authorization, key = headers.get(b"authorization"), headers.get(b"x-api-key")
+        if authorization is None and key is not None:
+            accepted, header, token = self._accepted_keys, key, key
+            known = accepted.get(header)
+            if known is not None:
+                return known
+        elif authorization is not None and authorization[:7].lower() == b"bearer ":
+            accepted, header, token = self._accepted, authorization, authorization[7:]
+        else:
+            self.check_address(scope)
+            raise ApiError(
+                401,
+                "Missing bearer token: send the header 'Authorization: Bearer <token>'",
+                code="missing_token",
+                headers=CHALLENGE,
+            )
+        digest = sha256(token.strip()).digest()
+        if digest in self._malformed:
+            raise ApiError(
+                403,
+                f"The policy of token {shown(digest)} is malformed, so it may do nothing; the gateway's log says why",
+                code="token_policy_malformed",
+            )
+        caller = self._callers.get(digest)
+        if caller is None:
+            self.check_address(scope)
+            raise ApiError(
+                401,
+                "Invalid bearer token: this gateway does not know it; ask its operator for one",
+                code="invalid_token",
+                headers=CHALLENGE,
+            )
+        if len(token) == len(token.strip()):  # else a token would have as many headers as it has spaces around it
+            accepted[header] = caller
+        return caller
+
+    def _check_address(self, scope: Scope, addresses: AddressList, setting: str) -> None:
+        if not addresses.allows(self.client_address(scope)):
+            raise ApiError(
+                403, f"Client IP not allowed: ask the operator to add it to {setting}", code="ip_not_allowed"
+            )
+
+
+def _hand_over(before: Caller | None, after: Caller) -> None:
+    """Keeps the minute's requests over a change of policy."""
+    if before is not None and before.window is not None and after.window is not None:
+        before.window.limit = after.window.limit
+        after.window = before.window
+
+
+def _pattern(names: Iterable[str]) -> re.Pattern[str]:
+    """One expression for shell-style patterns; case is of no account, as with aliases."""
+    return re.compile("|".join(translate(name) for name in names), re.IGNORECASE)
+
+
+def _alias_name(asked: str, reason: str) -> str:
+    """The name of the alias that a decision went by: chosen by the policy, asked for, or the default."""
+    _, chosen, name = reason.partition("->alias:")
+    if chosen:
+        return name
+    return asked if asked.casefold() not in ("", AUTO) else DEFAULT_ALIAS
+
+
+def _limit_headers(kind: bytes, limit: int, used: int, reset: int) -> Headers:
+    return (
+        (b"x-ratelimit-limit-" + kind, b"%d" % limit),
+        (b"x-ratelimit-remaining-" + kind, b"%d" % max(0, limit - used)),
+        (b"x-ratelimit-reset-" + kind, _duration(reset)),
+    )
+
+
+def _duration(seconds: int) -> bytes:
+    """As OpenAI writes it: `12s`, `6m0s`, `5h0m3s`."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{hours}h{minutes}m{rest}s" if hours else f"{minutes}m{rest}s" if minutes else f"{rest}s"
+    return text.encode()

@@ -1,0 +1,207 @@
+"""What each caller has used, tokens of today (UTC) and requests of the last minute: in memory, kept in the database.
+
+A caller without a name has two rows: one of its key, and one of the 8 digits that are shown, which is the sum of all
+who share them. The release before knows the second alone; what that has beyond the first is what that release counted,
+or one before, and goes for each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import apsw
+
+from gateway import background
+from gateway.access.callers import SHOWN_HEX, is_hash, shown
+from gateway.access.limits import SLOTS, SLOTS_A_SEC, SlidingWindow
+from gateway.storage import Database, StorageError
+
+log = logging.getLogger(__name__)
+
+_SHOWN = re.compile(f"[0-9a-f]{{{SHOWN_HEX}}}")
+DAY_SEC = 86_400
+SAVE_EVERY_SEC = 1.0
+KEEP_DAYS = 31
+TOKENS_MAX = 2**62  # of a caller and day; SQLite's integers have 64 bits
+
+
+class _Counts(NamedTuple):
+    """What is to be stored: tokens by (days since 1970, caller); requests as (caller, quarter seconds since 1970, how
+    many), all that there are where `is_all`. Rows of before `first_day` and `first_slot` are of no more use.
+    """
+
+    tokens: Mapping[tuple[int, str], int]
+    first_day: int
+    requests: Sequence[tuple[str, int, int]]
+    first_slot: int
+    is_all: bool
+
+
+class TokenUsage:
+    """Counts for each caller's key. Between `start` and `stop` what was spent is stored once a second.
+
+    `windows` are the callers' requests, whose times are those of `ticks`. A process that is killed loses the last
+    second and what was not yet on the disk; one that stops loses nothing. Over a restart a request leaves its window up
+    to half a second later, never earlier. Without a database the counts begin anew with the process.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time, ticks: Callable[[], float] = time.perf_counter) -> None:
+        self.windows: Mapping[str, SlidingWindow] = {}
+        self._clock = clock
+        self._ticks = ticks
+        self._shift = 0  # from a window's slots to quarter seconds since 1970
+        self._saved_to = -math.inf  # ticks until which the windows are stored
+        self._day = 0
+        self._fresh: dict[str, int] = {}  # spent since the counts were last asked for or stored
+        self._used: dict[str, int] = {}
+        self._used_before: dict[str, int] = {}  # by shown name, what was counted without a key
+        self._unsaved: dict[tuple[int, str], int] = {}
+        self._database: Database | None = None
+        self._saver: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        self._is_failing = False
+        self._turn_day()
+
+    def spend(self, name: str, tokens: int) -> None:
+        self._fresh[name] = self._fresh.get(name, 0) + tokens
+
+    def today(self, name: str) -> int:
+        """Tokens used since midnight UTC."""
+        self._turn_day()
+        before = self._used_before.get(shown(name), 0) if self._used_before else 0
+        return self._used.get(name, 0) + before
+
+    def day_ends_in(self) -> int:
+        """Seconds until midnight UTC, 1 or more."""
+        return max(1, math.ceil(DAY_SEC - self._clock() % DAY_SEC))
+
+    async def start(self, database: Database) -> None:
+        """Adds what is stored of today and of the last minute, and stores from now on; raises StorageError."""
+        self._turn_day()
+        day = self._day
+        tokens, requests = await database.read(lambda connection: _stored(connection, day))
+        for name, spent in tokens.items():
+            self._used[name] = self._used.get(name, 0) + spent
+        self._used_before = _beyond_keys(tokens)
+        now = self._ticks()
+        self._shift = math.floor((self._clock() - now) * SLOTS_A_SEC)
+        shown_names = {name: shown(name) for name in self.windows}
+        for slot, counts in requests.items():
+            before = _beyond_keys(counts)
+            for name, window in self.windows.items():
+                if count := counts.get(name, 0) + before.get(shown_names[name], 0):
+                    window.restore(slot - self._shift + 1, count, now)  # both shifts were rounded down
+        self._database = database
+        self._saver = background.start("token_usage", self._save_often)
+
+    async def stop(self) -> None:
+        """Stores what is not stored yet; before the database is closed."""
+        self._stopping.set()
+        if self._saver is not None:
+            await self._saver
+            try:
+                await self._save()
+            except Exception:
+                background.failed("token_usage")
+
+    async def _save_often(self) -> None:
+        while not self._stopping.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SAVE_EVERY_SEC):
+                    await self._stopping.wait()
+            await self._save()
+
+    async def _save(self) -> None:
+        self._turn_day()
+        now, saved_to = self._ticks(), self._saved_to
+        requests = [
+            (name, slot + self._shift, count)
+            for name, window in self.windows.items()
+            for slot, count in window.since(saved_to)
+        ]
+        if self._database is None or not (self._unsaved or requests):
+            return
+        unsaved, self._unsaved = self._unsaved, {}
+        first_slot = math.floor(now * SLOTS_A_SEC) + self._shift - SLOTS
+        counts = _Counts(unsaved, self._day - KEEP_DAYS, requests, first_slot, saved_to == -math.inf)
+        self._saved_to = now
+        try:
+            await self._database.write(lambda connection: _store(connection, counts))
+            self._is_failing = False
+        except Exception as error:
+            self._saved_to = saved_to
+            for key, tokens in unsaved.items():
+                self._unsaved[key] = min(self._unsaved.get(key, 0) + tokens, TOKENS_MAX)
+            if not isinstance(error, StorageError):
+                raise
+            if not self._is_failing:
+                log.warning("what tokens have used cannot be stored, and a restart would lose it: %s", error)
+            self._is_failing = True
+
+    def _turn_day(self) -> None:
+        """Counts what is fresh, for the day that ends if one does: near midnight a second may be yesterday's."""
+        for name, tokens in self._fresh.items():
+            self._used[name] = self._used.get(name, 0) + tokens
+            key = (self._day, name)
+            self._unsaved[key] = min(self._unsaved.get(key, 0) + tokens, TOKENS_MAX)
+        self._fresh.clear()
+        day = int(self._clock() // DAY_SEC)
+        # A clock that is set back gives nobody a second day.
+        if day > self._day:
+            self._day = day
+            self._used.clear()
+            self._used_before.clear()
+
+
+def _stored(connection: apsw.Connection, day: int) -> tuple[dict[str, int], dict[int, dict[str, int]]]:
+    """Tokens of the day by caller; requests by slot, oldest first, and caller."""
+    tokens = connection.execute("SELECT caller, tokens FROM token_usage WHERE day = ?", (day,))
+    requests: dict[int, dict[str, int]] = {}
+    for slot, caller, count in connection.execute("SELECT slot, caller, requests FROM request_counts ORDER BY slot"):
+        requests.setdefault(slot, {})[caller] = count
+    return dict(tokens), requests
+
+
+def _beyond_keys(counts: Mapping[str, int]) -> dict[str, int]:
+    """What the rows of shown names have beyond those of their keys."""
+    of_keys: Counter[str] = Counter()
+    for name, number in counts.items():
+        if is_hash(name):
+            of_keys[shown(name)] += number
+    return {
+        name: number - of_keys[name]
+        for name, number in counts.items()
+        if _SHOWN.fullmatch(name) and number > of_keys[name]
+    }
+
+
+def _with_shown(rows: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Rows of caller, day or slot, and number; with those of shown names."""
+    sums: Counter[tuple[str, int]] = Counter()
+    for key, when, number in rows:
+        for name in {key, shown(key)}:
+            sums[name, when] += number
+    return [(name, when, min(number, TOKENS_MAX)) for (name, when), number in sums.items()]
+
+
+def _store(connection: apsw.Connection, counts: _Counts) -> None:
+    spent = _with_shown((name, day, number) for (day, name), number in counts.tokens.items())
+    tokens = ((day, name, number, TOKENS_MAX) for name, day, number in spent)
+    connection.executemany(
+        "INSERT INTO token_usage VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET tokens = min(tokens + excluded.tokens, ?)",
+        tokens,
+    )
+    connection.execute("DELETE FROM token_usage WHERE day < ?", (counts.first_day,))
+    connection.execute("DELETE FROM request_counts WHERE slot < ? OR ?", (counts.first_slot, counts.is_all))
+    connection.executemany(
+        "INSERT INTO request_counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET requests = excluded.requests",
+        _with_shown(counts.requests),
+    )

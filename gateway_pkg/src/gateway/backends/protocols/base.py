@@ -1,0 +1,180 @@
+"""What an adapter for a chat-like protocol offers: a request there, a whole answer or a stream back."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from base64 import b64encode
+from collections.abc import Generator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import orjson
+
+from gateway.wire.stepwise import LIST_STEP, LongTexts, TooMuchJson, loads, numbers_in, without_numbers
+
+FLOATS_AT_ONCE = 1 << 16
+
+
+class AnswerError(Exception):
+    """A backend's answer that is no answer: not of its protocol, cut short, or an error told with status 200."""
+
+
+def json_value(body: bytes) -> Any:
+    """A whole answer that is JSON, and can be written again; raises AnswerError."""
+    try:
+        content = loads(body)
+    except orjson.JSONDecodeError as error:
+        raise _no_json(error) from None
+    written(content)
+    return content
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """A whole answer that is a JSON object; raises AnswerError."""
+    return _object(json_value(body))
+
+
+def json_object_in_steps(body: bytes) -> Generator[None, None, tuple[dict[str, Any], LongTexts]]:
+    """The same of any size, with names instead of its long lists of numbers, and these by their names."""
+    try:
+        content, lists = yield from without_numbers(body)
+    except orjson.JSONDecodeError as error:
+        raise _no_json(error) from None
+    return _object(content), lists
+
+
+def _no_json(error: orjson.JSONDecodeError) -> AnswerError:
+    return AnswerError(f"it sent {error.msg if isinstance(error, TooMuchJson) else 'no JSON'}")
+
+
+def _object(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise AnswerError("it sent JSON that is no object")
+    return content
+
+
+def written(content: Any) -> bytes:
+    """What is made of an answer, as JSON; AnswerError where it is nested deeper than JSON is written."""
+    try:
+        return orjson.dumps(content)
+    except TypeError:
+        raise AnswerError("JSON that is nested too deeply") from None
+
+
+def quoted(content: Any, chars: int) -> str:
+    """The beginning of what a backend says, as text."""
+    if isinstance(content, str):
+        return content[:chars]
+    try:
+        return orjson.dumps(content)[:chars].decode("utf-8", "ignore")
+    except TypeError:
+        return "(nested too deeply to be told)"
+
+
+def vector_in(embedding: Any, lists: LongTexts) -> Generator[None, None, array[float]]:
+    """An embedding's numbers, where `json_object_in_steps` has put their name or left them; raises AnswerError."""
+    text = lists.get(embedding) if isinstance(embedding, str) else None
+    if text is None:
+        return numbers(embedding)
+    try:
+        return (yield from numbers_in(text))
+    except (ValueError, TypeError, OverflowError):
+        raise AnswerError("an embedding that is no list of numbers") from None
+
+
+def numbers(vector: Any) -> array[float]:
+    """An embedding's numbers; raises AnswerError where it is none."""
+    try:
+        if isinstance(vector, list):
+            return array("d", vector)  # the quickest look at every number
+    except (TypeError, OverflowError):
+        pass
+    raise AnswerError("an embedding that is no list of numbers")
+
+
+def embeddings_written(
+    answer: dict[str, Any], lists: LongTexts, encoding_format: str | None
+) -> Generator[None, None, bytes]:
+    """OpenAI's answer of `Adapter.embeddings` as JSON, its numbers as they came, or in base64; raises AnswerError."""
+    seen = 0
+    for item in answer["data"]:
+        name = item["embedding"]
+        vector = yield from vector_in(name, lists)
+        if encoding_format == "base64":
+            item["embedding"] = yield from _base64(vector)
+        elif isinstance(name, str):
+            item["embedding"] = orjson.Fragment(bytes(lists[name]))
+        seen += len(vector) * 8
+        if seen >= LIST_STEP:
+            seen = 0
+            yield
+    return written(answer)
+
+
+def _base64(vector: array[float]) -> Generator[None, None, str]:
+    """OpenAI's other form: float32, little-endian."""
+    packed = bytearray()
+    try:
+        for start in range(0, len(vector), FLOATS_AT_ONCE):
+            if start:
+                yield
+            floats = vector[start : start + FLOATS_AT_ONCE]
+            packed += struct.pack(f"<{len(floats)}f", *floats)
+    except OverflowError:
+        raise AnswerError("an embedding beyond float32") from None
+    return b64encode(packed).decode()
+
+
+class Outgoing(NamedTuple):
+    """A request for a backend: `path` below the origin of its base_url, and the JSON body."""
+
+    path: bytes
+    body: bytes
+
+
+class StreamTranslator(Protocol):
+    """One stream, fed as it arrives.
+
+    `is_done` tells whether `data: [DONE]` has been given out; `usage` is OpenAI's usage object once it is known.
+    """
+
+    is_done: bool
+    usage: dict[str, Any] | None
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Whole server-sent events of OpenAI's API for what has arrived, `data: [DONE]` after the last one.
+
+        Raises:
+            AnswerError: the backend told of an error, or sent what is none of its protocol.
+        """
+        ...
+
+    def end(self) -> list[bytes]:
+        """What is left at the clean end of the backend's stream.
+
+        Raises:
+            AnswerError: the stream was not complete.
+        """
+        ...
+
+
+class Adapter(Protocol):
+    """Between OpenAI's API and a backend's own. A `capability` is one of chat, completions, embeddings."""
+
+    def request(self, capability: str, request: Mapping[str, Any], model: str) -> Outgoing:
+        """The backend's request for `model`; raises ApiError 400 that names a field it has no counterpart for."""
+        ...
+
+    def answer(self, capability: str, request: Mapping[str, Any], model: str, body: bytes) -> dict[str, Any]:
+        """OpenAI's answer to a chat or a completion for a whole body of status 200; raises AnswerError."""
+        ...
+
+    def embeddings(
+        self, request: Mapping[str, Any], model: str, body: bytes
+    ) -> Generator[None, None, tuple[dict[str, Any], LongTexts]]:
+        """OpenAI's answer to embeddings, as `json_object_in_steps` has it; raises AnswerError."""
+        ...
+
+    def stream(self, capability: str, request: Mapping[str, Any], model: str) -> StreamTranslator:
+        """The translator for the answer to a request that asked for a stream."""
+        ...

@@ -1,0 +1,180 @@
+"""An image request as adapters take it, checked once; and how they account for each of its fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.backends.protocols.image_formats import Size, has_alpha, kind_of, size_of
+from gateway.errors import ApiError
+
+N_MAX = 4  # the earlier system clamped to it
+DEFAULT_SIZE = Size(1024, 1024)
+LATENT_PIXELS = 8  # what one cell of a diffusion model's latent image covers, in each direction
+STEPS = ("steps", "num_inference_steps")
+GUIDANCE = ("guidance_scale", "guidance", "cfg_scale")
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+# What the gateway itself answers, and no backend is told of.
+_OURS = frozenset({"prompt", "n", "size", "model", "response_format", "stream", "partial_images"})
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file of a multipart body; its type is that of its bytes, whatever the client says, "" where it is no image."""
+
+    filename: str
+    content_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRequest:
+    """`fields` are all others that the client gave, as it gave them. `size` is None where an edit names none."""
+
+    prompt: str
+    n: int
+    size: Size | None
+    model: str
+    fields: Mapping[str, Any]
+    images: tuple[Upload, ...] = ()
+    mask: Upload | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Painting:
+    """What a backend made: encoded images, the request as it was sent (without images), what else was answered."""
+
+    images: list[bytes]
+    request: dict[str, Any]
+    upstream: dict[str, Any]
+    texts: list[str | None] = field(default_factory=list)  # revised prompts, where the backend tells them
+
+
+def read_request(
+    given: Mapping[str, Any],
+    model: str,
+    max_pixels: int,
+    images: tuple[Upload, ...] = (),
+    mask: Upload | None = None,
+) -> ImageRequest:
+    """The request for `model` out of a body whose types are checked.
+
+    Raises:
+        ApiError: 400 that names the field.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in ("stream", "partial_images"):
+        if given.get(name):
+            raise _invalid(name, "images are not streamed here; leave it out")
+    n = given.get("n", 1)
+    if not 1 <= n <= N_MAX:
+        raise _invalid("n", f"must be 1 to {N_MAX}")
+    for name, names in (("image", images), ("mask", (mask,) if mask else ())):
+        for upload in names:
+            _check_upload(name, upload, max_pixels)
+    if mask is not None and not has_alpha(mask.data):
+        raise _invalid("mask", "must be a PNG with an alpha channel; what is transparent in it is edited")
+    size = _read_size(given.get("size"), max_pixels)
+    if size is None and not images:
+        size = DEFAULT_SIZE
+    fields = {name: value for name, value in given.items() if name not in _OURS}
+    return ImageRequest(given["prompt"], n, size, model, fields, images, mask)
+
+
+def _read_size(text: str | None, max_pixels: int) -> Size | None:
+    if text is None or text == "auto":
+        return None
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise _invalid("size", "must be WIDTHxHEIGHT in pixels, such as 1024x1024, or auto")
+    size = Size(int(match[1]), int(match[2]))
+    _check_area("size", size, max_pixels)
+    return size
+
+
+def _check_upload(name: str, upload: Upload, max_pixels: int) -> None:
+    if kind_of(upload.data) not in ("png", "jpg", "webp"):
+        raise _invalid(name, "must be a PNG, JPEG or WebP file")
+    size = size_of(upload.data)
+    if size is None or not all(size):
+        raise _invalid(name, "is damaged: its header has no size")
+    _check_area(name, size, max_pixels)
+
+
+def _check_area(name: str, size: Size, max_pixels: int) -> None:
+    if size.width * size.height > max_pixels:
+        raise _invalid(name, f"{size.width}x{size.height} has more than {max_pixels} pixels, see IMAGES_MAX_PIXELS")
+
+
+def _invalid(name: str, problem: str) -> ApiError:
+    return ApiError(400, f"Invalid request: '{name}': {problem}", param=name, code="invalid_value")
+
+
+class Options:
+    """The fields of a request, crossed off one by one: what a backend has no counterpart for is refused by name."""
+
+    def __init__(self, request: ImageRequest, protocol: str) -> None:
+        self._left = dict(request.fields)
+        self._protocol = protocol
+
+    def take(self, *names: str) -> Any:
+        """The value of a field that has several names, None without; 400 when two of them disagree."""
+        found = [(name, self._left.pop(name)) for name in names if name in self._left]
+        for name, value in found[1:]:
+            if value != found[0][1]:
+                raise _invalid(name, f"says something else than '{found[0][0]}'; send one of them")
+        return found[0][1] if found else None
+
+    def only(self, name: str, *values: str) -> None:
+        """Accepts values that ask for what is done anyway, and refuses all others."""
+        value = self._left.get(name)
+        if value in values:
+            del self._left[name]
+
+    def no_effect(self, name: str) -> None:
+        """For a field that changes nothing of an image by definition."""
+        self._left.pop(name, None)
+
+    def finish(self) -> None:
+        """Raises ApiError 400 for a field that is left."""
+        for name, value in self._left.items():
+            shown = f" {value!r}" if isinstance(value, str) and len(value) < 40 else ""
+            raise ApiError(
+                400,
+                f"'{name}'{shown} is nothing that a backend of protocol '{self._protocol}' can do; leave it out",
+                param=name,
+                code="unsupported_value",
+            )
+
+
+def diffusion_options(request: ImageRequest, protocol: str) -> Options:
+    """For servers of diffusion models, that make opaque PNGs, ask nobody's name and moderate nothing."""
+    options = Options(request, protocol)
+    options.only("quality", "auto", "standard")
+    options.only("background", "auto", "opaque")
+    options.only("moderation", "auto", "low")
+    options.only("output_format", "png")
+    options.no_effect("user")
+    return options
+
+
+def native_size(request: ImageRequest, protocol: str) -> Size:
+    """The size to ask a diffusion model for, that of the given image where the request names none.
+
+    Raises:
+        ApiError: 400, it is no multiple of 8 in each direction.
+    """
+    size = request.size or (size_of(request.images[0].data) if request.images else None) or DEFAULT_SIZE
+    if size.width % LATENT_PIXELS or size.height % LATENT_PIXELS:
+        problem = f"{size.width}x{size.height}: protocol '{protocol}' takes multiples of {LATENT_PIXELS} only"
+        raise _invalid("size", problem)
+    return size
+
+
+def one_image(request: ImageRequest, protocol: str) -> Upload:
+    """The only image of an edit; raises ApiError 400 for several."""
+    if len(request.images) > 1:
+        raise _invalid("image", f"protocol '{protocol}' edits one image at a time")
+    return request.images[0]

@@ -1,0 +1,297 @@
+"""`backends.yaml`: one record per backend, rendered by Ansible or written by hand."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+
+from gateway.config.files import read_text, validation_refusal
+from gateway.config.settings import Settings
+from gateway.errors import Refusal
+from gateway.wire.http1 import Origin
+from gateway.wire.origin import is_address
+
+HINT = "set GATEWAY_BACKENDS_PATH or pass --backends FILE"
+NO_BACKENDS = "or OLLAMA_BASE_URL, MLX_BASE_URL to a server's address"
+Capability = Literal["chat", "completions", "embeddings", "rerank", "images", "tts", "transcription", "music"]
+Protocol = Literal["openai", "llamacpp", "ollama", "a1111", "comfyui", "invokeai", "nexa", "heartmula"]
+# What each protocol has an adapter for; openai's own routes go through as they come, also to llama.cpp.
+SPOKEN: Mapping[str, frozenset[str]] = {
+    "openai": frozenset({"chat", "completions", "embeddings", "rerank", "images", "tts", "transcription"}),
+    "llamacpp": frozenset({"chat", "completions", "embeddings", "rerank"}),
+    "ollama": frozenset({"chat", "completions", "embeddings"}),
+    "a1111": frozenset({"images"}),
+    "comfyui": frozenset({"images"}),
+    "invokeai": frozenset({"images"}),
+    "nexa": frozenset({"chat", "completions", "embeddings", "rerank", "images", "tts", "transcription"}),
+    "heartmula": frozenset({"music"}),
+}
+# Where servers of other protocols answer a probe, that have no `/health`.
+PROBES: Mapping[str, str] = {
+    "ollama": "/api/version",
+    "a1111": "/sdapi/v1/samplers",
+    "comfyui": "/prompt",
+    "invokeai": "/api/v1/app/version",
+    "nexa": "/v1/models",
+}
+Path_ = Annotated[str, Field(pattern=r'^/([!"$-.0-~][!"$-~]*)?$', max_length=200)]  # `//` would begin another host
+
+
+class Health(BaseModel):
+    """Paths on the backend's origin that answer 200 when it lives and when it can take requests."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    liveness: Path_ = "/health"
+    readiness: Path_ = "/health"
+
+
+class Queue(BaseModel):
+    """How many requests may wait for a slot of the class, and how long each."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max: int = Field(ge=1, le=10_000)
+    timeout_sec: float = Field(gt=0, le=3_600)
+
+
+class PayloadPolicy(BaseModel):
+    """What is taken of a backend's images: `images_format` is `url` or `b64_json`, or empty for either."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images_format: Literal["", "url", "b64_json"] = ""
+    images_allow_base64: bool = True
+    images_max_bytes: int = Field(50_000_000, ge=1)
+
+
+class BackendRecord(BaseModel):
+    """One backend: a server that speaks `protocol`; OpenAI's API is below `base_url`, the others' below its host.
+
+    `llamacpp` is OpenAI's, but for the words in which one function is asked for; and it counts tokens.
+
+    `stream_usage`: whether it understands `stream_options`, and so can tell a stream's usage. `cooldown_ms`: how long a
+    slot rests when the gateway hung up before an answer's end, because the backend goes on until it has noticed.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)
+
+    backend_class: str = Field(alias="class", pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)
+    base_url: str
+    description: str = ""
+    protocol: Protocol = "openai"
+    supported_capabilities: list[Capability] = Field(min_length=1)
+    concurrency_limits: dict[Capability, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    health: Health = Field(default_factory=Health)
+    queue: Queue | None = None
+    payload_policy: PayloadPolicy = Field(default_factory=lambda: PayloadPolicy.model_validate({}))
+    stream_usage: bool = True
+    max_connections: int = Field(256, ge=1)
+    cooldown_ms: int = Field(0, ge=0, le=60_000)
+    api_key: str = Field("", repr=False)
+    optional: bool = False
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_origin(cls, value: str) -> str:
+        Origin.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _is_spoken(self) -> Self:
+        for capability in self.supported_capabilities:
+            if capability not in SPOKEN[self.protocol]:
+                raise ValueError(
+                    f"protocol '{self.protocol}' has no {capability}; it has {', '.join(sorted(SPOKEN[self.protocol]))}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _is_probed_where_it_answers(self) -> Self:
+        if "health" not in self.model_fields_set and (path := PROBES.get(self.protocol)):
+            self.health = Health(liveness=path, readiness=path)
+        return self
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, value: str) -> str:
+        if not value.isascii() or any(not char.isprintable() for char in value):
+            raise ValueError("may hold only printable ASCII")
+        return value
+
+
+_RECORDS = TypeAdapter(dict[str, BackendRecord])
+_MAPPING = TypeAdapter(dict[str, str])
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class BackendsFile(NamedTuple):
+    """Records by backend name, and other names of their classes."""
+
+    records: dict[str, BackendRecord]
+    legacy_mapping: dict[str, str]
+
+
+def load_backends(settings: Settings, environment: Mapping[str, str] = os.environ) -> BackendsFile:
+    """The backends of the file and those that single settings name; `${NAME}` as `Settings.variable`.
+
+    The file need not be there where a setting names a backend, unless it was named itself.
+
+    Raises:
+        Refusal: the file is missing, not YAML, names an unset variable, or a record is not of its shape.
+    """
+    path = settings.gateway_backends_path
+    implied = implied_records(settings)
+    if implied and "gateway_backends_path" not in settings.model_fields_set and not path.exists():
+        return BackendsFile(implied, {})
+    records, legacy_mapping = _read(path, lambda name: settings.variable(name, environment))
+    classes = {record.backend_class for record in records.values()}
+    known = classes | {name for name, backend_class in legacy_mapping.items() if backend_class in classes}
+    for name, record in implied.items():
+        if record.backend_class not in known:
+            if name in records:
+                raise Refusal(
+                    f"{path}: {name}: a setting makes a backend of this name; rename the record, "
+                    f"or give it the class {record.backend_class}"
+                )
+            records[name] = record
+    url = settings.images_http_base_url
+    if url and not _is_loopback(url):  # the earlier system's rule: its default, on loopback, left the class's own
+        for name, record in records.items():
+            if record.backend_class == settings.images_backend_class:
+                records[name] = record.model_copy(update={"base_url": url})
+    return BackendsFile(records, legacy_mapping)
+
+
+def _is_loopback(url: str) -> bool:
+    host = Origin.parse(url).host
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _read(path: Path, variable: Callable[[str], str]) -> tuple[dict[str, BackendRecord], dict[str, str]]:
+    text = read_text(path, "backends file", f"{HINT}, {NO_BACKENDS}")
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, lists without end
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        raise Refusal(
+            f"{path}: {place}not YAML: {getattr(error, 'problem', None) or 'unreadable'}; correct it"
+        ) from None
+    if not isinstance(content, dict) or not isinstance(content.get("backends"), dict) or not content["backends"]:
+        raise Refusal(f"{path}: needs a mapping 'backends:' with at least one record; see docs/add-a-backend.md")
+    try:
+        records = _RECORDS.validate_python(_fill(content["backends"], variable, path))
+        mapping = _MAPPING.validate_python(content.get("legacy_mapping") or {})
+    except ValidationError as error:
+        raise _with_nearest_keys(validation_refusal(path, error)) from None
+    except RecursionError:  # an anchor within what it names
+        raise Refusal(f"{path}: backends: nested too deep; correct it") from None
+    _check_queues(records, path)
+    return records, mapping
+
+
+def _check_queues(records: Mapping[str, BackendRecord], path: Path) -> None:
+    """A queue is the whole class's: two hosts of it cannot ask for different ones."""
+    queues: dict[str, tuple[str, Queue | None]] = {}
+    for name, record in records.items():
+        first, queue = queues.setdefault(record.backend_class, (name, record.queue))
+        if queue != record.queue:
+            raise Refusal(f"{path}: {name}.queue: differs from that of {first}, of the same class; make them equal")
+
+
+def implied_records(settings: Settings) -> dict[str, BackendRecord]:
+    """The backends that single settings name: `OLLAMA_BASE_URL` and its like.
+
+    Raises:
+        Refusal: a value is not the URL of a server.
+    """
+    chat = ["chat", "completions", "embeddings"]
+    image_protocol = {"http_a1111": "a1111", "http_comfyui": "comfyui", "http_invokeai": "invokeai"}
+    given: dict[str, dict[str, Any]] = {
+        "ollama_base_url": {
+            "class": "ollama",
+            "protocol": "ollama",
+            "supported_capabilities": chat,
+            "concurrency_limits": {"chat": 4, "embeddings": 4},
+        },
+        "mlx_base_url": {
+            "class": "mlx",
+            "supported_capabilities": chat,
+            "concurrency_limits": {"chat": 2, "embeddings": 2},
+            "health": {"liveness": "/v1/models", "readiness": "/v1/models"},
+        },
+        "images_http_base_url": {
+            "class": settings.images_backend_class,
+            "protocol": (protocol := image_protocol.get(settings.images_backend, "openai")),
+            "health": _probed(PROBES.get(protocol, "/v1/models")),
+            "supported_capabilities": ["images"],
+            "concurrency_limits": {"images": 2},
+        },
+        "heartmula_base_url": {
+            "class": settings.music_backend_class,
+            "protocol": "heartmula",
+            "supported_capabilities": ["music"],
+            "concurrency_limits": {"music": 2},
+        },
+        "tts_base_url": {
+            "class": settings.tts_backend_class,
+            "supported_capabilities": ["tts"],
+            "concurrency_limits": {"tts": 4},
+        },
+    }
+    records = {}
+    for name, record in given.items():
+        url: str = getattr(settings, name)
+        if url:
+            try:
+                records[record["class"]] = BackendRecord.model_validate({**record, "base_url": url})
+            except ValidationError as error:
+                raise Refusal(f"{name.upper()}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    return records
+
+
+def _probed(path: str) -> dict[str, str]:
+    return {"liveness": path, "readiness": path}
+
+
+def _fill(value: Any, variable: Callable[[str], str], path: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _fill(item, variable, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, variable, path) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if filled := variable(name):
+            return filled
+        raise Refusal(
+            f"{path}: ${{{name}}} is not set; set it in the environment or the env file, or write the value here"
+        )
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _with_nearest_keys(refusal: Refusal) -> Refusal:
+    """Adds the likely spelling to each unknown key, and does not also ask for the key that was meant."""
+    keys = [field.alias or name for name, field in BackendRecord.model_fields.items()]
+    lines, meant = [], set()
+    for line in refusal.problems:
+        file, place, problem = line.split(": ", 2)
+        record, _, key = place.rpartition(".")
+        near = get_close_matches(key, keys, n=1) if problem.startswith("unknown key") else []
+        if near:
+            meant.add(f"{file}: {record}.{near[0]}: Field required")
+            line = f"{line} (did you mean '{near[0]}'?)"
+        lines.append(line)
+    return Refusal(*(line for line in lines if line not in meant))

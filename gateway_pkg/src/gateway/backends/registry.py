@@ -1,0 +1,509 @@
+"""The backends as they are now: who lives, who is busy, who serves which model; and the slots of admission."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import ssl
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from time import monotonic
+from typing import NamedTuple
+from urllib.parse import quote
+
+import orjson
+
+from gateway.backends.protocols.base import Adapter
+from gateway.backends.queue import FairQueue
+from gateway.backends.records import BackendRecord, BackendsFile
+from gateway.config.settings import Settings
+from gateway.errors import RETRY_NOT_READY_SEC, ApiError, not_ready, retry_after
+from gateway.routing.aliases import Alias
+from gateway.routing.body import Rename
+from gateway.routing.policy import (
+    AUTO,
+    DEFAULT_ALIAS,
+    MODEL_MAX_CHARS,
+    Decision,
+    Facts,
+    Names,
+    Rules,
+    decide,
+    decide_by_policy,
+    decide_embedder,
+    decide_in_class,
+)
+from gateway.wire.http1 import Origin, Pool, Timeouts
+
+log = logging.getLogger(__name__)
+
+# What OpenAI's capabilities are below a backend's base_url; other protocols have paths of their own.
+PATHS = {
+    "chat": b"/chat/completions",
+    "completions": b"/completions",
+    "embeddings": b"/embeddings",
+    "rerank": b"/rerank",
+    "images": b"/images/generations",
+    "tts": b"/audio/speech",
+    "transcription": b"/audio/transcriptions",
+    "music": b"/music/generations",
+}
+BOUNDED = ("chat", "completions")  # whose answers an alias's caps are for
+BUILTIN_EMBEDDER = {"builtin": "gateway_embed"}  # the earlier EMBEDDINGS_BACKEND's word for it
+ROUTES_MAX = 1_000
+# A host that failed so often in a row, though its probes are answered, rests while others of its class are there.
+STRIKES_MAX = 3
+REST_MAX_SEC = 60.0
+_SAFE_IN_HEADER = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+
+
+class Slots:
+    """One capability of one backend: where it is asked for, how many requests are under way, and how many may be.
+
+    `adapter` is None where the backend speaks OpenAI's protocol; `queue` where the class asks for none. `on_hang_up` is
+    to be called when the gateway ends an answer before its end; None where the record asks for no cooldown. `heir` has
+    the count of requests since a reload has put it in this one's place.
+    """
+
+    __slots__ = ("adapter", "backend", "capability", "heir", "inflight", "limit", "on_hang_up", "queue", "target")
+
+    def __init__(self, backend: Backend, capability: str, target: bytes, adapter: Adapter | None) -> None:
+        self.backend = backend
+        self.capability = capability
+        self.target = target
+        self.limit = sys.maxsize
+        self.adapter = adapter
+        self.queue: FairQueue | None = None
+        self.heir: Slots | None = None
+        self.on_hang_up: Callable[[], object] | None = None
+        self.inflight = 0
+
+    def bound(self, limit: int, cooldown_ms: int) -> None:
+        """Takes over the limits of a record."""
+        self.limit = limit
+        self.on_hang_up = self._rest if cooldown_ms and limit < sys.maxsize else None
+
+    @property
+    def is_free(self) -> bool:
+        return self.inflight < self.limit and self.backend.ready
+
+    def take(self, model: str) -> None:
+        """Counts a request; `release` counts it down again."""
+        self.inflight += 1
+        self.backend.last_model = model
+
+    def release(self) -> None:
+        if self.heir is not None:
+            self.heir.release()
+            return
+        self.inflight -= 1
+        if self.queue is not None:
+            self.queue.wake(self)
+
+    def _rest(self) -> None:
+        """The backend may go on for a while with what was hung up on: somebody more has a slot for so long."""
+        if self.heir is not None:
+            self.heir._rest()
+            return
+        self.inflight += 1
+        asyncio.get_running_loop().call_later(self.backend.record.cooldown_ms / 1000, self.release)
+
+
+class Backend:
+    """One backend and its state. `loaded` are the models that it has in memory, where it tells."""
+
+    def __init__(self, name: str, record: BackendRecord, pool: Pool, adapter: Adapter | None) -> None:
+        self.name = name
+        self.pool = pool
+        self._all_slots: dict[str, Slots] = {}  # also of capabilities that it has no more
+        self.take_over(record, adapter)
+        self.models: tuple[str, ...] = ()
+        self.loaded: tuple[str, ...] = ()
+        self.last_model = ""
+        # Until the first probe is back nothing is known, and a request is the best probe.
+        self.healthy = self.ready = True
+        self.error: str | None = None
+        self.last_check: float | None = None
+        self.on_failure: Callable[[], object] = _nobody_listens
+        self.failures: dict[str, int] = {}  # by kind, of which there are a dozen
+        self.strikes = 0  # requests in a row that got no proper answer
+        self.rests_until = 0.0  # time.monotonic seconds; 0 while it does not
+
+    def take_over(self, record: BackendRecord, adapter: Adapter | None) -> None:
+        """Follows another record of the same host: what is known of it, and what is under way, stays counted."""
+        self.record = record
+        self.auth_headers = f"Authorization: Bearer {record.api_key}\r\n".encode("ascii") if record.api_key else b""
+        self.request_headers = self.auth_headers + b"Content-Type: application/json\r\n"
+        self.slots: dict[str, Slots] = {}
+        for capability in record.supported_capabilities:
+            old = slots = self._all_slots.get(capability)
+            if slots is None or slots.adapter is not adapter:
+                slots = Slots(self, capability, self.pool.origin.prefix + PATHS[capability], adapter)
+            if old is not None and old is not slots:  # answers under way are still read as the old protocol has them
+                slots.inflight, old.heir = old.inflight, slots
+            slots.bound(record.concurrency_limits.get(capability, sys.maxsize), record.cooldown_ms)
+            self.slots[capability] = self._all_slots[capability] = slots
+
+    @property
+    def all_slots(self) -> Iterable[Slots]:
+        """Also those of capabilities that it has no more."""
+        return self._all_slots.values()
+
+    @property
+    def is_busy(self) -> bool:
+        return any(slots.inflight for slots in self._all_slots.values())
+
+    @property
+    def origin(self) -> Origin:
+        return self.pool.origin
+
+    @property
+    def is_usable(self) -> bool:
+        return self.ready and (not self.rests_until or self.rests_until <= monotonic())
+
+    def count_failure(self, kind: str) -> None:
+        self.failures[kind] = self.failures.get(kind, 0) + 1
+
+    def fail(self, error: str) -> None:
+        """A request found that the backend cannot be reached; the prober looks at it until it can."""
+        self.healthy = self.ready = False
+        self.error = error
+        self.on_failure()
+
+    def strike(self) -> None:
+        """A request got no proper answer. Some in a row, and the backend rests; each time for twice as long."""
+        self.strikes += 1
+        if self.strikes >= STRIKES_MAX:
+            self.rests_until = monotonic() + min(2.0 ** (self.strikes - STRIKES_MAX), REST_MAX_SEC)
+
+    def succeed(self) -> None:
+        self.strikes = 0
+        self.rests_until = 0.0
+
+    def wake(self) -> None:
+        """It has become ready: who waits for it may go on."""
+        for slots in self.slots.values():
+            if slots.queue is not None:
+                slots.queue.wake(slots)
+
+
+class Route(NamedTuple):
+    """A decision with what follows from it: the slots that can serve it, the headers that tell of it.
+
+    `head` begins an answer of 200 with JSON: status line and whole header lines, those of `headers` among them.
+    `rename` is None where the body already names the upstream model. `log_fields` are the request log's fields that
+    all requests of the route share: the inside of a JSON object. `queue` is None where the class asks for none,
+    `limits` the alias where it has limits.
+    """
+
+    decision: Decision
+    capability: str
+    slots: tuple[Slots, ...]
+    headers: tuple[tuple[bytes, bytes], ...]
+    head: bytes
+    rename: Rename | None
+    log_fields: bytes
+    queue: FairQueue | None
+    limits: Alias | None
+
+
+MakeBackend = Callable[[str, BackendRecord, Backend | None], Backend]
+
+
+class Registry:
+    """All backends by class, and the names of the models that they serve."""
+
+    def __init__(self, file: BackendsFile, aliases: Mapping[str, Alias], settings: Settings, make: MakeBackend) -> None:
+        self._make = make
+        self._settings = settings
+        self.rules = Rules(
+            settings.router_enable_policy, settings.router_enable_request_type, settings.router_long_context_chars
+        )
+        self.backends: tuple[Backend, ...] = ()
+        self._leaving: tuple[Backend, ...] = ()  # no record has them, and requests are under way on them
+        self.on_change: Callable[[], object] = _nobody_listens
+        self._by_class: dict[str, list[Backend]] = {}
+        self._queues: dict[tuple[str, str], FairQueue] = {}
+        self._synonyms: Mapping[str, str] = {}
+        self._aliases: Mapping[str, Alias] = {}
+        self._routes: dict[tuple[str, bytes, str], Route] = {}
+        self._decided: dict[tuple[Decision, str, str, str], Route] = {}
+        self.names = Names({}, {})
+        # What `named_route` has decided before, without its frame: by model, `X-Backend`, and path or capability.
+        self.known_route = self._routes.get
+        self.replace(file, aliases)
+
+    def replace(self, file: BackendsFile, aliases: Mapping[str, Alias]) -> None:
+        """Takes over other backends and aliases. Those of the same name and address stay, with all that they know.
+
+        Requests under way keep what they have; a backend that is gone ends with the last of them.
+        """
+        known = {(backend.name, backend.record.base_url): backend for backend in self.all_backends}
+        self.backends = tuple(
+            self._make(name, record, known.get((name, record.base_url))) for name, record in file.records.items()
+        )
+        gone = [backend for backend in known.values() if backend not in self.backends]
+        for backend in gone:
+            backend.pool.retire()
+        self._leaving = tuple(backend for backend in gone if backend.is_busy)
+        self._by_class = {}
+        for backend in self.backends:
+            self._by_class.setdefault(backend.record.backend_class, []).append(backend)
+        self._synonyms = BUILTIN_EMBEDDER | file.legacy_mapping
+        self._aliases = {
+            name: replace(alias, backend=self._synonyms.get(alias.backend, alias.backend))
+            for name, alias in aliases.items()
+        }
+        for name, alias in self._aliases.items():
+            if alias.backend not in self._by_class:
+                log.warning("alias '%s' is of no use: no backend of class '%s' is configured", name, alias.backend)
+        self._share_queues()
+        self.refresh_names()
+        self.on_change()
+
+    @property
+    def all_backends(self) -> tuple[Backend, ...]:
+        """Also those that are in no record any more, while requests are under way on them."""
+        return (*self.backends, *self._leaving)
+
+    def _share_queues(self) -> None:
+        """A queue is its class's for as long as somebody waits in it; who waits may go where the class now is."""
+        queues: dict[tuple[str, str], FairQueue] = {}
+        hosts: dict[tuple[str, str], list[Slots]] = {}
+        for backend in self.all_backends:
+            for slots in backend.all_slots:
+                slots.queue = None
+        for backend in self.backends:
+            wanted = backend.record.queue
+            for capability, slots in backend.slots.items():
+                key = backend.record.backend_class, capability
+                queue = queues.get(key, self._queues.get(key))
+                if wanted is None and not queue:
+                    continue
+                if queue is None:
+                    queue = FairQueue(0, 0)
+                queue.max_waiting, queue.timeout = (wanted.max, wanted.timeout_sec) if wanted else (0, queue.timeout)
+                slots.queue = queues[key] = queue
+                hosts.setdefault(key, []).append(slots)
+        for key, queue in (self._queues | queues).items():
+            queue.move(key[0], hosts.get(key, ()))
+        self._queues = queues
+
+    def refresh_names(self) -> None:
+        """To be called when a backend's `models` have changed."""
+        settings = self._settings
+        served = {
+            backend_class: tuple(dict.fromkeys(model for backend in backends for model in backend.models))
+            for backend_class, backends in self._by_class.items()
+        }
+        capable = {
+            backend_class: frozenset(capability for backend in backends for capability in backend.slots)
+            for backend_class, backends in self._by_class.items()
+        }
+        by_rank = (
+            {"ollama": settings.ollama_model_strong, "mlx": settings.mlx_model_strong},
+            {"ollama": settings.ollama_model_fast, "mlx": settings.mlx_model_fast},
+        )
+        strong, fast = (
+            {self._synonyms.get(name, name): model for name, model in rank.items() if model} for rank in by_rank
+        )
+        self.names = Names(
+            self._aliases,
+            served,
+            capable,
+            strong,
+            fast,
+            self._synonyms,
+            settings.default_backend,
+            (settings.embeddings_backend, settings.embeddings_model),
+        )
+        self._routes.clear()
+        self._decided.clear()
+
+    def route(self, model: str, backend_header: bytes, capability: str, path: str = "") -> Route:
+        """The route of a request of which the policy need not know more.
+
+        Raises:
+            ApiError: as `named_route` and `policy_route`.
+        """
+        named = self.named_route(model, backend_header, capability, path)
+        return named if named is not None else self.policy_route(Facts(), model, capability, path)
+
+    def named_route(self, model: str, backend_header: bytes, capability: str, path: str = "") -> Route | None:
+        """The route of a request that names where it goes; decided once for each combination until the names change.
+
+        None where it names nothing: `policy_route` has its route. `path` is that of the request, if it is not usual
+        for its capability.
+
+        Raises:
+            ApiError: as `decide`; 400 when the class cannot do this, 503 when no backend is of the class.
+        """
+        key = (model, backend_header, path or capability)
+        route = self._routes.get(key)
+        if route is not None:
+            return route
+        if capability in ("embeddings", "rerank") and not backend_header and _names_none(model):
+            decision: Decision | None = decide_embedder(self.names)
+        else:
+            decision = decide(model, backend_header.decode("latin-1"), capability, self.names)
+        if decision is None:
+            return None
+        route = self._decide_once(decision, capability, model, path)
+        if len(self._routes) >= ROUTES_MAX:
+            self._routes.clear()
+        self._routes[key] = route
+        return route
+
+    def policy_route(self, facts: Facts, model: str, capability: str, path: str = "") -> Route:
+        """The route of a request that names nothing; `model` is how it says so.
+
+        Raises:
+            ApiError: as `decide_by_policy`, and as `named_route`.
+        """
+        return self._decide_once(decide_by_policy(facts, self.names, self.rules), capability, model, path)
+
+    def tokenizer_of(self, alias: Alias) -> Backend | None:
+        """A ready backend that can count tokens for the alias's model, None where there is none."""
+        hosts = self._by_class.get(alias.backend, ())
+        return next((one for one in hosts if one.record.protocol == "llamacpp" and one.is_usable), None)
+
+    def route_in_class(self, model: str, backend_header: bytes, capability: str, usual: str, path: str) -> Route:
+        """The route of a request of a kind that has a class of its own, such as images.
+
+        Raises:
+            ApiError: as `route`.
+        """
+        if len(model) > MODEL_MAX_CHARS:  # a form's field, which no schema has checked
+            raise ApiError(
+                400, f"'model': send at most {MODEL_MAX_CHARS} characters", param="model", code="invalid_value"
+            )
+        decision = decide_in_class(model, backend_header.decode("latin-1"), capability, usual, self.names)
+        return self._decide_once(decision, capability, model, path)
+
+    def _decide_once(self, decision: Decision, capability: str, model: str, path: str) -> Route:
+        key = (decision, capability, model, path)
+        route = self._decided.get(key)
+        if route is None:
+            headers = _headers(decision)
+            lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" + lines
+            rename = None if decision.model == model else Rename(model, decision.model)
+            slots = self._slots(decision.backend_class, capability)
+            fields = _log_fields(decision, path or f"/v1{PATHS[capability].decode()}")
+            is_bounded = decision.alias is not None and decision.alias.limits and capability in BOUNDED
+            limits = decision.alias if is_bounded else None
+            route = Route(decision, capability, slots, headers, head, rename, fields, slots[0].queue, limits)
+            if len(self._decided) >= ROUTES_MAX:
+                self._decided.clear()
+            self._decided[key] = route
+        return route
+
+    def take(self, route: Route, failed: Backend | None = None) -> Slots | None:
+        """Takes a slot of the least-loaded usable backend but `failed`; who takes it calls its `release`.
+
+        None where all slots are taken, or others wait for them already.
+
+        Raises:
+            ApiError: 503 none is ready.
+        """
+        if route.queue is not None and len(route.queue):
+            return None
+        best: Slots | None = None
+        for slots in route.slots:
+            backend = slots.backend
+            if (
+                slots.inflight < slots.limit
+                and (best is None or slots.inflight < best.inflight)
+                and backend.ready
+                and (not backend.rests_until or backend.is_usable)
+                and backend is not failed
+            ):
+                best = slots
+        if best is None:
+            # One that rests is better than none.
+            best = next((one for one in route.slots if one.is_free and one.backend is not failed), None)
+        if best is None:
+            ready = [slots for slots in route.slots if slots.backend.ready and slots.backend is not failed]
+            if not ready:
+                raise not_ready(route.decision.backend_class)
+            return None
+        best.inflight += 1
+        best.backend.last_model = route.decision.model
+        return best
+
+    def _slots(self, backend_class: str, capability: str) -> tuple[Slots, ...]:
+        backends = self._by_class.get(backend_class)
+        if backends is None:
+            raise ApiError(
+                503,
+                f"No backend of class '{backend_class}' is configured for {capability}",
+                code="backend_not_ready",
+                headers=retry_after(RETRY_NOT_READY_SEC),
+            )
+        slots = tuple(backend.slots[capability] for backend in backends if capability in backend.slots)
+        if not slots:
+            able = sorted({backend.record.backend_class for backend in self.backends if capability in backend.slots})
+            hint = f"; these do: {', '.join(able)}" if able else ""
+            raise ApiError(
+                400,
+                f"Backend '{backend_class}' does not support {capability}{hint}",
+                param="model",
+                code="capability_not_supported",
+            )
+        return slots
+
+
+def backend_maker(timeouts: Timeouts, tls: ssl.SSLContext, adapters: Mapping[str, Adapter]) -> MakeBackend:
+    """Makes backends with these timeouts, this TLS context, and the adapters of protocols that are not OpenAI's.
+
+    One that is known already, by its name and address, takes over its record instead.
+    """
+
+    def make(name: str, record: BackendRecord, known: Backend | None) -> Backend:
+        adapter = adapters.get(record.protocol)
+        # A piece of music begins to be answered when it is made; how long that may take is for each piece to say.
+        own = replace(timeouts, first_byte=math.inf) if "music" in record.supported_capabilities else timeouts
+        if known is None:
+            origin = Origin.parse(record.base_url)
+            pool = Pool(origin, max_connections=record.max_connections, timeouts=own, ssl_context=tls)
+            return Backend(name, record, pool, adapter)
+        if known.record != record:
+            known.take_over(record, adapter)
+            known.on_failure()  # it is probed as the record now says
+        known.pool.take_over(record.max_connections, own)
+        return known
+
+    return make
+
+
+def _names_none(model: str) -> bool:
+    return model.casefold() in ("", AUTO, DEFAULT_ALIAS)
+
+
+def _headers(decision: Decision) -> tuple[tuple[bytes, bytes], ...]:
+    model = decision.model
+    if not (model.isascii() and model.isprintable()):
+        model = quote(model, safe=_SAFE_IN_HEADER)
+    return (
+        (b"x-backend-used", decision.backend_class.encode()),
+        (b"x-model-used", model.encode()),
+        (b"x-router-reason", decision.reason.encode()),
+    )
+
+
+def _log_fields(decision: Decision, path: str) -> bytes:
+    fields = {
+        "method": "POST",
+        "path": path,
+        "op": path.removeprefix("/v1/").replace("/", "."),
+        "backend_class": decision.backend_class,
+        "upstream_model": decision.model,
+        "router_reason": decision.reason,
+    }
+    return orjson.dumps(fields)[1:-1]
+
+
+def _nobody_listens() -> None:
+    pass

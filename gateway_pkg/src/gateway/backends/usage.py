@@ -1,0 +1,65 @@
+"""What an answer cost, as its backend tells it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import orjson
+
+from gateway.wire.stepwise import is_heavy
+
+COUNT_MAX = 1_000_000_000  # a hundred times the longest context there is: what is more is no number of tokens
+END_MAX_BYTES = 4096  # how far from an end of the answer its usage may stand to be parsed with that end alone
+WHOLE_MAX_BYTES = 1 << 20  # an answer that is parsed as a whole for its usage
+WHOLE_MAX_VALUES = 100_000  # likewise: 10 ms
+
+
+class Usage(NamedTuple):
+    """Tokens of one request; `is_estimated` where no backend told them."""
+
+    input_tokens: int
+    output_tokens: int
+    is_estimated: bool = False
+
+
+def usage_in(body: bytes) -> Usage | None:
+    """The usage told by a whole answer, None where it tells none, or in the middle of much else.
+
+    Servers tell it at the end. From there on the body is an object of its own that can be parsed without the rest:
+    were the word found a key deeper inside, or a value, there would be a brace too many or a colon too few. Likewise
+    up to there where it comes first, as with llama.cpp's embeddings.
+    """
+    is_small = len(body) <= WHOLE_MAX_BYTES
+    at = body.rfind(b'"usage"', 0 if is_small else len(body) - END_MAX_BYTES)
+    if at < 0 and is_small:
+        return None
+    content = None
+    if at >= 0 and len(body) - at <= END_MAX_BYTES:
+        content = _object(b"{" + body[at:])
+    elif (first := body.find(b'"usage"', 0, END_MAX_BYTES)) >= 0:
+        content = _object(body[: body.find(b"},", first, first + END_MAX_BYTES) + 1] + b"}")
+    if (content is None or "usage" not in content) and is_small and not is_heavy(body, WHOLE_MAX_VALUES):
+        content = _object(body)
+    return usage_of(content.get("usage")) if content is not None else None
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    try:
+        content = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def count_of(value: Any) -> int | None:
+    """A number of tokens that a backend tells, 0 to COUNT_MAX; None for anything else."""
+    return value if type(value) is int and 0 <= value < COUNT_MAX else None  # `type`, since True is an int as well
+
+
+def usage_of(content: Any) -> Usage | None:
+    """The usage in OpenAI's usage object; None where a number of it is absurd, or there is none."""
+    if not isinstance(content, dict):
+        return None
+    given = count_of(content.get("prompt_tokens", content.get("input_tokens")))
+    made = count_of(content.get("completion_tokens", content.get("output_tokens")) or 0)
+    return Usage(given, made) if given is not None and made is not None else None

@@ -1,0 +1,100 @@
+"""Reads backends, aliases and token policies again while the gateway serves; streams under way go on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from gateway import background
+from gateway.errors import Refusal
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Kept(BaseModel):
+    """A file that is not as it must be: what was last read of it stays in force."""
+
+    file: str
+    problems: list[str]
+
+
+class ReloadReport(BaseModel):
+    """What a reload did; `ok` when nothing had to be kept."""
+
+    ok: bool
+    reloaded: list[str]
+    kept: list[Kept]
+
+
+class Source(Generic[T]):
+    """A file, or the setting that stands for it, and its last good content."""
+
+    def __init__(self, file: str, load: Callable[[], T]) -> None:
+        """Raises Refusal: the content is not as it must be."""
+        self.file = file
+        self.content = load()
+        self._load = load
+
+    def load(self) -> list[str]:
+        """Reads the file again; returns the problems for which the content stays as it was."""
+        try:
+            self.content = self._load()
+        except Refusal as refusal:
+            return list(refusal.problems)
+        except (ValueError, RecursionError) as error:
+            # What the parsers of YAML and JSON raise beside their own errors.
+            return [f"{self.file}: cannot be read ({type(error).__name__}); correct it"]
+        return []
+
+
+class Reloader:
+    """Reloads one at a time. Settings and tokens are the process's environment: they change with a restart."""
+
+    def __init__(self, sources: Sequence[Source[Any]], put_in_force: Callable[[], object]) -> None:
+        """`put_in_force` takes over the contents of all sources; it is called after each reload."""
+        self._sources = sources
+        self._put_in_force = put_in_force
+        self._lock = asyncio.Lock()
+        self._soon: asyncio.Task[None] | None = None
+        self._is_asked = False
+
+    async def reload(self) -> ReloadReport:
+        """Reads all files off the loop, then puts them in force at once; a broken one stays as it last was."""
+        async with self._lock:
+            report = await asyncio.to_thread(self._read)
+            self._put_in_force()
+        for kept in report.kept:
+            for problem in kept.problems:
+                log.error("reload: %s (what was last good stays in force)", problem)
+        if report.reloaded:
+            log.info("reloaded %s", ", ".join(report.reloaded))
+        return report
+
+    def reload_soon(self) -> None:
+        """For a signal's handler: reloads, and once more when a signal comes while it does."""
+        self._is_asked = True
+        if self._soon is None or self._soon.done():
+            self._soon = asyncio.create_task(self._reload_for_signals(), name="reload")
+
+    async def _reload_for_signals(self) -> None:
+        while self._is_asked:
+            self._is_asked = False
+            try:
+                await self.reload()
+            except Exception:
+                background.failed("reload")
+
+    def _read(self) -> ReloadReport:
+        report = ReloadReport(ok=True, reloaded=[], kept=[])
+        for source in self._sources:
+            if problems := source.load():
+                report.kept.append(Kept(file=source.file, problems=problems))
+            else:
+                report.reloaded.append(source.file)
+        report.ok = not report.kept
+        return report

@@ -1,0 +1,344 @@
+"""Speech and transcription: texts made audio, audio made texts, each passed on as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from time import perf_counter
+from typing import Annotated, Any, Literal, NotRequired, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from gateway.backends.call import EVENTS_TYPE, Dispatcher, Work
+from gateway.backends.failures import refused
+from gateway.backends.protocols import speech
+from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.paths import below
+from gateway.backends.registry import Backend, Route, Slots
+from gateway.backends.usage import usage_in
+from gateway.config.settings import Settings
+from gateway.errors import ApiError
+from gateway.routing.body import dump
+from gateway.web.endpoint import Endpoint, Endpoints, parse
+from gateway.web.exchange import Exchange, Headers
+from gateway.web.multipart import Form
+from gateway.web.schemas import Model, events
+from gateway.wire import stepwise
+from gateway.wire.http1 import Response, UpstreamClosed, UpstreamTimeout
+from gateway.wire.sse import EventCutter, EventTooLong, is_sound, parse_event, split_events
+
+T = TypeVar("T")
+TRANSCRIPT_FORMATS = (*speech.JSON_FORMATS, *speech.TEXT_TYPES)
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class SpeechRequest(TypedDict):
+    """OpenAI's `POST /v1/audio/speech`; `text` and `format` are the earlier gateway's names of two fields."""
+
+    input: NotRequired[
+        Annotated[str | None, Field(description="What to say; `text` is another name of it.", examples=["Hello."])]
+    ]
+    text: NotRequired[Annotated[str | None, Field(description="Another name of `input`.")]]
+    model: NotRequired[Model | None]
+    voice: NotRequired[str | dict[str, Any] | None]
+    instructions: NotRequired[str | None]
+    response_format: NotRequired[
+        Annotated[str | None, Field(description="mp3, opus, aac, flac, wav, pcm, or what else the backend has.")]
+    ]
+    format: NotRequired[Annotated[str | None, Field(description="Another name of `response_format`.")]]
+    speed: NotRequired[Annotated[float | None, Field(ge=0.25, le=4, description="A backend may take less of it.")]]
+    stream_format: NotRequired[Literal["audio", "sse"] | None]
+
+
+SPEECH_REQUEST: TypeAdapter[Any] = TypeAdapter(SpeechRequest)
+SPEECH_ANSWERS: dict[int, Mapping[str, Mapping[str, Any]]] = {
+    200: {
+        "audio/*": {"type": "string", "format": "binary"},
+        **events("With `stream_format` sse: `speech.audio.delta`, at the end `speech.audio.done`."),
+    },
+}
+_UPSTREAM_HEADERS: dict[str, Any] = {
+    "x-gateway-backend": {"description": "The backend's name", "required": True, "schema": {"type": "string"}},
+    "x-gateway-backend-class": {"description": "Its class", "required": True, "schema": {"type": "string"}},
+    "x-gateway-upstream-latency-ms": {
+        "description": "Milliseconds until the head of its answer",
+        "required": True,
+        "schema": {"type": "number", "minimum": 0},
+    },
+}
+OPENAPI_EXTRA = {"responses": {"200": {"headers": _UPSTREAM_HEADERS}}}
+SPEECH = Endpoint(
+    "/v1/audio/speech",
+    "tts",
+    "audio.speech",
+    "Speak a text",
+    SPEECH_REQUEST,
+    answers=SPEECH_ANSWERS,
+    openapi_extra=OPENAPI_EXTRA,
+)
+TTS = Endpoint(
+    "/v1/tts/generations",
+    "tts",
+    "tts.generations",
+    "Speak a text (the earlier gateway's path)",
+    SPEECH_REQUEST,
+    answers=SPEECH_ANSWERS,
+    openapi_extra=OPENAPI_EXTRA,
+)
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_TRANSLATION_FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "format": "binary", "description": "The audio."},
+        "model": {"type": "string", "maxLength": 500},
+        "prompt": _TEXT,
+        "response_format": {"type": "string", "enum": list(TRANSCRIPT_FORMATS), "default": "json"},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 1},
+    },
+}
+_TRANSCRIPTION_FORM: dict[str, Any] = {
+    **_TRANSLATION_FORM,
+    "properties": {
+        **_TRANSLATION_FORM["properties"],
+        "language": {"type": "string", "description": "ISO-639-1, such as `en`."},
+        "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": ["word", "segment"]}},
+        "include[]": {"type": "array", "items": _TEXT},
+        "chunking_strategy": _TEXT,
+        "stream": {"type": "boolean", "default": False},
+    },
+}
+_TRANSCRIPT: dict[str, Any] = {"type": "object", "required": ["text"], "properties": {"text": _TEXT}}
+_TRANSCRIPT_ANSWERS: dict[str, dict[str, Any]] = {
+    "application/json": _TRANSCRIPT,
+    "text/plain": _TEXT,
+    "text/vtt": _TEXT,
+    "application/x-subrip": _TEXT,
+}
+TRANSCRIPTIONS = Endpoint(
+    "/v1/audio/transcriptions",
+    "transcription",
+    "audio.transcriptions",
+    "Write down what is said",
+    form=_TRANSCRIPTION_FORM,
+    answers={200: {**_TRANSCRIPT_ANSWERS, **events("With `stream`: `transcript.text.delta`, then `.done`.")}},
+    openapi_extra=OPENAPI_EXTRA,
+)
+TRANSLATIONS = Endpoint(
+    "/v1/audio/translations",
+    "transcription",
+    "audio.translations",
+    "Write down in English what is said",
+    form=_TRANSLATION_FORM,
+    answers={200: _TRANSCRIPT_ANSWERS},
+    openapi_extra=OPENAPI_EXTRA,
+)
+
+
+def make_endpoints(dispatcher: Dispatcher, settings: Settings) -> Endpoints:
+    audio = AudioHandler(dispatcher, settings)
+    return [
+        (SPEECH, audio.speak),
+        (TTS, audio.speak),
+        (TRANSCRIPTIONS, audio.transcribe),
+        (TRANSLATIONS, audio.transcribe),
+    ]
+
+
+class AudioHandler:
+    """One request holds one slot of admission until its last byte is out; its client's leaving ends the work."""
+
+    def __init__(self, dispatcher: Dispatcher, settings: Settings) -> None:
+        self._dispatcher = dispatcher
+        self._limit = dispatcher.max_response_bytes
+        self._settings = settings
+
+    async def speak(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        """Raises ApiError, also after the audio has begun, which then breaks off; ClientGone."""
+        request = parse(await exchange.body(), SPEECH_REQUEST)
+        settings = self._settings
+        model = request.get("model") or ""
+        route = self._dispatcher.route_in_class(exchange, "tts", model, settings.tts_backend_class, request)
+        wanted = speech.speech_request(request, route.decision.model)
+        body = dump(wanted)
+        with Work(exchange):
+            slots = await self._dispatcher.admit(exchange, route)
+            began = perf_counter()
+            deadline = asyncio.get_running_loop().time() + settings.tts_timeout_sec
+            ask = self._ask(exchange, route, slots, settings.tts_generate_path, b"application/json", body)
+            slots, response = await _begun(deadline, ask)
+            try:
+                headers = _headers(slots.backend, began)
+                await self._pass_speech(exchange, slots.backend, response, wanted, headers, deadline)
+            finally:
+                response.close()
+                exchange.upstream_ms = (perf_counter() - began) * 1000
+
+    async def _pass_speech(
+        self,
+        exchange: Exchange,
+        backend: Backend,
+        response: Response,
+        wanted: Mapping[str, Any],
+        headers: Headers,
+        deadline: float,
+    ) -> None:
+        declared = (response.header(b"content-type") or b"").decode("latin-1")
+        as_events = wanted.get("stream_format") == "sse"
+        if response.status != 200:
+            raise refused(response.status, await response.read(self._limit), backend)
+        if declared.startswith("text/event-stream") and as_events:
+            await _pass_events(exchange, response, headers)
+            return
+        if declared.startswith("application/json"):
+            head, is_whole = await stepwise.run(speech.audio_in_json(await response.read(self._limit))), True
+            declared = ""
+        elif speech.is_audio(declared):
+            head, is_whole = await _begun(deadline, response.next_chunk()), False
+        else:
+            raise AnswerError(f"content type '{declared[:100]}' instead of audio")
+        if not head:
+            raise AnswerError("no audio")
+        media = speech.audio_type(declared, head, wanted.get("response_format"))
+        if as_events:
+            await _audio_as_events(exchange, response, head, headers)
+        elif is_whole:
+            await exchange.answer(200, head, [(b"content-type", media.encode("latin-1")), *headers])
+        else:
+            await exchange.start_stream(media.encode("latin-1"), headers)
+            await exchange.stream(head)
+            while chunk := await response.next_chunk():
+                await exchange.stream(chunk)
+            await exchange.end_stream()
+
+    async def transcribe(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        """Transcription and translation: the form goes on as it came, but for the model's name.
+
+        Raises ApiError, also after a stream has begun; ClientGone.
+        """
+        form = Form(exchange.headers.get(b"content-type"), await exchange.body())
+        form.check(endpoint.form["properties"] if endpoint.form is not None else ())
+        file = form.find("file")
+        if file is None or not file.is_file or file.start == file.end:
+            raise ApiError(400, "Send the audio as a file in the field 'file'", param="file", code="missing")
+        wanted = _one_of(form, "response_format", TRANSCRIPT_FORMATS, "json")
+        as_events = _one_of(form, "stream", ("true", "false"), "false") == "true"
+        model = form.text("model") or ""
+        usual = self._settings.transcription_backend_class
+        route = self._dispatcher.route_in_class(exchange, "transcription", model, usual)
+        body = form.body if route.decision.model == model else form.with_text("model", route.decision.model)
+        with Work(exchange):
+            slots = await self._dispatcher.admit(exchange, route)
+            began = perf_counter()
+            slots, response = await self._ask(exchange, route, slots, endpoint.path, form.content_type, body)
+            try:
+                headers = _headers(slots.backend, began)
+                await self._pass_transcript(exchange, slots.backend, response, wanted, as_events, headers)
+            finally:
+                response.close()
+                exchange.upstream_ms = (perf_counter() - began) * 1000
+
+    async def _pass_transcript(
+        self, exchange: Exchange, backend: Backend, response: Response, wanted: str, as_events: bool, headers: Headers
+    ) -> None:
+        declared = (response.header(b"content-type") or b"").decode("latin-1")
+        if response.status != 200:
+            raise refused(response.status, await response.read(self._limit), backend)
+        if declared.startswith("text/event-stream") and as_events:
+            await _pass_events(exchange, response, headers)
+            return
+        body = await response.read(self._limit)
+        is_json = declared.startswith("application/json")
+        if response.ends_unframed and not is_json:
+            raise UpstreamClosed("nothing tells whether the transcript is whole", sent_first_byte=True)
+        exchange.usage = usage_in(body) if is_json else None
+        if as_events and is_json:
+            events = speech.transcript_events(body)
+            await exchange.start_stream(EVENTS_TYPE, headers)
+            await exchange.stream(events)
+            await exchange.end_stream()
+            return
+        media, body = speech.transcript(wanted, declared, body)
+        await exchange.answer(200, body, [(b"content-type", media.encode("latin-1")), *headers])
+
+    async def _ask(
+        self, exchange: Exchange, route: Route, slots: Slots, path: str, content_type: bytes, body: bytes
+    ) -> tuple[Slots, Response]:
+        def post(slots: Slots) -> Awaitable[Response]:
+            prefix = slots.backend.origin.prefix
+            headers = slots.backend.auth_headers + b"Content-Type: %b\r\n" % content_type
+            return self._dispatcher.post(exchange, slots, prefix + below(prefix, path).encode(), headers, body)
+
+        return await self._dispatcher.ask(exchange, route, slots, post)
+
+
+async def _begun(deadline: float, answer: Coroutine[Any, Any, T]) -> T:
+    """The answer; UpstreamTimeout where it is not there by then. A long text may take its time to the end."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await answer
+    except TimeoutError:
+        raise UpstreamTimeout("nothing to hear within TTS_TIMEOUT_SEC", "first_byte") from None
+
+
+async def _pass_events(exchange: Exchange, response: Response, headers: Headers) -> None:
+    """A backend's own events as they come, cut at their ends. OpenAI ends these streams without `[DONE]`."""
+    cutter, chunk = EventCutter(), b""
+    await exchange.start_stream(EVENTS_TYPE, headers)
+    try:
+        while chunk := chunk[stepwise.TURN_BYTES :] or await response.next_chunk():
+            if events := cutter.feed(chunk[: stepwise.TURN_BYTES]):
+                exchange.usage = usage_in(events) or exchange.usage
+                await exchange.stream(events)
+            if len(chunk) > stepwise.TURN_BYTES:
+                await asyncio.sleep(0)
+    except EventTooLong:
+        raise AnswerError("an event without end") from None
+    rest = cutter.rest()
+    _check_end(response, cutter, rest)
+    if rest:
+        exchange.usage = usage_in(rest) or exchange.usage
+        await exchange.stream(rest + (b"\n" if rest.endswith(b"\n") else b"\n\n"))
+    await exchange.end_stream()
+
+
+def _check_end(response: Response, cutter: EventCutter, rest: bytes) -> None:
+    """At the clean end of a stream of audio or words; raises UpstreamClosed where it may not be all of it.
+
+    The last event of OpenAI's is `….done`; other servers' may be anything, also plain words, but whole.
+    """
+    events = [parse_event(event) or {} for event in split_events(cutter.last)]
+    if cutter.is_done or any(str(event.get("type")).endswith(".done") for event in events):
+        return
+    if not cutter.last or response.ends_unframed or (rest and not is_sound(rest)):
+        raise UpstreamClosed("the stream ended before its last event", sent_first_byte=True)
+
+
+async def _audio_as_events(exchange: Exchange, response: Response, head: bytes, headers: Headers) -> None:
+    """Plain audio as the events of `stream_format` sse, for a backend that does not know it."""
+    await exchange.start_stream(EVENTS_TYPE, headers)
+    chunk = head
+    while chunk:
+        await exchange.stream(speech.speech_delta(chunk))
+        chunk = await response.next_chunk()
+    await exchange.stream(speech.speech_done())
+    await exchange.end_stream()
+
+
+def _headers(backend: Backend, began: float) -> Headers:
+    """The earlier gateway's; the latency is in milliseconds, until the head of the backend's answer."""
+    latency = f"{(perf_counter() - began) * 1000:.1f}"
+    return [
+        (b"x-gateway-backend", backend.name.encode()),
+        (b"x-gateway-backend-class", backend.record.backend_class.encode()),
+        (b"x-gateway-upstream-latency-ms", latency.encode()),
+    ]
+
+
+def _one_of(form: Form, name: str, known: Sequence[str], usual: str) -> str:
+    text = form.text(name) or usual
+    if text.lower() not in known:
+        raise ApiError(400, f"'{name}': must be one of {', '.join(known)}", param=name, code="invalid_value")
+    return text.lower()

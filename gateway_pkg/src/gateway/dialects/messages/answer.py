@@ -1,0 +1,221 @@
+"""Anthropic's Messages API, sans I/O: a chat's answer as a message, whole or as a stream of events.
+
+Usage is the backend's. A message must tell it before the backend does, so `message_start` has zeros: nothing is counted
+yet. The counts are in `message_delta`, null where the backend never tells them; so they are in a whole message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+from pydantic_core import from_json
+
+from gateway.backends.protocols.base import AnswerError
+from gateway.backends.usage import count_of
+from gateway.dialects.turns import (
+    Step,
+    Turn,
+    Turns,
+    first_choice,
+    is_object,
+    read_object,
+    read_objects,
+    read_text,
+    read_thoughts,
+)
+
+HELD_MAX = 8 * 1024 * 1024  # what may wait for its turn in a stream, in characters
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+_STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}  # others tell of calls, or of nothing special
+
+
+class Facts(NamedTuple):
+    """What an answer takes from its request; `prefill` is the beginning that the client gave the answer."""
+
+    message_id: str
+    model: str
+    stop_sequences: Sequence[str] = ()
+    shows_thinking: bool = False
+    prefill: str = ""
+
+
+def message(completion: Mapping[str, Any], facts: Facts) -> bytes:
+    """The whole message for a chat.completion; a tool's input is the model's own JSON, byte for byte.
+
+    Raises:
+        AnswerError: the completion has no choice, or a tool call that is not a JSON object.
+    """
+    choice = first_choice(completion)
+    if choice is None or not isinstance(choice.get("message"), dict):
+        raise AnswerError("a completion without a message")
+    answer = choice["message"]
+    content: list[dict[str, Any]] = []
+    thoughts = read_thoughts(answer)
+    if thoughts and facts.shows_thinking:
+        content.append({"type": "thinking", "thinking": thoughts, "signature": ""})
+    # llama.cpp repeats the client's own words in a whole answer, not in a stream; a message never does.
+    if text := read_text(answer, "content").removeprefix(facts.prefill) + read_text(answer, "refusal"):
+        content.append({"type": "text", "text": text})
+    is_cut = choice.get("finish_reason") == "length"
+    calls = read_objects(answer, "tool_calls")
+    content += [_tool_use(call, number, is_cut, facts) for number, call in enumerate(calls)]
+    reason, sequence = _stop(choice, bool(calls), facts)
+    if answer.get("refusal"):
+        reason = "refusal"
+    return orjson.dumps(
+        {
+            **_head(completion, facts),
+            "content": content,
+            "stop_reason": reason,
+            "stop_sequence": sequence,
+            "usage": _usage(completion.get("usage")),
+        }
+    )
+
+
+class MessageStream:
+    """One stream: chunks of a chat in, server-sent events out, with one block open at a time."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._turns = Turns(HELD_MAX)
+        self._index = -1  # of the open block
+        self._calls = 0
+        self._is_begun = self._has_choice = self._is_refused = False
+        self._choice: dict[str, Any] = {}  # the one that told why the answer ended
+        self._usage: Any = None
+
+    def feed(self, chunk: Mapping[str, Any]) -> bytes:
+        """The events for a chunk, b"" when there is none.
+
+        Raises:
+            AnswerError: the chunk is none, or more has to wait than is held.
+        """
+        events = b"" if self._is_begun else self._start(chunk)
+        if isinstance(chunk.get("usage"), dict):
+            self._usage = chunk["usage"]
+        choice = first_choice(chunk)
+        if choice is None:
+            return events
+        self._has_choice = True
+        if choice.get("finish_reason"):
+            self._choice = choice
+        return events + b"".join(map(self._tell, self._turns.feed(read_object(choice, "delta"))))
+
+    def end(self) -> bytes:
+        """The last events; raises AnswerError when no choice came, or a tool call without a name."""
+        if not self._has_choice:
+            raise AnswerError("a stream without a choice")
+        events = b"".join(map(self._tell, self._turns.end()))
+        reason, sequence = _stop(self._choice, self._calls > 0, self._facts)
+        if self._is_refused:
+            reason = "refusal"
+        delta = {"stop_reason": reason, "stop_sequence": sequence}
+        return events + _event("message_delta", delta=delta, usage=_usage(self._usage)) + _event("message_stop")
+
+    def _start(self, chunk: Mapping[str, Any]) -> bytes:
+        self._is_begun = True
+        usage = {"input_tokens": 0, "output_tokens": 0}
+        head = {**_head(chunk, self._facts), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+        return _event("message_start", message=head)
+
+    def _tell(self, step: Step) -> bytes:
+        turn, piece = step.turn, step.piece
+        if turn.kind == "reasoning" and not self._facts.shows_thinking:
+            return PING if step.kind == "tell" else b""
+        if step.kind == "begin":
+            self._index += 1
+            return _event("content_block_start", index=self._index, content_block=self._empty_block(turn))
+        if step.kind == "end":
+            # Clients take a thought for whole when its signature comes, though there is nothing to sign it with.
+            sign = self._delta("signature_delta", "signature", "") if turn.kind == "reasoning" else b""
+            return sign + _event("content_block_stop", index=self._index)
+        if turn.kind == "call":
+            return self._delta("input_json_delta", "partial_json", piece.text)
+        if turn.kind == "reasoning":
+            return self._delta("thinking_delta", "thinking", piece.text)
+        self._is_refused |= piece.is_refusal
+        return self._delta("text_delta", "text", piece.text)
+
+    def _empty_block(self, turn: Turn) -> dict[str, Any]:
+        if turn.kind == "reasoning":
+            return {"type": "thinking", "thinking": "", "signature": ""}
+        if turn.kind == "message":
+            return {"type": "text", "text": ""}
+        call_id = turn.call_id or _call_id(self._facts, self._calls)
+        self._calls += 1
+        return {"type": "tool_use", "id": call_id, "name": turn.name, "input": {}}
+
+    def _delta(self, kind: str, name: str, text: str) -> bytes:
+        return _event("content_block_delta", index=self._index, delta={"type": kind, name: text})
+
+
+def _head(answer: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
+    model = read_text(answer, "model") or facts.model
+    return {"id": facts.message_id, "type": "message", "role": "assistant", "model": model}
+
+
+def _tool_use(call: Mapping[str, Any], number: int, is_cut: bool, facts: Facts) -> dict[str, Any]:
+    """The block of a whole call. Where the answer was cut for its length, its input is what there is of it."""
+    function = read_object(call, "function")
+    name, arguments = read_text(function, "name"), read_text(function, "arguments") or "{}"
+    if not name:
+        raise AnswerError("a tool call without a name")
+    given: Any = {}
+    if is_object(arguments):
+        given = orjson.Fragment(arguments)
+    elif is_cut:
+        given = _beginning(arguments)
+    else:
+        raise AnswerError(f"the arguments of tool call '{name[:100]}' are not a JSON object")
+    return {"type": "tool_use", "id": read_text(call, "id") or _call_id(facts, number), "name": name, "input": given}
+
+
+def _beginning(text: str) -> dict[str, Any]:
+    """What an object's beginning says already; empty where it says nothing."""
+    try:
+        given = from_json(text, allow_inf_nan=False, allow_partial="trailing-strings")
+        orjson.dumps(given)
+    except (ValueError, TypeError):  # not JSON; a number that is too long
+        return {}
+    return given if isinstance(given, dict) else {}
+
+
+def _call_id(facts: Facts, number: int) -> str:
+    return f"{facts.message_id.replace('msg_', 'toolu_', 1)}_{number}"
+
+
+def _stop(choice: Mapping[str, Any], has_calls: bool, facts: Facts) -> tuple[str, str | None]:
+    """`stop_reason` and `stop_sequence`. The sequence is known where the backend tells it, as vLLM and SGLang do."""
+    reason = choice.get("finish_reason")
+    for name in ("stop_reason", "matched_stop"):
+        if reason == "stop" and choice.get(name) in facts.stop_sequences:
+            return "stop_sequence", choice[name]
+    if isinstance(reason, str) and reason in _STOP_REASONS:
+        return _STOP_REASONS[reason], None
+    return "tool_use" if has_calls else "end_turn", None
+
+
+def _usage(usage: Any) -> dict[str, Any]:
+    """Anthropic counts what was read from a cache apart from the input, a chat as a part of it."""
+    if not isinstance(usage, dict):
+        return {"input_tokens": None, "output_tokens": None}
+    read, sent = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    cached = _count(usage.get("prompt_tokens_details"), "cached_tokens")
+    thinking = _count(usage.get("completion_tokens_details"), "reasoning_tokens")
+    told: dict[str, Any] = {"input_tokens": read, "output_tokens": sent}
+    if read is not None and cached is not None and cached <= read:
+        told |= {"input_tokens": read - cached, "cache_read_input_tokens": cached}
+    if thinking is not None:
+        told["output_tokens_details"] = {"thinking_tokens": thinking}
+    return told
+
+
+def _count(counts: Any, name: str) -> int | None:
+    return count_of(counts.get(name)) if isinstance(counts, dict) else None
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps({"type": kind, **fields}))

@@ -1,0 +1,429 @@
+"""Anthropic's Messages API, sans I/O: a request as an OpenAI chat. What a chat has no place for is refused by name.
+
+The reference is the `anthropic` SDK's own types. Cache hints (`cache_control`) are taken and left out: backends cache
+prompts by themselves, and the answer is the same. Fields that the API does not know go on as they came.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+from gateway.errors import ApiError
+from gateway.routing.policy import MODEL_MAX_CHARS
+from gateway.web.fields import CLOSED, Array, closed
+
+_OPEN = ConfigDict(extra="allow", strict=True)
+# OpenAI's `reasoning_effort` for a budget of thinking: a chat knows no budget, only three usual levels.
+LOW_BUDGET = 4_096
+MEDIUM_BUDGET = 16_384
+
+# Fields of the API (and of a chat) without a counterpart, each with what to do instead.
+REFUSED = {
+    "billing_policy": "leave it out: nothing is billed here",
+    "compaction": "leave it out, and shorten the conversation yourself",
+    "container": "leave it out: no code is executed here",
+    "diagnostics": "leave it out: there is no cache to diagnose",
+    "fallback_credit_token": "leave it out: nothing is billed here",
+    "fallbacks": "leave it out, and send the request again yourself",
+    "inference_geo": "leave it out: the model runs where the gateway's operator put it",
+    "mcp_servers": "call the server's tools yourself, and give them in `tools`",
+    "thread": "leave it out, and send the whole conversation in `messages`",
+    "user_profile_id": "use `metadata.user_id`",
+    "workspace_id": "leave it out: there are no workspaces here",
+    "audio": "use /v1/chat/completions",
+    "logprobs": "use /v1/chat/completions",
+    "modalities": "use /v1/chat/completions",
+    "n": "use /v1/chat/completions",
+    "stream_options": "leave it out: a stream always tells its usage",
+    "top_logprobs": "use /v1/chat/completions",
+}
+_TRANSLATED = frozenset(
+    {
+        "cache_control",
+        "context_management",
+        "messages",
+        "metadata",
+        "output_config",
+        "output_format",
+        "service_tier",
+        "speed",
+        "stop_sequences",
+        "system",
+        "thinking",
+        "tool_choice",
+        "tools",
+    }
+)
+_TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+_SERVICE_TIERS = {"auto": "auto", "standard_only": "default"}
+
+
+@with_config(_OPEN)
+class Block(TypedDict):
+    """One block of content: `text`, `image`, `tool_use`, `tool_result` or `thinking`."""
+
+    type: str
+
+
+@with_config(_OPEN)
+class InputMessage(TypedDict):
+    role: Literal["user", "assistant", "system"]
+    content: str | Array[Block]
+
+
+@with_config(_OPEN)
+class Tool(TypedDict):
+    """A tool that the client runs. `type` is `custom` or absent; Anthropic's own tools are refused."""
+
+    name: Annotated[str, Field(min_length=1)]
+    type: NotRequired[str | None]
+    description: NotRequired[str | None]
+    input_schema: NotRequired[dict[str, Any] | None]
+    strict: NotRequired[bool | None]
+
+
+@with_config(CLOSED)
+class ToolChoice(TypedDict):
+    type: Literal["auto", "any", "tool", "none"]
+    name: NotRequired[str]
+    disable_parallel_tool_use: NotRequired[bool]
+
+
+@with_config(CLOSED)
+class Metadata(TypedDict):
+    user_id: NotRequired[str | None]
+
+
+@with_config(CLOSED)
+class Thinking(TypedDict):
+    """`budget_tokens` below 4,096 asks the backend for low effort, below 16,384 for medium, else for high."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: NotRequired[Annotated[int, Field(ge=1_024)]]
+    display: NotRequired[Literal["summarized", "omitted"] | None]
+
+
+@with_config(CLOSED)
+class OutputFormat(TypedDict):
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
+@with_config(CLOSED)
+class OutputConfig(TypedDict):
+    effort: NotRequired[Literal["low", "medium", "high", "xhigh", "max"] | None]
+    format: NotRequired[Annotated[OutputFormat, closed(OutputFormat)] | None]
+
+
+@with_config(_OPEN)
+class Conversation(TypedDict):
+    """What a prompt is made of."""
+
+    model: Annotated[
+        str, Field(max_length=MODEL_MAX_CHARS, description="An alias, a served model, `<class>:<model>`, or `auto`.")
+    ]
+    messages: Annotated[Array[InputMessage], Field(min_length=1, max_length=100_000)]
+    system: NotRequired[str | Array[Block] | None]
+    tools: NotRequired[Array[Tool] | None]
+    tool_choice: NotRequired[Annotated[ToolChoice, closed(ToolChoice)] | None]
+    thinking: NotRequired[Annotated[Thinking, closed(Thinking)] | None]
+    output_config: NotRequired[Annotated[OutputConfig, closed(OutputConfig)] | None]
+    output_format: NotRequired[Annotated[OutputFormat, closed(OutputFormat)] | None]
+    cache_control: NotRequired[dict[str, Any] | None]
+    context_management: NotRequired[dict[str, Any] | None]
+    speed: NotRequired[Literal["standard"] | None]
+
+
+@with_config(_OPEN)
+class _Asked(Conversation):
+    stop_sequences: NotRequired[Array[Annotated[str, Field(min_length=1)]] | None]
+    metadata: NotRequired[Annotated[Metadata, closed(Metadata)] | None]
+    service_tier: NotRequired[Literal["auto", "standard_only"] | None]
+
+
+@with_config(_OPEN)
+class MessagesRequest(_Asked):
+    """Anthropic's `POST /v1/messages`."""
+
+    max_tokens: Annotated[int, Field(ge=1)]
+    stream: NotRequired[bool | None]
+    temperature: NotRequired[float | None]
+    top_p: NotRequired[float | None]
+    top_k: NotRequired[int | None]
+
+
+@with_config(_OPEN)
+class CountRequest(_Asked):
+    """Anthropic's `POST /v1/messages/count_tokens`. What else a message has goes along, and changes no count."""
+
+    max_tokens: NotRequired[Annotated[int, Field(ge=1)]]
+
+
+def to_chat(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The chat request that asks the same of a model; `request` is a checked MessagesRequest or CountRequest.
+
+    Raises:
+        ApiError: 400 that names what a chat cannot do.
+    """
+    for field, instead in REFUSED.items():
+        if request.get(field) is not None:
+            raise _unsupported(field, instead)
+    _check_context_management(request.get("context_management"))
+    chat = {key: value for key, value in request.items() if key not in _TRANSLATED and value is not None}
+    chat["messages"] = [*_system(request.get("system")), *_messages(request["messages"])]
+    tools = request.get("tools") or []
+    if tools:
+        chat["tools"] = [_tool(tool, f"tools.{number}") for number, tool in enumerate(tools)]
+    if choice := request.get("tool_choice"):
+        chat |= _tool_choice(choice, [tool["name"] for tool in tools])
+    if stop := request.get("stop_sequences"):
+        chat["stop"] = stop
+    if user := (request.get("metadata") or {}).get("user_id"):
+        chat["user"] = user
+    if tier := request.get("service_tier"):
+        chat["service_tier"] = _SERVICE_TIERS[tier]
+    if effort := _reasoning_effort(request):
+        chat["reasoning_effort"] = effort
+    if output_format := (request.get("output_config") or {}).get("format") or request.get("output_format"):
+        schema = {"name": "answer", "schema": output_format["schema"], "strict": True}
+        chat["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return chat
+
+
+def shows_thinking(request: Mapping[str, Any]) -> bool:
+    """Whether the answer is to have thinking blocks: only for a client that asked for them knows what they are."""
+    thinking = request.get("thinking") or {"type": "disabled"}
+    return thinking["type"] != "disabled" and thinking.get("display") != "omitted"
+
+
+def prefill(chat: Mapping[str, Any]) -> str:
+    """The words that the answer is to go on from: those of a last message that is the assistant's."""
+    last = chat["messages"][-1]
+    content = last.get("content") if last["role"] == "assistant" else None
+    return content if isinstance(content, str) else ""
+
+
+def _reasoning_effort(request: Mapping[str, Any]) -> str | None:
+    """The effort that is named, else the one that the budget of thinking comes to."""
+    thinking = request.get("thinking") or {}
+    effort: str | None = (request.get("output_config") or {}).get("effort")
+    if thinking.get("type") == "disabled":
+        return effort or "none"
+    if thinking.get("type") != "enabled":
+        return effort
+    budget = thinking.get("budget_tokens")
+    if budget is None:
+        raise _invalid("thinking.budget_tokens", "is needed with `type: enabled`")
+    if budget >= request.get("max_tokens", budget + 1):
+        raise _invalid("thinking.budget_tokens", "must be less than `max_tokens`, of which it is a part")
+    return effort or ("low" if budget < LOW_BUDGET else "medium" if budget < MEDIUM_BUDGET else "high")
+
+
+def _check_context_management(value: Mapping[str, Any] | None) -> None:
+    """Agents send an edit that keeps everything; nothing is to be done for it. Others are for the client to do."""
+    edits = (value or {}).get("edits") or ()
+    if not isinstance(edits, list | tuple):
+        raise _invalid("context_management.edits", "must be a list")
+    for edit in edits:
+        if edit != {"type": "clear_thinking_20251015", "keep": "all"}:
+            raise _unsupported("context_management", "shorten the conversation yourself")
+
+
+def _system(system: str | list[dict[str, Any]] | None) -> Iterable[dict[str, Any]]:
+    if not system:
+        return
+    if not isinstance(system, str):
+        system = _content([_text(block, f"system.{number}") for number, block in enumerate(system)])
+    yield {"role": "system", "content": system}
+
+
+def _messages(messages: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+    for number, message in enumerate(messages):
+        role, content, where = message["role"], message["content"], f"messages.{number}.content"
+        if isinstance(content, str):
+            yield {"role": role, "content": content}
+        elif role == "user":
+            yield from _user(content, where)
+        elif role == "assistant":
+            yield _assistant(content, where)
+        elif content:
+            yield {"role": role, "content": _content([_text(b, f"{where}.{n}") for n, b in enumerate(content)])}
+
+
+def _user(blocks: list[dict[str, Any]], where: str) -> Iterable[dict[str, Any]]:
+    """A message for each tool's result, then one for all the rest, the images of results first."""
+    if not blocks:
+        raise _invalid(where, "must not be empty")
+    parts: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    for number, block in enumerate(blocks):
+        place = f"{where}.{number}"
+        if block["type"] != "tool_result":
+            parts.append(_part(block, place, ("text", "image", "tool_result")))
+        elif parts:
+            raise _invalid(place, "tool_result blocks come first, before text and images")
+        else:
+            yield _tool_result(block, place, images)
+    if images or parts:
+        yield {"role": "user", "content": _content(images + parts)}
+
+
+def _tool_result(block: Mapping[str, Any], where: str, images: list[dict[str, Any]]) -> dict[str, Any]:
+    """A chat's tool message holds text alone: images are put into `images`, each after a line that says whose it is.
+
+    A chat has no place for `is_error`; the text says it.
+    """
+    call_id = _string(block, "tool_use_id", where)
+    _only(block, where, "tool_use_id", "content", "is_error")
+    content = block.get("content") or []
+    is_error = block.get("is_error")
+    if not isinstance(is_error, bool | None):
+        raise _invalid(f"{where}.is_error", "must be a boolean")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise _invalid(f"{where}.content", "must be a string or a list of blocks")
+    texts = []
+    for number, item in enumerate(content):
+        part = _part(item, f"{where}.content.{number}", ("text", "image"))
+        if part["type"] == "text":
+            texts.append(part)
+        else:
+            images += [{"type": "text", "text": f"Image of the result of tool call {call_id}:"}, part]
+    if is_error:
+        texts = [{"type": "text", "text": "Error: " + (texts[0]["text"] if texts else "the tool failed")}, *texts[1:]]
+    return {"role": "tool", "tool_call_id": call_id, "content": _content(texts)}
+
+
+def _assistant(blocks: list[dict[str, Any]], where: str) -> dict[str, Any]:
+    """Thinking goes on as `reasoning_content`, the name that llama.cpp, vLLM and LiteLLM have for it."""
+    parts: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+    thoughts: list[str] = []
+    for number, block in enumerate(blocks):
+        place = f"{where}.{number}"
+        if block["type"] == "tool_use":
+            calls.append(_tool_call(block, place))
+        elif block["type"] == "thinking":
+            _only(block, place, "thinking", "signature")
+            thoughts.append(_string(block, "thinking", place))
+        elif block["type"] == "redacted_thinking":
+            raise _unsupported(place, "leave redacted_thinking out: only who made it can read it")
+        else:
+            parts.append(_part(block, place, ("text", "thinking", "tool_use")))
+    message: dict[str, Any] = {"role": "assistant", "content": _content(parts) if parts or not calls else None}
+    if reasoning := "\n".join(filter(None, thoughts)):
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _tool_call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    _only(block, where, "id", "name", "input", "caller")
+    if block.get("caller") not in (None, {"type": "direct"}):
+        raise _unsupported(f"{where}.caller", "the model itself is the only caller here")
+    arguments = block.get("input")
+    if not isinstance(arguments, dict):
+        raise _invalid(f"{where}.input", "must be an object")
+    try:
+        text = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        raise _invalid(f"{where}.input", "holds a number that JSON has not") from None
+    function = {"name": _string(block, "name", where), "arguments": text}
+    return {"id": _string(block, "id", where), "type": "function", "function": function}
+
+
+def _part(block: Mapping[str, Any], where: str, allowed: tuple[str, ...]) -> dict[str, Any]:
+    """A text or an image as a chat's content part."""
+    kind = block.get("type")
+    if kind == "text":
+        return _text(block, where)
+    if kind == "image" and kind in allowed:
+        _only(block, where, "source")
+        return {"type": "image_url", "image_url": {"url": _image_url(block.get("source"), f"{where}.source")}}
+    raise _unsupported(where, f"a block of type {str(kind)[:100]!r} cannot stand here; these can: {', '.join(allowed)}")
+
+
+def _image_url(source: Any, where: str) -> str:
+    if not isinstance(source, dict):
+        raise _invalid(where, "must be an object")
+    if source.get("type") == "base64":
+        return f"data:{_string(source, 'media_type', where)};base64,{_string(source, 'data', where)}"
+    if source.get("type") == "url":
+        return _string(source, "url", where)
+    raise _unsupported(f"{where}.type", "give the image as `base64` or `url`")
+
+
+def _text(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if block["type"] != "text":
+        raise _unsupported(where, "only blocks of type 'text' can stand here")
+    _only(block, where, "text")
+    return {"type": "text", "text": _string(block, "text", where)}
+
+
+def _content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Text alone as a string, which every backend understands; the borders of several blocks are kept."""
+    if not parts:
+        return ""
+    if len(parts) == 1 and parts[0]["type"] == "text":
+        text: str = parts[0]["text"]
+        return text
+    return parts
+
+
+def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if tool.get("type") not in (None, "custom"):
+        instead = "only tools of type 'custom' are known here: give it a description and an input_schema"
+        raise _unsupported(f"{where}.type", instead)
+    _only(tool, where, "name", "description", "input_schema", "strict", "eager_input_streaming", "allowed_callers")
+    if tool.get("allowed_callers") not in (None, ["direct"]):
+        raise _unsupported(f"{where}.allowed_callers", "the model itself is the only caller here")
+    if tool.get("input_schema") is None:
+        raise _invalid(f"{where}.input_schema", "is needed: the JSON schema of the tool's input")
+    function = {"name": tool["name"], "parameters": tool["input_schema"]}
+    function |= {key: tool[key] for key in ("description", "strict") if tool.get(key) is not None}
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """In a chat it may stand beside tools alone."""
+    fields: dict[str, Any] = {}
+    if choice["type"] == "tool":
+        if choice.get("name") not in names:
+            raise _invalid("tool_choice.name", "must name one of `tools`")
+        fields["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
+    elif names:
+        fields["tool_choice"] = _TOOL_CHOICES[choice["type"]]
+    elif choice["type"] == "any":
+        raise _invalid("tool_choice", "wants a tool to be called, but `tools` has none")
+    if names and (is_single := choice.get("disable_parallel_tool_use")) is not None:
+        fields["parallel_tool_calls"] = not is_single
+    return fields
+
+
+def _string(block: Mapping[str, Any], name: str, where: str) -> str:
+    value = block.get(name)
+    if not isinstance(value, str):
+        raise _invalid(f"{where}.{name}", "must be a string")
+    return value
+
+
+def _only(block: Mapping[str, Any], where: str, *names: str) -> None:
+    """Refuses a field that a chat has no place for, unless it is empty; a block is not passed on as it came."""
+    for name, value in block.items():
+        if value and name not in names and name not in ("type", "cache_control"):
+            raise _unsupported(f"{where}.{name[:100]}", "leave it out")
+
+
+def _invalid(where: str, problem: str) -> ApiError:
+    return ApiError(400, f"Invalid request: '{where}': {problem}", param=where, code="invalid_value")
+
+
+def _unsupported(where: str, instead: str) -> ApiError:
+    return ApiError(400, f"'{where}' is not supported here; {instead}", param=where, code="unsupported_parameter")

@@ -1,0 +1,252 @@
+"""Anthropic's Messages API: always a chat to the backend, whatever it speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from pydantic import TypeAdapter
+
+from gateway.backends.call import EVENTS_TYPE, Call, Dispatcher, as_understood
+from gateway.backends.failures import refused
+from gateway.backends.protocols.base import AnswerError
+from gateway.backends.registry import Route, Slots
+from gateway.dialects.messages.answer import Facts, MessageStream, message
+from gateway.dialects.messages.request import CountRequest, MessagesRequest, prefill, shows_thinking, to_chat
+from gateway.errors import ApiError, ErrorShape
+from gateway.routing.body import dump
+from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, Handler, parse
+from gateway.web.exchange import JSON, Exchange
+from gateway.web.schemas import events
+from gateway.wire.collector import paused, turn
+from gateway.wire.http1 import Response
+from gateway.wire.stepwise import loads
+
+REQUEST = TypeAdapter(MessagesRequest)
+CONVERSATION = TypeAdapter(CountRequest)
+# Anthropic's error types by status; others are `invalid_request_error` below 500, else `api_error`.
+ERROR_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+EVENTS = "Anthropic's events, `message_start` to `message_stop`; `error` where it fails."
+REQUEST_ID = {
+    "responses": {
+        "200": {"headers": {"request-id": {"description": "The same as `X-Request-Id`", "schema": {"type": "string"}}}}
+    }
+}
+# What a server answers that does not know the path: it has no tokenizer to ask.
+CANNOT_COUNT = (404, 405, 501)
+
+_COUNT = {"type": ["integer", "null"], "minimum": 0}
+_ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {
+                "type": {"type": "string"},
+                "message": {"type": "string"},
+                "details": {"type": "object", "properties": {"error_code": {"type": "string"}}},
+            },
+        },
+        "request_id": {"type": ["string", "null"]},
+    },
+}
+_MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage"],
+    "properties": {
+        "id": {"type": "string"},
+        "type": {"const": "message"},
+        "role": {"const": "assistant"},
+        "model": {"type": "string"},
+        "content": {"type": "array", "items": {"type": "object", "required": ["type"]}},
+        "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]},
+        "stop_sequence": {"type": ["string", "null"]},
+        "usage": {
+            "type": "object",
+            "description": "Null where the backend tells no usage.",
+            "required": ["input_tokens", "output_tokens"],
+            "properties": {"input_tokens": _COUNT, "output_tokens": _COUNT},
+        },
+    },
+}
+_TOKENS = {"type": "object", "required": ["input_tokens"], "properties": {"input_tokens": {"type": "integer"}}}
+
+
+def messages_errors(request_id: str | None = None) -> ErrorShape:
+    """Anthropic's error object; `details.error_code` is the gateway's own code, the message names the field."""
+
+    def body(error: ApiError) -> bytes:
+        kind = ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+        message = error.message
+        if error.param is not None and error.param not in message:
+            message = f"{error.param}: {message}"
+        told: dict[str, Any] = {"type": kind, "message": message}
+        if error.code is not None:
+            told["details"] = {"error_code": error.code}
+        return orjson.dumps({"type": "error", "error": told, "request_id": request_id})
+
+    return ErrorShape(body, lambda error: b"event: error\ndata: " + body(error) + b"\n\n", "AnthropicError", _ERROR)
+
+
+def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
+    handlers = _Handlers(dispatcher)
+    errors = messages_errors()
+    message_answers = {200: {JSON_TYPE: _MESSAGE, **events(EVENTS)}}
+    return (
+        (
+            Endpoint(
+                "/v1/messages",
+                "chat",
+                "messages",
+                "Answer a conversation, as Anthropic's API",
+                REQUEST,
+                answers=message_answers,
+                tag="anthropic",
+                errors=errors,
+                openapi_extra=REQUEST_ID,
+            ),
+            _telling_request_id(handlers.create),
+        ),
+        (
+            Endpoint(
+                "/v1/messages/count_tokens",
+                "chat",
+                "messages.count_tokens",
+                "Count a conversation's tokens, by the backend's own tokenizer",
+                CONVERSATION,
+                answers={200: {JSON_TYPE: _TOKENS}},
+                tag="anthropic",
+                errors=errors,
+                openapi_extra=REQUEST_ID,
+            ),
+            _telling_request_id(handlers.count_tokens),
+        ),
+    )
+
+
+class _Handlers:
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def create(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        request, chat = await _read(exchange, REQUEST)
+        facts = Facts(
+            f"msg_{uuid4().hex}",
+            request["model"],
+            request.get("stop_sequences") or (),
+            shows_thinking(request),
+            prefill(chat),
+        )
+        async with self._dispatcher.chat(exchange, chat) as call:
+            if chat.get("stream"):
+                await _stream(exchange, call, facts)
+            else:
+                body = message(await call.completion(), facts)
+                await exchange.answer(200, body, [JSON, _request_id(exchange)])
+
+    async def count_tokens(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        """Counts what the chat would be, so that the answer is that of the same tokenizer and template."""
+        _, chat = await _read(exchange, CONVERSATION)
+        path = exchange.scope["path"]
+        route = await self._dispatcher.chat_route(exchange, "chat", chat["model"], chat, path)
+        async with self._dispatcher.slot(exchange, route) as slots:
+            if slots.adapter is not None:
+                raise _cannot_count(route)
+            asked = dump({**chat, "model": route.decision.model})
+            slots, response = await self._dispatcher.ask(
+                exchange,
+                route,
+                slots,
+                lambda slots: self._ask_for_count(exchange, slots, as_understood(slots, chat, asked)),
+            )
+            try:
+                body = await response.read(self._dispatcher.max_response_bytes)
+            finally:
+                response.close()
+            if response.status in CANNOT_COUNT:
+                raise _cannot_count(route)
+            if response.status != 200:
+                raise refused(response.status, body, slots.backend)
+            await exchange.answer(200, orjson.dumps({"input_tokens": _count(body)}), [JSON, _request_id(exchange)])
+
+    def _ask_for_count(self, exchange: Exchange, slots: Slots, body: bytes) -> Awaitable[Response]:
+        """By the path that llama.cpp has for it."""
+        target = slots.target + b"/input_tokens"
+        return self._dispatcher.post(exchange, slots, target, slots.backend.request_headers, body)
+
+
+async def _read(exchange: Exchange, adapter: TypeAdapter[Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The request as it came, and as a chat."""
+    request = parse(await exchange.body(), adapter)
+    size = exchange.bytes_in
+    await turn(size)
+    with paused(size):
+        chat = to_chat(request)
+    await turn(size)
+    return request, chat
+
+
+async def _stream(exchange: Exchange, call: Call, facts: Facts) -> None:
+    """The stream begins with the first chunk: until then a failure has a status of its own."""
+    stream = MessageStream(facts)
+    async for chunk in call.chunks():
+        events = stream.feed(chunk)
+        if not exchange.status:
+            await exchange.start_stream(EVENTS_TYPE, [_request_id(exchange)])
+        if events:
+            await exchange.stream(events)
+    await exchange.stream(stream.end())
+    await exchange.end_stream()
+
+
+def _telling_request_id(handler: Handler) -> Handler:
+    """Errors tell the request's id too, in their body and where Anthropic's SDKs look for it."""
+
+    async def handle(exchange: Exchange, endpoint: Endpoint) -> None:
+        exchange.errors = messages_errors(exchange.request_id)
+        try:
+            await handler(exchange, endpoint)
+        except ApiError as error:
+            error.headers = (*error.headers, _request_id(exchange))
+            raise
+
+    return handle
+
+
+def _request_id(exchange: Exchange) -> tuple[bytes, bytes]:
+    return b"request-id", exchange.request_id.encode()
+
+
+def _count(body: bytes) -> int:
+    try:
+        counted = loads(body)["input_tokens"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        counted = None
+    if not isinstance(counted, int):
+        raise AnswerError("a count of tokens without input_tokens")
+    return counted
+
+
+def _cannot_count(route: Route) -> ApiError:
+    return ApiError(
+        400,
+        f"Backend '{route.decision.backend_class}' has no tokenizer to ask; an answer's usage tells of its prompt",
+        param="model",
+        code="capability_not_supported",
+    )

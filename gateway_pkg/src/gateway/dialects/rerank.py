@@ -1,0 +1,173 @@
+"""Reranking: by a backend that reranks, else by the cosines of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from typing import Annotated, Any, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from gateway.backends.call import Dispatcher
+from gateway.backends.failures import refused, told_in_200
+from gateway.backends.protocols.base import json_value
+from gateway.backends.registry import Route, Slots
+from gateway.backends.usage import usage_of
+from gateway.dialects.ranking import cosines, ranking, scores_of, text_of, vectors_of
+from gateway.errors import ApiError
+from gateway.routing.body import dump
+from gateway.routing.policy import AUTO, DEFAULT_ALIAS
+from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
+from gateway.web.exchange import JSON, Exchange
+from gateway.web.fields import Array
+from gateway.web.schemas import Model, Whole
+from gateway.wire.http1 import Response
+from gateway.wire.stepwise import run
+
+_OPEN = ConfigDict(extra="allow", strict=True)
+DOCUMENTS_MAX = 1_000  # Cohere's own figure
+OWN_FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
+# Cohere's fields that cosines of embeddings have no counterpart for.
+RERANKER_ONLY = ("max_chunks_per_doc", "max_tokens_per_doc", "priority")
+
+
+@with_config(_OPEN)
+class TextDocument(TypedDict):
+    text: str
+
+
+@with_config(_OPEN)
+class RerankRequest(TypedDict):
+    """As Jina's and Cohere's `POST /v1/rerank`. Other fields go to the backend as they came."""
+
+    query: Annotated[str, Field(min_length=1)]
+    documents: Annotated[Array[str | TextDocument], Field(min_length=1, max_length=DOCUMENTS_MAX)]
+    model: NotRequired[Model | None]
+    top_n: NotRequired[Annotated[int, Field(ge=1)] | None]
+    return_documents: NotRequired[bool | None]
+    stream: NotRequired[Whole | None]
+
+
+REQUEST = TypeAdapter(RerankRequest)
+_RESULT = {
+    "type": "object",
+    "required": ["index", "relevance_score"],
+    "properties": {"index": {"type": "integer"}, "relevance_score": {"type": "number"}, "document": {}},
+}
+_RESULTS = {"type": "array", "items": _RESULT}
+RERANK_ANSWER: dict[str, Any] = {
+    "type": "object",
+    "required": ["object", "model", "results", "data"],
+    "properties": {
+        "object": {"const": "list"},
+        "model": {"type": "string"},
+        "results": {**_RESULTS, "description": "As Jina's and Cohere's, the best first."},
+        "data": {**_RESULTS, "description": "The same; `document` as it was sent."},
+        "usage": {"type": "object", "description": "As the backend told it; absent where it did not."},
+    },
+}
+
+
+def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
+    endpoint = Endpoint(
+        "/v1/rerank",
+        "rerank",
+        "rerank",
+        "Order documents by how well they answer a query",
+        REQUEST,
+        answers={200: {JSON_TYPE: RERANK_ANSWER}},
+    )
+    return ((endpoint, _Handler(dispatcher)),)
+
+
+class _Handler:
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def __call__(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        request = parse(await exchange.body(), REQUEST)
+        if request.get("rank_fields") not in (None, ["text"]):
+            raise _unsupported("rank_fields", "documents are ranked by their `text`")
+        texts = [text_of(document) for document in request["documents"]]
+        route = self._reranker(exchange, request.get("model") or "", request)
+        if route is None:
+            answer, scores = await self._embed(exchange, request, texts)
+        else:
+            answer, scores = await self._ask(exchange, route, request, texts)
+        is_told = request.get("return_documents") is not False
+        ranked = ranking(scores, request["documents"], request.get("top_n"), is_told)
+        used = exchange.route.decision.model if exchange.route is not None else ""
+        told = {"object": "list", "model": answer.get("model") or used, **ranked}
+        if isinstance(usage := answer.get("usage"), dict):
+            told["usage"] = usage
+        await exchange.answer(200, dump(told), [JSON])
+
+    def _reranker(self, exchange: Exchange, model: str, request: Mapping[str, Any]) -> Route | None:
+        """The route to a backend that reranks; None where the model's own does not, but may embed."""
+        dispatcher = self._dispatcher
+        if model.casefold() in ("", AUTO, DEFAULT_ALIAS) and b"x-backend" not in exchange.headers:
+            names = dispatcher.registry.names
+            usual = next((name for name, able in names.capable.items() if "rerank" in able), None)
+            if usual is None:
+                return None
+            served = names.served[usual]
+            only = next(iter(served)) if len(served) == 1 else ""
+            return dispatcher.route_in_class(exchange, "rerank", only, usual, request)
+        try:
+            return dispatcher.route(exchange, "rerank", model, request)
+        except ApiError as error:
+            if error.code != "capability_not_supported":
+                raise
+            return None
+
+    async def _ask(
+        self, exchange: Exchange, route: Route, request: dict[str, Any], texts: list[str]
+    ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
+        def post(slots: Slots) -> Awaitable[Response]:
+            asked, target = _asked(request, texts, route.decision.model), slots.target
+            if slots.backend.record.protocol == "nexa":
+                target = slots.backend.origin.prefix.removesuffix(b"/v1") + b"/v1/reranking"
+                asked.pop("top_n", None)
+                asked.setdefault("batch_size", len(texts))  # its own default is none at all
+            return self._dispatcher.post(exchange, slots, target, slots.backend.request_headers, dump(asked))
+
+        async with self._dispatcher.slot(exchange, route) as slots:
+            slots, response = await self._dispatcher.ask(exchange, route, slots, post)
+            try:
+                body = await response.read(self._dispatcher.max_response_bytes)
+            finally:
+                response.close()
+            if response.status != 200:
+                raise refused(response.status, body, slots.backend)
+            answer = json_value(body)
+            about = answer if isinstance(answer, dict) else {}
+            told_in_200(about, slots.backend)
+            exchange.usage = usage_of(about.get("usage"))
+            return about, scores_of(answer, len(texts))
+
+    async def _embed(
+        self, exchange: Exchange, request: dict[str, Any], texts: list[str]
+    ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
+        for name in RERANKER_ONLY:
+            if request.get(name) is not None:
+                raise _unsupported(name, "no backend that reranks has this model: it is done by embeddings")
+        asked = {name: value for name, value in request.items() if name not in OWN_FIELDS and name != "rank_fields"}
+        asked |= {"model": request.get("model") or "", "input": [request["query"], *texts]}
+        async with self._dispatcher.embeddings(exchange, asked) as call:
+            answer, lists = await call.embeddings()
+            vectors = vectors_of(answer, len(texts) + 1, lists)
+            return answer, await run(cosines(vectors, lists))
+
+
+def _asked(request: dict[str, Any], texts: list[str], model: str) -> dict[str, Any]:
+    asked = {name: value for name, value in request.items() if name not in OWN_FIELDS and value is not None}
+    asked |= {"query": request["query"], "documents": texts}
+    if model:
+        asked["model"] = model
+    if request.get("top_n") is not None:
+        asked["top_n"] = request["top_n"]
+    return asked
+
+
+def _unsupported(field: str, why: str) -> ApiError:
+    return ApiError(400, f"'{field}' is not supported here: {why}", param=field, code="unsupported_parameter")

@@ -1,0 +1,369 @@
+"""OpenAI's Responses API, sans I/O: a chat's answer as a response, whole or as the stream of its events.
+
+Whole answers and streams take the same way, so that both give the same response. Usage is the backend's, or null.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+from gateway.backends.protocols.base import AnswerError
+from gateway.backends.usage import count_of
+from gateway.dialects.responses.items import Item, NewId
+from gateway.dialects.turns import (
+    TURN_COST,
+    Piece,
+    Step,
+    Turn,
+    Turns,
+    first_choice,
+    read_object,
+    read_objects,
+    read_text,
+)
+from gateway.errors import ApiError
+from gateway.routing.body import dump
+
+DONE = b"data: [DONE]\n\n"
+OBFUSCATION_BLOCK = 16  # characters: deltas are padded to a multiple
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+_ECHOED = (
+    "instructions",
+    "max_output_tokens",
+    "max_tool_calls",
+    "previous_response_id",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "temperature",
+    "top_logprobs",
+    "top_p",
+    "user",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A kind of text that a model makes: in which field of its item the parts are, and what its events are called."""
+
+    type: str
+    text_name: str
+    events: str
+    parts: str = "content"
+    index_name: str = "content_index"
+    part_events: str = "response.content_part"
+
+
+_TEXT = _Kind("output_text", "text", "response.output_text")
+_REFUSAL = _Kind("refusal", "refusal", "response.refusal")
+_REASONING = _Kind("reasoning_text", "text", "response.reasoning_text")
+_SUMMARY = _Kind(
+    "summary_text",
+    "text",
+    "response.reasoning_summary_text",
+    parts="summary",
+    index_name="summary_index",
+    part_events="response.reasoning_summary_part",
+)
+
+
+def make_ids(response_id: str) -> NewId:
+    """Names items of a response, so that the response is found by an item's name."""
+    count = 0
+
+    def new_id(prefix: str) -> str:
+        nonlocal count
+        count += 1
+        return f"{prefix}_{response_id.removeprefix('resp_')}{count:x}"
+
+    return new_id
+
+
+def new_response_id() -> str:
+    return f"resp_{secrets.token_hex(16)}"
+
+
+def response_of_item(item_id: str) -> str:
+    """The name of the response that an item would be of, if the gateway has named it."""
+    return f"resp_{item_id.partition('_')[2][:32]}"
+
+
+def begin(request: Mapping[str, Any], response_id: str) -> dict[str, Any]:
+    """The response object before there is anything in it."""
+    reasoning, text = request.get("reasoning") or {}, request.get("text") or {}
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": int(time.time()),
+        "completed_at": None,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "metadata": request.get("metadata") or {},
+        "model": request.get("model") or "auto",
+        "output": [],
+        "parallel_tool_calls": request.get("parallel_tool_calls") is not False,
+        "reasoning": {"effort": None, "summary": None, **reasoning},
+        "service_tier": None,
+        "store": request.get("store") is not False,
+        "text": {**text, "format": text.get("format") or {"type": "text"}},
+        "tool_choice": request.get("tool_choice") or "auto",
+        "tools": [_told(tool) for tool in request.get("tools") or ()],
+        "truncation": "disabled",
+        "usage": None,
+        **{name: request.get(name) for name in _ECHOED},
+    }
+
+
+class ResponseBuilder:
+    """Makes a response of a chat's chunks, and the events that tell of it; each method gives whole events.
+
+    `response` is the response object as it is by now. What is built is bounded by `limit` characters.
+    """
+
+    def __init__(self, request: Mapping[str, Any], response: dict[str, Any], new_id: NewId, limit: int) -> None:
+        self.response = response
+        reasoning = request.get("reasoning") or {}
+        wants_summary = reasoning.get("summary") or reasoning.get("generate_summary")
+        self._thoughts = _SUMMARY if wants_summary else _REASONING
+        self._obfuscates = bool((request.get("stream_options") or {}).get("include_obfuscation"))
+        self._new_id = new_id
+        self._turns = Turns(limit)
+        self._room = limit
+        self._sequence = self._given_out = 0
+        self._item: Item = {}  # the one that is being told, the last of the output
+        self._kind: _Kind | None = None  # of its part that is being told
+        self._text = StringIO()  # that part's, or a call's arguments
+        self._logprobs: list[Item] = []
+        self._finish_reason = ""
+        self._has_choice = False
+
+    def start(self) -> bytes:
+        """The events before the first of the model's."""
+        created = self._event("response.created", response=self.response)
+        return self._all(created + self._event("response.in_progress", response=self.response))
+
+    def feed(self, chunk: Mapping[str, Any]) -> bytes:
+        """The events for a chat.completion.chunk, b"" when it tells nothing; raises AnswerError when it is none."""
+        self._look_at_usage(chunk.get("usage"))
+        if isinstance(chunk.get("service_tier"), str):
+            self.response["service_tier"] = chunk["service_tier"]
+        choice = first_choice(chunk)
+        if choice is None:
+            return b""
+        self._has_choice = True
+        steps = self._turns.feed(read_object(choice, "delta"), _logprobs(choice.get("logprobs")))
+        events = b"".join(map(self._tell, steps))
+        self._finish_reason = read_text(choice, "finish_reason") or self._finish_reason
+        return self._all(events)
+
+    def feed_completion(self, completion: Mapping[str, Any]) -> None:
+        """Takes a whole chat.completion instead of chunks; raises AnswerError when it is none."""
+        choices = [{**choice, "delta": choice.get("message")} for choice in read_objects(completion, "choices")]
+        self.feed({**completion, "choices": choices})
+
+    def end(self) -> bytes:
+        """The events that close what is open, and the response with them: `finish` tells of that.
+
+        Raises:
+            AnswerError: the model answered nothing at all, or called a function without a name.
+        """
+        if not self._has_choice:
+            raise AnswerError("a completion without a choice")
+        reason = _INCOMPLETE.get(self._finish_reason)
+        status = "incomplete" if reason else "completed"
+        steps = list(self._turns.end())
+        events = b"".join(map(self._tell, steps[:-1]))
+        if steps:  # what was cut short is what came last
+            events += self._end_item(status)
+        self.response["status"] = status
+        if reason:
+            self.response["incomplete_details"] = {"reason": reason}
+        else:
+            self.response["completed_at"] = int(time.time())
+        return self._all(events)
+
+    def finish(self) -> bytes:
+        """The last events, after `end`."""
+        return self._event(f"response.{self.response['status']}", response=self.response) + DONE
+
+    def fail(self, error: ApiError) -> bytes:
+        """The last events when there is no answer; what had been made of it stays in the response as incomplete."""
+        if self._item:
+            self._end_item("incomplete")
+        # Events of what went wrong half-way have not been given out, and those of closing it need not be.
+        self._sequence = self._given_out
+        code = "rate_limit_exceeded" if error.status == 429 else "server_error"
+        self.response["status"] = "failed"
+        self.response["error"] = {"code": code, "message": error.message}
+        return self._event("error", code=error.code, message=error.message, param=error.param) + self._event(
+            "response.failed", response=self.response
+        )
+
+    def _tell(self, step: Step) -> bytes:
+        if step.kind == "begin":
+            return self._begin_item(step.turn)
+        if step.kind == "end":
+            return self._end_item("completed")
+        self._take_room(step.piece.size)
+        if step.turn.kind == "call":
+            return self._tell_arguments(step.piece.text)
+        if step.turn.kind == "reasoning":
+            return self._tell_text(self._thoughts, step.piece)
+        return self._tell_text(_REFUSAL if step.piece.is_refusal else _TEXT, step.piece)
+
+    def _begin_item(self, turn: Turn) -> bytes:
+        self._take_room(TURN_COST)
+        self._kind, self._text = None, StringIO()
+        if turn.kind == "call":
+            call_id = turn.call_id or f"call_{secrets.token_hex(12)}"
+            self._item = {"id": self._new_id("fc"), "type": "function_call", "status": "in_progress"}
+            self._item |= {"call_id": call_id, "name": turn.name, "arguments": ""}
+        elif turn.kind == "reasoning":
+            self._item = {"id": self._new_id("rs"), "type": "reasoning", "status": "in_progress", "summary": []}
+            self._item[self._thoughts.parts] = []
+        else:
+            self._item = {"id": self._new_id("msg"), "type": "message", "role": "assistant", "status": "in_progress"}
+            self._item["content"] = []
+        self.response["output"].append(self._item)
+        return self._event("response.output_item.added", output_index=self._output_index, item=self._item)
+
+    def _end_item(self, status: str) -> bytes:
+        item, self._item = self._item, {}
+        if item["type"] == "function_call":
+            item["arguments"] = arguments = self._text.getvalue()
+            place = {"item_id": item["id"], "output_index": self._output_index}
+            name = "response.function_call_arguments.done"
+            events = self._event(name, **place, name=item["name"], arguments=arguments)
+        else:
+            events = self._end_part(item)
+        item["status"] = status
+        return events + self._event("response.output_item.done", output_index=self._output_index, item=item)
+
+    def _tell_arguments(self, text: str) -> bytes:
+        self._text.write(text)
+        place = {"item_id": self._item["id"], "output_index": self._output_index}
+        return self._event("response.function_call_arguments.delta", **place, delta=text, **self._padding(text))
+
+    def _tell_text(self, kind: _Kind, piece: Piece) -> bytes:
+        events = b""
+        if self._kind is not kind:
+            events = self._end_part(self._item) + self._begin_part(kind)
+        self._text.write(piece.text)
+        fields: Item = {"delta": piece.text}
+        if kind is _TEXT:
+            fields["logprobs"] = piece.logprobs
+            self._logprobs += piece.logprobs
+        place = self._place(self._item, kind)
+        return events + self._event(f"{kind.events}.delta", **place, **fields, **self._padding(piece.text))
+
+    def _begin_part(self, kind: _Kind) -> bytes:
+        self._kind, self._text, self._logprobs = kind, StringIO(), []
+        part: Item = {"type": kind.type, kind.text_name: ""}
+        if kind is _TEXT:
+            part |= {"annotations": [], "logprobs": []}
+        self._item[kind.parts].append(part)
+        return self._event(f"{kind.part_events}.added", **self._place(self._item, kind), part=part)
+
+    def _end_part(self, item: Item) -> bytes:
+        kind = self._kind
+        if kind is None:
+            return b""
+        place, part, text = self._place(item, kind), item[kind.parts][-1], self._text.getvalue()
+        part[kind.text_name] = text
+        fields: Item = {kind.text_name: text}
+        if kind is _TEXT:
+            part["logprobs"] = fields["logprobs"] = self._logprobs
+        return self._event(f"{kind.events}.done", **place, **fields) + self._event(
+            f"{kind.part_events}.done", **place, part=part
+        )
+
+    @property
+    def _output_index(self) -> int:
+        """Of the item that is being told."""
+        output: list[Item] = self.response["output"]
+        return len(output) - 1
+
+    def _place(self, item: Item, kind: _Kind) -> Item:
+        """Of the item's last part."""
+        last = len(item[kind.parts]) - 1
+        return {"item_id": item["id"], "output_index": self._output_index, kind.index_name: last}
+
+    def _look_at_usage(self, usage: Any) -> None:
+        if not isinstance(usage, dict):
+            return
+        given, made = count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
+        if given is None or made is None:
+            return
+        told: Item = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
+        for name, details in (("input_tokens_details", "prompt"), ("output_tokens_details", "completion")):
+            if isinstance(content := usage.get(f"{details}_tokens_details"), dict):
+                told[name] = {key: count for key, count in content.items() if count_of(count) is not None}
+        self.response["usage"] = told
+
+    def _take_room(self, size: int) -> None:
+        self._room -= size
+        if self._room < 0:
+            raise AnswerError("an answer without end")
+
+    def _padding(self, text: str) -> Item:
+        if not self._obfuscates:
+            return {}
+        length = -len(text) % OBFUSCATION_BLOCK
+        return {"obfuscation": secrets.token_hex(OBFUSCATION_BLOCK)[:length]}
+
+    def _all(self, events: bytes) -> bytes:
+        self._given_out = self._sequence
+        return events
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        content = {"type": kind, "sequence_number": self._sequence, **fields}
+        self._sequence += 1
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), dump(content))
+
+
+def _told(tool: Item) -> Item:
+    """A tool as the response tells it: with all of its fields."""
+    if isinstance(tool.get("function"), dict):
+        tool = {"type": "function", **tool["function"]}
+    return {"description": None, "parameters": None, "strict": None, **tool}
+
+
+def _logprobs(content: Any) -> list[Item]:
+    """A chat's logprobs as those of a response's text; entries that are none are left out."""
+    entries = content.get("content") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        return []
+    return [
+        {**_logprob(entry), "top_logprobs": [_logprob(top) for top in _list(entry, "top_logprobs") if _is_one(top)]}
+        for entry in entries
+        if _is_one(entry)
+    ]
+
+
+def _logprob(entry: Item) -> Item:
+    return {
+        "token": entry["token"],
+        "bytes": [byte for byte in _list(entry, "bytes") if isinstance(byte, int)],
+        "logprob": entry["logprob"],
+    }
+
+
+def _is_one(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("token"), str)
+        and isinstance(entry.get("logprob"), int | float)
+    )
+
+
+def _list(entry: Item, name: str) -> list[Any]:
+    value = entry.get(name)
+    return value if isinstance(value, list) else []

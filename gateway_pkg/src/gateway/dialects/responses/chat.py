@@ -1,0 +1,260 @@
+"""OpenAI's Responses API, sans I/O: a conversation of items as a chat.
+
+Reasoning items come back to the model as `reasoning_content` of the message that they led to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from typing import Any
+
+from gateway.dialects.responses.items import Item, invalid, need_text, rest, unsupported
+from gateway.dialects.responses.request import REFUSED
+from gateway.wire.stepwise import STEP_ITEMS, at_once
+
+_TRANSLATED = frozenset(
+    {
+        *REFUSED,
+        "include",
+        "input",
+        "instructions",
+        "max_output_tokens",
+        "max_tool_calls",
+        "messages",
+        "metadata",
+        "parallel_tool_calls",
+        "previous_response_id",
+        "reasoning",
+        "store",
+        "stream_options",
+        "text",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "truncation",
+    }
+)
+_OUTPUT_KEYS = {"annotations", "logprobs"}  # what an answer's text has beside it, of no use to a model
+# Of a function tool; they drive other tools and callers than a chat has.
+_REFUSED_OF_TOOLS = ("allowed_callers", "async", "defer_loading", "output_schema")
+
+
+def to_chat(request: Mapping[str, Any], items: Iterable[Item]) -> dict[str, Any]:
+    """As `translating`, at once."""
+    return at_once(translating(request, items))
+
+
+def translating(request: Mapping[str, Any], items: Iterable[Item]) -> Generator[None, None, dict[str, Any]]:
+    """OpenAI's chat request for the whole conversation; raises ApiError 400 that names a field."""
+    chat = {name: value for name, value in request.items() if name not in _TRANSLATED and value is not None}
+    chat["messages"] = yield from _messages(request.get("instructions"), items)
+    if not chat["messages"]:
+        raise invalid("input", "holds no message")
+    if request.get("max_output_tokens") is not None:
+        chat["max_tokens"] = request["max_output_tokens"]
+    tools = [_tool(tool, f"tools.{index}") for index, tool in enumerate(request.get("tools") or ())]
+    chat |= _tool_fields(request, tools)
+    if effort := (request.get("reasoning") or {}).get("effort"):
+        chat["reasoning_effort"] = effort
+    text = request.get("text") or {}
+    if text.get("verbosity") is not None:
+        chat["verbosity"] = text["verbosity"]
+    if (response_format := _response_format(text.get("format"))) is not None:
+        chat["response_format"] = response_format
+    if request.get("top_logprobs"):
+        chat["top_logprobs"] = request["top_logprobs"]
+    if request.get("top_logprobs") or "message.output_text.logprobs" in (request.get("include") or ()):
+        chat["logprobs"] = True
+    return chat
+
+
+def _messages(instructions: str | None, items: Iterable[Item]) -> Generator[None, None, list[dict[str, Any]]]:
+    chat = _Chat(instructions)
+    thoughts: list[str] = []
+    shown: list[Item] = []  # by tools, and not yet in a message
+    for index, item in enumerate(items):
+        if index % STEP_ITEMS == STEP_ITEMS - 1:
+            yield
+        kind = item["type"]
+        if kind == "reasoning":
+            thoughts += (part["text"] for part in item.get("content") or item["summary"])
+            continue
+        if shown and kind != "function_call_output":
+            chat.add({"role": "user", "content": shown})
+            shown = []
+        if kind == "function_call" or (kind == "message" and item["role"] == "assistant"):
+            chat.add_of_assistant(item, thoughts)
+        elif kind == "function_call_output":
+            chat.add(_tool_message(item, shown))
+        else:
+            chat.add(_chat_message(item))
+        thoughts = []  # those that led to nothing end here: no message of a chat could hold them
+    if shown:
+        chat.add({"role": "user", "content": shown})
+    return chat.end()
+
+
+class _Chat:
+    """Messages as they are added. What becomes one text of several is joined once: there may be thousands."""
+
+    def __init__(self, instructions: str | None) -> None:
+        self._opening = [instructions] if instructions else []
+        self._messages: list[dict[str, Any]] = []
+        self._said: list[str] = []  # and thought, in the last message, beside what it holds
+        self._thoughts: list[str] = []
+
+    def add(self, message: dict[str, Any]) -> None:
+        """Adds a message; system messages at the beginning become one, since many models' templates take one alone."""
+        is_plain = message.keys() == {"role", "content"} and isinstance(message["content"], str)
+        if not self._messages and is_plain and message["role"] == "system":
+            self._opening.append(message["content"])
+            return
+        self._close()
+        self._messages.append(message)
+
+    def add_of_assistant(self, item: Item, thoughts: Iterable[str]) -> None:
+        """Adds what the model said or called; calls go with what was said before them, as a chat has them."""
+        last = self._messages[-1] if self._messages and self._messages[-1]["role"] == "assistant" else None
+        if item["type"] == "function_call":
+            if last is None:
+                last = {"role": "assistant", "content": None}
+                self.add(last)
+            call = {"id": item["call_id"], "type": "function"}
+            call["function"] = {"name": item["name"], "arguments": item["arguments"]}
+            last.setdefault("tool_calls", []).append({**rest(item, "call_id", "name", "arguments"), **call})
+        elif last is not None and "tool_calls" in last and isinstance(last["content"], str | None):
+            # Said after calls of the same turn.
+            self._said.append(_text_of(item))
+        else:
+            self.add(_chat_message(item))
+        self._thoughts += thoughts
+
+    def end(self) -> list[dict[str, Any]]:
+        self._close()
+        if not self._opening:
+            return self._messages
+        return [{"role": "system", "content": "\n\n".join(self._opening)}, *self._messages]
+
+    def _close(self) -> None:
+        """Nothing more goes into the last message."""
+        if self._said:
+            self._messages[-1]["content"] = "".join((self._messages[-1]["content"] or "", *self._said))
+        if self._thoughts and (text := "".join(self._thoughts)):
+            before = self._messages[-1].get("reasoning_content")
+            self._messages[-1]["reasoning_content"] = (before if isinstance(before, str) else "") + text
+        self._said, self._thoughts = [], []
+
+
+def _tool_message(item: Item, shown: list[Item]) -> dict[str, Any]:
+    """A chat's tool message holds text alone: other parts are put into `shown`, after a line that says whose."""
+    output, call_id = item["output"], item["call_id"]
+    if isinstance(output, list):
+        others = [_chat_part(part) for part in output if part["type"] != "input_text"]
+        if others:
+            shown += [{"type": "text", "text": f"From the result of tool call {call_id}:"}, *others]
+        output = [part for part in output if part["type"] == "input_text"]
+    return {**rest(item, "call_id", "output"), "role": "tool", "tool_call_id": call_id, "content": _content(output)}
+
+
+def _chat_message(item: Item) -> dict[str, Any]:
+    role = "system" if item["role"] == "developer" else item["role"]  # a name that templates do not know
+    return {**rest(item, "role", "content"), "role": role, "content": _content(item["content"])}
+
+
+def _content(parts: str | list[Item]) -> Any:
+    """A chat's content: a text where it is nothing but one, since that is what every model takes."""
+    if isinstance(parts, str):
+        return parts
+    content = [_chat_part(part) for part in parts]
+    is_plain = all(part.keys() == {"type", "text"} for part in content)
+    if is_plain and (len(content) < 2 or all(part["type"] in ("output_text", "refusal") for part in parts)):
+        return "".join(part["text"] for part in content)
+    return content
+
+
+def _chat_part(part: Item) -> Item:
+    if part["type"] == "input_image":
+        image = {"url": part["image_url"], "detail": part["detail"]}
+        return {**rest(part, "image_url", "detail", "file_id"), "type": "image_url", "image_url": image}
+    if part["type"] == "input_audio":
+        return part
+    name = "refusal" if part["type"] == "refusal" else "text"
+    return {**rest(part, name, *_OUTPUT_KEYS), "type": "text", "text": part[name]}
+
+
+def _text_of(item: Item) -> str:
+    return "".join(part.get("text") or part.get("refusal") or "" for part in item["content"])
+
+
+def _tool(tool: Item, param: str) -> dict[str, Any]:
+    if isinstance(tool.get("function"), dict):  # as chats have it
+        tool = {"type": tool.get("type"), **tool["function"]}
+    if tool.get("type") != "function":
+        raise unsupported(f"{param}.type", f"'{tool.get('type')}' is no tool of the gateway; only functions are")
+    need_text(tool, "name", param)
+    for name in _REFUSED_OF_TOOLS:
+        if tool.get(name) and tool[name] != ["direct"]:
+            raise unsupported(f"{param}.{name}", "leave it out: the model calls functions directly")
+    names = ("name", "description", "parameters", "strict")
+    function = {name: tool[name] for name in names if tool.get(name) is not None}
+    return {**rest(tool, *names, *_REFUSED_OF_TOOLS), "type": "function", "function": function}
+
+
+def _tool_fields(request: Mapping[str, Any], tools: list[dict[str, Any]]) -> dict[str, Any]:
+    """`tools` and what may stand only beside them in a chat."""
+    choice = request.get("tool_choice")
+    if isinstance(choice, dict):
+        choice, tools = _chosen(choice, tools)
+    elif choice not in (None, "none", "auto", "required"):
+        raise invalid("tool_choice", "is none of none, auto, required, or an object")
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise invalid("tool_choice", "wants a tool to be called, but `tools` has none")
+        return {}
+    fields: dict[str, Any] = {"tools": tools}
+    if choice is not None:
+        fields["tool_choice"] = choice
+    if request.get("parallel_tool_calls") is not None:
+        fields["parallel_tool_calls"] = request["parallel_tool_calls"]
+    return fields
+
+
+def _chosen(choice: Item, tools: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
+    """A chat's tool_choice, and the tools that it may be of: chats have no list of allowed ones."""
+    known = {tool["function"]["name"] for tool in tools}
+    if choice.get("type") == "function":
+        of_chat = choice.get("function")
+        name = of_chat.get("name") if isinstance(of_chat, dict) else choice.get("name")
+        if not isinstance(name, str) or name not in known:
+            raise invalid("tool_choice.name", f"'{str(name)[:100]}' is no function of `tools`")
+        return {"type": "function", "function": {"name": name}}, tools
+    if choice.get("type") != "allowed_tools":
+        raise unsupported("tool_choice.type", f"'{choice.get('type')}' is neither function nor allowed_tools")
+    if choice.get("mode") not in ("auto", "required"):
+        raise invalid("tool_choice.mode", "is neither auto nor required")
+    allowed = choice.get("tools")
+    if not isinstance(allowed, list) or not all(
+        isinstance(tool, dict)
+        and tool.get("type") == "function"
+        and isinstance(tool.get("name"), str)
+        and tool["name"] in known
+        for tool in allowed
+    ):
+        raise invalid("tool_choice.tools", "is no list of functions of `tools`")
+    names = {tool["name"] for tool in allowed}
+    return choice["mode"], [tool for tool in tools if tool["function"]["name"] in names]
+
+
+def _response_format(wanted: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    kind = (wanted or {}).get("type", "text")
+    if wanted is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return dict(wanted)
+    if kind != "json_schema":
+        raise unsupported("text.format.type", f"'{kind}' is none of text, json_object, json_schema")
+    need_text(wanted, "name", "text.format")
+    if not isinstance(wanted.get("schema"), dict):
+        raise invalid("text.format.schema", "is no JSON schema")
+    schema = {name: value for name, value in wanted.items() if name != "type" and value is not None}
+    return {"type": "json_schema", "json_schema": schema}

@@ -1,0 +1,187 @@
+"""OpenAI's Responses API, sans I/O: the items of a request, in the full form in which they are stored and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import Any
+
+from gateway.errors import ApiError
+from gateway.wire.stepwise import STEP_ITEMS, at_once
+
+Item = dict[str, Any]
+NewId = Callable[[str], str]
+
+_ROLES = ("user", "assistant", "system", "developer")
+
+
+def read_items(request: Mapping[str, Any], new_id: NewId) -> list[Item]:
+    """As `reading`, at once."""
+    return at_once(reading(request, new_id))
+
+
+def reading(request: Mapping[str, Any], new_id: NewId) -> Generator[None, None, list[Item]]:
+    """The request's own items in full form, each with an id; `item_reference` stays one.
+
+    Raises:
+        ApiError: 400 that names the place of what is not an item of the API, or of a kind that is not supported.
+    """
+    name = "messages" if request.get("input") is None else "input"
+    given = request.get(name)
+    if isinstance(given, str):
+        given = [{"role": "user", "content": given}]
+    items: list[Item] = []
+    for index, item in enumerate(given or ()):
+        if index % STEP_ITEMS == STEP_ITEMS - 1:
+            yield
+        items += (_item(part, f"{name}.{index}", new_id) for part in _of_chat(item, f"{name}.{index}"))
+    if not items and not request.get("previous_response_id"):
+        raise invalid("input", "is missing; send a text or a list of items")
+    return items
+
+
+def with_own_ids(items: Iterable[Item], new_id: NewId) -> list[Item]:
+    """The items, with another id where one comes again: whoever lists them goes on from an id."""
+    known: set[str] = set()
+    own = []
+    for item in items:
+        if item["id"] in known:
+            item = {**item, "id": new_id(_ID_PREFIXES[item["type"]])}
+        known.add(item["id"])
+        own.append(item)
+    return own
+
+
+def _item(item: Item, param: str, new_id: NewId) -> Item:
+    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    reader = _READERS.get(kind) if isinstance(kind, str) else None
+    if reader is None:
+        raise unsupported(f"{param}.type", f"'{kind}' is none of {', '.join(_READERS)}")
+    item = reader(item, param)
+    if not isinstance(item.get("id"), str):
+        item["id"] = new_id(_ID_PREFIXES[kind])
+    return item
+
+
+def _message(item: Item, param: str) -> Item:
+    role, content = item.get("role"), item.get("content")
+    if role not in _ROLES:
+        raise invalid(f"{param}.role", f"is none of {', '.join(_ROLES)}")
+    if isinstance(content, str):
+        content = [{"type": "input_text", "text": content}]
+    if not isinstance(content, list):
+        raise invalid(f"{param}.content", "is neither a text nor a list of parts")
+    parts = [_part(part, f"{param}.content.{index}", role) for index, part in enumerate(content)]
+    return {**item, "type": "message", "status": item.get("status") or "completed", "content": parts}
+
+
+def _part(part: Any, param: str, role: str) -> Item:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("input_text", "text", "output_text"):
+        need_text(part, "text", param)
+        if role != "assistant":
+            return {**part, "type": "input_text"}
+        return {**part, "type": "output_text", "annotations": part.get("annotations") or []}
+    if kind == "refusal" and role == "assistant":
+        need_text(part, "refusal", param)
+        return dict(part)
+    if kind == "image_url":
+        image = part.get("image_url")
+        image = {"url": image} if isinstance(image, str) else image if isinstance(image, dict) else {}
+        part = {"type": "input_image", "image_url": image.get("url"), "detail": image.get("detail")}
+    if kind in ("input_image", "image_url"):
+        if part.get("file_id"):
+            raise unsupported(f"{param}.file_id", "no files are kept here; send the image as a data URL")
+        need_text(part, "image_url", param)
+        return {**part, "detail": part.get("detail") or "auto"}
+    if kind == "input_audio" and isinstance(part.get("input_audio"), dict):
+        return dict(part)
+    advice = "send its text as `input_text`" if kind in ("input_file", "file") else f"'{kind}' is no part of a message"
+    raise unsupported(f"{param}.type", advice)
+
+
+def _function_call(item: Item, param: str) -> Item:
+    for name in ("call_id", "name", "arguments"):
+        need_text(item, name, param)
+    return {**item, "status": item.get("status") or "completed"}
+
+
+def _function_call_output(item: Item, param: str) -> Item:
+    need_text(item, "call_id", param)
+    output = item.get("output")
+    if isinstance(output, list):
+        output = [_part(part, f"{param}.output.{index}", "tool") for index, part in enumerate(output)]
+    elif not isinstance(output, str):
+        raise invalid(f"{param}.output", "is neither a text nor a list of parts")
+    return {**item, "status": item.get("status") or "completed", "output": output}
+
+
+def _reasoning(item: Item, param: str) -> Item:
+    for name in ("content", "summary"):
+        parts = item.get(name)
+        if parts is not None and not isinstance(parts, list):
+            raise invalid(f"{param}.{name}", "is no list of parts")
+        for index, part in enumerate(parts or ()):
+            if not isinstance(part, dict):
+                raise invalid(f"{param}.{name}.{index}", "is no part")
+            need_text(part, "text", f"{param}.{name}.{index}")
+    if item.get("encrypted_content"):
+        raise unsupported(f"{param}.encrypted_content", "only its maker can read it; send the reasoning's text")
+    return {**item, "summary": item.get("summary") or []}
+
+
+def _item_reference(item: Item, param: str) -> Item:
+    need_text(item, "id", param)
+    return {"type": "item_reference", "id": item["id"]}
+
+
+_READERS: dict[str, Callable[[Item, str], Item]] = {
+    "message": _message,
+    "function_call": _function_call,
+    "function_call_output": _function_call_output,
+    "reasoning": _reasoning,
+    "item_reference": _item_reference,
+}
+_ID_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+
+
+def _of_chat(message: Item, param: str) -> list[Item]:
+    """A message with what only a chat's has as items; an item as it is."""
+    is_item = message.get("type") not in (None, "message")
+    if is_item or not ("tool_calls" in message or message.get("role") == "tool"):
+        return [message]
+    if message.get("role") == "tool":
+        result = {"call_id": message.get("tool_call_id"), "output": message.get("content")}
+        return [{**rest(message, "role", "tool_call_id", "content"), "type": "function_call_output", **result}]
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise invalid(f"{param}.tool_calls", "is no list of tool calls")
+    said = {name: value for name, value in message.items() if name != "tool_calls" and value is not None}
+    items = [said] if not calls else [{"content": "", **said}] if said.keys() - {"role", "type"} else []
+    for call in calls:
+        function = call.get("function")
+        if not isinstance(function, dict):
+            raise invalid(f"{param}.tool_calls", "holds a call without its function")
+        items.append({**rest(call, "function"), **function, "type": "function_call", "call_id": call.get("id")})
+    return items
+
+
+def rest(item: Item, *known: str) -> Item:
+    """What else an item holds: it goes on as it came."""
+    return {
+        name: value
+        for name, value in item.items()
+        if name not in known and name not in ("id", "type", "status") and value is not None
+    }
+
+
+def need_text(item: Mapping[str, Any], name: str, param: str) -> None:
+    if not isinstance(item.get(name), str):
+        raise invalid(f"{param}.{name}", "is missing" if item.get(name) is None else "is no text")
+
+
+def invalid(param: str, problem: str) -> ApiError:
+    return ApiError(400, f"Invalid request: '{param}' {problem}", param=param, code="invalid_value")
+
+
+def unsupported(param: str, advice: str) -> ApiError:
+    return ApiError(400, f"'{param}' is not supported as it is: {advice}", param=param, code="unsupported_parameter")

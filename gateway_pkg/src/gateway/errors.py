@@ -1,0 +1,121 @@
+"""How the gateway says no: a Refusal to its operator, an ApiError to its client, in OpenAI's shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import orjson
+
+# What OpenAI's SDKs and other gateways put into `type`, by status.
+TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    431: "invalid_request_error",
+    501: "invalid_request_error",
+    502: "upstream_error",
+    503: "service_unavailable_error",
+    504: "upstream_timeout_error",
+    505: "invalid_request_error",
+}
+RETRY_NOT_READY_SEC = 30  # the earlier system's figures
+RETRY_OVERLOADED_SEC = 5
+
+
+class Refusal(Exception):
+    """Wrong configuration. Each argument is one problem on one line that says what to type or change."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(str(arg) for arg in self.args)
+
+    def __str__(self) -> str:
+        return "; ".join(self.problems)
+
+
+class ApiError(Exception):
+    """An answer that is an error. `headers` are further response headers, lower-case names."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = headers
+
+    def body(self) -> bytes:
+        """`{"error": {message, type, param, code}}` as JSON."""
+        kind = TYPES.get(self.status, "internal_error" if self.status >= 500 else "invalid_request_error")
+        return orjson.dumps({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+
+    def event(self) -> bytes:
+        """The same as one server-sent event, for a stream that has begun."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+class ErrorShape(NamedTuple):
+    """How a family of routes writes its errors: as a whole JSON body, and as one event of a stream.
+
+    `schema` is the body's JSON schema, shown under `name`.
+    """
+
+    body: Callable[[ApiError], bytes]
+    event: Callable[[ApiError], bytes]
+    name: str
+    schema: Mapping[str, Any]
+
+
+SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"], "description": "The field that is wrong"},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+OPENAI_ERRORS = ErrorShape(ApiError.body, ApiError.event, "Error", SCHEMA)
+
+
+def retry_after(seconds: int) -> tuple[tuple[bytes, bytes], ...]:
+    return ((b"retry-after", str(seconds).encode()),)
+
+
+def not_ready(backend_class: str) -> ApiError:
+    return ApiError(
+        503,
+        f"Backend '{backend_class}' is not ready; its state is in /readyz",
+        code="backend_not_ready",
+        headers=retry_after(RETRY_NOT_READY_SEC),
+    )
+
+
+def overloaded(backend_class: str, why: str = "") -> ApiError:
+    return ApiError(
+        429,
+        f"Backend '{backend_class}' is at its limit of requests{why and f', and {why}'}; try again",
+        code="backend_overloaded",
+        headers=retry_after(RETRY_OVERLOADED_SEC),
+    )

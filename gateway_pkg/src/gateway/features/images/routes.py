@@ -1,0 +1,392 @@
+"""`/v1/images/generations` and `/v1/images/edits`: made by image servers of several kinds, or drawn as placeholders."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NotRequired
+
+import orjson
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from starlette.datastructures import UploadFile
+from typing_extensions import TypedDict
+
+from gateway.backends.call import Dispatcher
+from gateway.backends.converse import Steps, converse
+from gateway.backends.protocols import a1111, comfyui, invokeai, nexa, openai_images
+from gateway.backends.protocols.image_formats import MEDIA_TYPES, kind_of
+from gateway.backends.protocols.image_request import GUIDANCE, ImageRequest, Painting, Upload, read_request
+from gateway.backends.registry import Backend, Slots
+from gateway.backends.usage import usage_of
+from gateway.config.settings import Settings
+from gateway.errors import ApiError
+from gateway.features.images import mock
+from gateway.features.images.choice import ImageModels, choose_model
+from gateway.features.images.store import MediaStore
+from gateway.routing.body import dump
+from gateway.routing.policy import MODEL_MAX_CHARS, Decision, decide_in_class
+from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
+from gateway.web.exchange import JSON, Exchange
+from gateway.wire import stepwise
+
+log = logging.getLogger(__name__)
+
+CAPABILITY = "images"
+FILES = "/ui/images"
+# What IMAGES_BACKEND makes of the class's servers, whatever their records say; `_gateway.backend` names them so.
+FORCED = {
+    "http_a1111": "a1111",
+    "http_openai_images": "openai",
+    "http_invokeai": "invokeai",
+    "http_comfyui": "comfyui",
+}
+NAMES = {protocol: name for name, protocol in FORCED.items()} | {"nexa": "http_openai_images"}
+IMAGES_IN_MAX = 16  # as OpenAI's
+# What an answer of OpenAI's has beside its images, passed on where the backend has it.
+_OPENAI_FIELDS = ("background", "output_format", "quality", "size", "usage")
+
+
+class _Fields(TypedDict):
+    prompt: Annotated[str, Field(min_length=1, max_length=32_000)]
+    model: NotRequired[Annotated[str, Field(max_length=MODEL_MAX_CHARS)] | None]
+    n: NotRequired[Annotated[int, Field(description="1 to 4")] | None]
+    size: NotRequired[Annotated[str, Field(description="WIDTHxHEIGHT or auto; 1024x1024 without")] | None]
+    response_format: NotRequired[
+        Annotated[Literal["url", "b64_json"], Field(description="`url` where the backend's policy says nothing else")]
+        | None
+    ]
+    background: NotRequired[Literal["transparent", "opaque", "auto"] | None]
+    moderation: NotRequired[Literal["low", "auto"] | None]
+    output_compression: NotRequired[Annotated[int, Field(ge=0, le=100)] | None]
+    output_format: NotRequired[Literal["png", "jpeg", "webp", "svg"] | None]
+    quality: NotRequired[Annotated[str, Field(max_length=50)] | None]
+    stream: NotRequired[Annotated[bool, Field(description="Only false")] | None]
+    partial_images: NotRequired[Annotated[int, Field(description="Only 0")] | None]
+    user: NotRequired[Annotated[str, Field(max_length=500)] | None]
+    seed: NotRequired[Annotated[int, Field(ge=-1, le=2**32 - 1, description="-1: a random one")] | None]
+    steps: NotRequired[Annotated[int, Field(ge=1, le=500)] | None]
+    num_inference_steps: NotRequired[Annotated[int, Field(ge=1, le=500)] | None]
+    guidance: NotRequired[Annotated[float, Field(ge=0, le=100)] | None]
+    guidance_scale: NotRequired[Annotated[float, Field(ge=0, le=100)] | None]
+    cfg_scale: NotRequired[Annotated[float, Field(ge=0, le=100)] | None]
+    negative_prompt: NotRequired[Annotated[str, Field(max_length=32_000)] | None]
+    sampler: NotRequired[Annotated[str, Field(max_length=100)] | None]
+    scheduler: NotRequired[Annotated[str, Field(max_length=100)] | None]
+
+
+@with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
+class ImageGenerationRequest(_Fields):
+    """OpenAI's `POST /v1/images/generations`, and what diffusion models take."""
+
+    style: NotRequired[Annotated[str, Field(max_length=100)] | None]
+
+
+@with_config(ConfigDict(extra="allow", allow_inf_nan=False))
+class ImageEditRequest(_Fields):
+    """OpenAI's `POST /v1/images/edits`, but for its files; numbers come as text."""
+
+    input_fidelity: NotRequired[Literal["high", "low"] | None]
+    strength: NotRequired[
+        Annotated[float, Field(ge=0, le=1, description="How much of the image is made anew; 0.75 without")] | None
+    ]
+
+
+GENERATION = TypeAdapter(ImageGenerationRequest)
+EDIT = TypeAdapter(ImageEditRequest)
+
+IMAGES_ANSWER = {
+    "type": "object",
+    "required": ["created", "data", "_gateway"],
+    "properties": {
+        "created": {"type": "integer"},
+        "data": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "url": {"type": "string"},
+                    "b64_json": {"type": "string"},
+                    "revised_prompt": {"type": "string"},
+                },
+            },
+        },
+        "_gateway": {
+            "type": "object",
+            "description": "How it was made",
+            "properties": {
+                "backend": {"type": "string"},
+                "backend_class": {"type": "string"},
+                "mime": {"type": "string"},
+                "model": {"type": "string"},
+                "model_reason": {"type": "string"},
+                "guidance_scale": {"type": ["number", "null"]},
+                "guidance_auto": {"type": "boolean"},
+                "request": {"type": "object"},
+                "upstream": {"type": "object"},
+            },
+        },
+    },
+}
+ANSWERS = {200: {JSON_TYPE: IMAGES_ANSWER}}
+_SHOW = {"operationId": "get_image", "description": "`name` is the last part of each `url` in `data`."}
+OPENAPI_EXTRA = {"responses": {"200": {"links": {"show": _SHOW}}}}
+
+
+def make_endpoints(dispatcher: Dispatcher, settings: Settings, store: MediaStore) -> Endpoints:
+    images = Images(dispatcher, settings, store)
+    generate = Endpoint(
+        "/v1/images/generations",
+        CAPABILITY,
+        "images.generations",
+        "Make images from a text",
+        GENERATION,
+        answers=ANSWERS,
+        openapi_extra=OPENAPI_EXTRA,
+    )
+    edit = Endpoint(
+        "/v1/images/edits",
+        CAPABILITY,
+        "images.edits",
+        "Edit an image by a text",
+        form=_form_schema(),
+        answers=ANSWERS,
+        openapi_extra=OPENAPI_EXTRA,
+    )
+    return ((generate, images.generate), (edit, images.edit))
+
+
+def make_store(settings: Settings) -> MediaStore:
+    """Where images are kept for those that ask for a `url`."""
+    return MediaStore(
+        settings.ui_image_dir,
+        MEDIA_TYPES,
+        ttl_sec=settings.ui_image_ttl_sec,
+        max_bytes=settings.ui_image_max_bytes,
+        max_total_bytes=settings.ui_image_total_bytes,
+    )
+
+
+class Images:
+    """The handlers. A request holds one slot of its backend until all of its images are fetched."""
+
+    def __init__(self, dispatcher: Dispatcher, settings: Settings, store: MediaStore) -> None:
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._store = store
+        self._urls = f"{settings.public_base_url.rstrip('/')}{FILES}"
+        self._models = ImageModels(
+            settings.images_openai_model,
+            settings.images_openai_model_fast,
+            settings.images_openai_model_slow,
+            settings.images_enable_request_type,
+        )
+
+    async def generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        await self._answer(exchange, parse(await exchange.body(), GENERATION), (), None)
+
+    async def edit(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        given, images, mask = await _read_form(exchange)
+        await self._answer(exchange, given, images, mask)
+
+    async def _answer(
+        self, exchange: Exchange, given: dict[str, Any], images: tuple[Upload, ...], mask: Upload | None
+    ) -> None:
+        model, reason = choose_model(given.get("model") or "", given["prompt"], self._models)
+        wanted = given.get("response_format") or ""
+        if self._is_mocked(exchange, model):
+            if exchange.caller is not None:
+                drawn = Decision("mock", model, "direct:model")
+                exchange.caller.check_model(model, drawn, self._dispatcher.registry.names)
+            request = read_request(given, model, self._settings.images_max_pixels, images, mask)
+            # Off the loop: it hashes the images that the request has.
+            painting = await asyncio.to_thread(mock.draw, request)
+            about = _about("mock", "mock", request, reason, painting)
+            headers = [JSON, (b"x-backend-used", b"mock"), (b"x-model-used", b"mock")]
+            headers.append((b"x-router-reason", b"direct:model"))
+            body = await self._body(exchange, painting, about, wanted or "url", allow_base64=True)
+            await exchange.answer(200, body, headers)
+            return
+        usual = self._settings.images_backend_class
+        route = self._dispatcher.route_in_class(exchange, CAPABILITY, model, usual)
+        request = read_request(given, route.decision.model, self._settings.images_max_pixels, images, mask)
+        async with self._dispatcher.slot(exchange, route) as slots:
+            backend = slots.backend
+            policy = backend.record.payload_policy
+            wanted = _response_format(wanted, backend)
+            protocol = self._protocol(backend)
+            painting = await self._paint(slots, protocol, request)
+            exchange.usage = usage_of(painting.upstream.get("usage"))
+            _check_sizes(painting, backend)
+            about = _about(NAMES[protocol], route.decision.backend_class, request, reason, painting)
+            body = await self._body(exchange, painting, about, wanted, allow_base64=policy.images_allow_base64)
+            await exchange.answer(200, body, [JSON])
+
+    def _is_mocked(self, exchange: Exchange, model: str) -> bool:
+        """Whether no image server is meant: none is there, or IMAGES_BACKEND is `mock`, and the request pins none."""
+        usual = self._settings.images_backend_class
+        names = self._dispatcher.registry.names
+        is_mock = self._settings.images_backend == "mock"
+        if self._settings.images_backend == "":
+            is_mock = CAPABILITY not in names.capable.get(usual, ())
+        if not is_mock or exchange.headers.get(b"x-backend"):
+            return False
+        return decide_in_class(model, "", CAPABILITY, usual, names).reason == "direct:model"
+
+    def _protocol(self, backend: Backend) -> str:
+        forced = FORCED.get(self._settings.images_backend)
+        protocol = backend.record.protocol
+        if forced is None or backend.record.backend_class != self._settings.images_backend_class:
+            return protocol
+        return protocol if (forced, protocol) == ("openai", "nexa") else forced
+
+    async def _paint(self, slots: Slots, protocol: str, request: ImageRequest) -> Painting:
+        backend, limit = slots.backend, self._dispatcher.max_response_bytes
+        seconds = self._settings.images_http_timeout_sec
+        steps = self._steps(backend, protocol, request)
+        try:
+            async with asyncio.timeout(seconds):
+                return await converse(backend, steps, max_response_bytes=limit, on_hang_up=slots.on_hang_up)
+        except TimeoutError:
+            name = backend.record.backend_class
+            message = f"Backend '{name}' made no image within {seconds:g} s, the limit set by IMAGES_HTTP_TIMEOUT_SEC"
+            raise ApiError(504, message, code="upstream_timeout") from None
+
+    def _steps(self, backend: Backend, protocol: str, request: ImageRequest) -> Steps[Painting]:
+        # Records of the earlier system name the server alone, ours OpenAI's root.
+        root = "" if backend.origin.prefix else "/v1"
+        match protocol:
+            case "a1111":
+                return a1111.paint(request, self._settings.images_a1111_steps)
+            case "comfyui":
+                return comfyui.paint(request)
+            case "invokeai":
+                return invokeai.paint(request)
+            case "nexa":
+                return nexa.paint(request, root)
+            case _:
+                return openai_images.paint(request, root)
+
+    async def _body(
+        self,
+        exchange: Exchange,
+        painting: Painting,
+        about: dict[str, Any],
+        response_format: str,
+        *,
+        allow_base64: bool,
+    ) -> bytes:
+        items = []
+        owner = exchange.caller.key if exchange.caller is not None else ""
+        texts: Sequence[str | None] = painting.texts or [None] * len(painting.images)
+        for data, text in zip(painting.images, texts, strict=True):
+            if response_format == "b64_json":
+                item = {"b64_json": await stepwise.run(stepwise.encoded(data))}
+            else:
+                item = {"url": await self._url(data, owner, allow_base64)}
+            items.append(item if text is None else {**item, "revised_prompt": text})
+        kept = {name: painting.upstream[name] for name in _OPENAI_FIELDS if name in painting.upstream}
+        return dump({"created": int(time.time()), "data": items, **kept, "_gateway": about})
+
+    async def _url(self, data: bytes, owner: str, allow_base64: bool) -> str:
+        """Where the image is; the image itself as a `data:` URL when it cannot be stored."""
+        kind = kind_of(data) or ""
+        try:
+            return f"{self._urls}/{await self._store.save(data, kind, owner)}"
+        except OSError as error:
+            log.warning("an image cannot be stored: %s", error)
+        if not allow_base64:
+            raise ApiError(503, "The image cannot be stored now; try again", code="storage_unavailable")
+        return f"data:{MEDIA_TYPES[kind]};base64,{await stepwise.run(stepwise.encoded(data))}"
+
+
+async def _read_form(exchange: Exchange) -> tuple[dict[str, Any], tuple[Upload, ...], Upload | None]:
+    """The fields of an edit, its images and its mask.
+
+    Raises:
+        ApiError: 400 that names a field, 413.
+    """
+    fields: dict[str, str] = {}
+    images: list[Upload] = []
+    mask: Upload | None = None
+    async with exchange.form() as form:
+        for key, value in form.multi_items():
+            name = key.removesuffix("[]")
+            if name in ("image", "mask"):
+                if not isinstance(value, UploadFile):
+                    raise _invalid(name, "must be a file")
+                data = await value.read()
+                upload = Upload(value.filename or name, MEDIA_TYPES.get(kind_of(data) or "", ""), data)
+                if name == "image":
+                    images.append(upload)
+                elif mask is not None:
+                    raise _invalid(name, "is there twice: send one")
+                else:
+                    mask = upload
+            elif isinstance(value, UploadFile):
+                raise _invalid(name, "is a file where a text belongs")
+            elif name in fields:
+                raise _invalid(name, "is there twice: send one")
+            else:
+                fields[name] = value
+    if not 1 <= len(images) <= IMAGES_IN_MAX:
+        raise _invalid("image", f"send 1 to {IMAGES_IN_MAX} of them, as files")
+    try:
+        given = orjson.dumps(fields)
+    except TypeError:
+        raise ApiError(400, "The multipart body cannot be read: its texts are no UTF-8", code="invalid_form") from None
+    return parse(given, EDIT), tuple(images), mask
+
+
+def _response_format(wanted: str, backend: Backend) -> str:
+    """The format to answer in; raises ApiError 400 for one that the backend's payload policy does not allow."""
+    policy = backend.record.payload_policy
+    allowed = [name for name in ("url", "b64_json") if policy.images_format in ("", name)]
+    if not policy.images_allow_base64 and "b64_json" in allowed:
+        allowed.remove("b64_json")
+    if not wanted:
+        return allowed[0] if allowed else "url"
+    if wanted not in allowed:
+        rule = "images_allow_base64" if wanted == "b64_json" and not policy.images_allow_base64 else "images_format"
+        name = backend.record.backend_class
+        message = f"Backend '{name}' gives no images as {wanted}: its payload_policy.{rule} says so"
+        raise ApiError(400, message, param="response_format", code="unsupported_value")
+    return wanted
+
+
+def _check_sizes(painting: Painting, backend: Backend) -> None:
+    limit = backend.record.payload_policy.images_max_bytes
+    largest = max(map(len, painting.images))
+    if largest > limit:
+        name = backend.record.backend_class
+        message = f"Backend '{name}' made an image of {largest} bytes; its payload_policy.images_max_bytes is {limit}"
+        raise ApiError(502, message, code="image_too_large")
+
+
+def _about(backend: str, backend_class: str, request: ImageRequest, reason: str, painting: Painting) -> dict[str, Any]:
+    """`_gateway` of the answer: the earlier system's fields, and the class."""
+    guidance = next((painting.request[name] for name in (*GUIDANCE, "cfg") if name in painting.request), None)
+    return {
+        "backend": backend,
+        "backend_class": backend_class,
+        "mime": MEDIA_TYPES[kind_of(painting.images[0]) or "png"],
+        "model": painting.request.get("model", request.model),
+        "model_reason": reason,
+        "guidance_scale": guidance,
+        "guidance_auto": guidance is not None and not any(name in request.fields for name in GUIDANCE),
+        "request": painting.request,
+        "upstream": painting.upstream,
+    }
+
+
+def _form_schema() -> dict[str, Any]:
+    schema = EDIT.json_schema()
+    file = {"type": "string", "format": "binary"}
+    images = {"type": "array", "items": file, "minItems": 1, "maxItems": IMAGES_IN_MAX}
+    properties = {"image": images, "mask": file, **schema["properties"]}
+    return {**schema, "properties": properties, "required": ["image", *schema["required"]]}
+
+
+def _invalid(name: str, problem: str) -> ApiError:
+    return ApiError(400, f"Invalid request: '{name}': {problem}", param=name, code="invalid_value")

@@ -1,0 +1,203 @@
+"""Files that the gateway made for clients to fetch: stored under the sha256 of their bytes, for a while, up to a total.
+
+The name is all that opens one: nobody guesses it who has not the bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse
+
+from gateway import background
+from gateway.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+SWEEP_MAX_SEC = 60.0
+PART = ".part-"  # begins the name of a file that is being written
+# Those of the earlier system, too: unix time, 16 hex digits. And what a process was writing when it was killed.
+_NAME = re.compile(rf"(?:[0-9a-f]{{64}}|[0-9]+_[0-9a-f]{{16}})\.[a-z0-9]{{1,5}}|{re.escape(PART)}\w+")
+_STEM = re.compile(r"[0-9a-f]{64}")
+# A browser must not run what a backend, or a prompt, has put into an SVG.
+_INERT = {"content-disposition": "attachment", "content-security-policy": "sandbox; default-src 'none'"}
+
+
+class MediaStore:
+    """A directory of files below `max_total_bytes`: the oldest of the owner who has most go first, and each when it is
+    `ttl_sec` old. Owners are known of files that this process has stored; the others have one owner together.
+
+    `media_types` are those that are served, by suffix. A file is whole or not there; nothing is done on the loop.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        media_types: Mapping[str, str],
+        *,
+        ttl_sec: int,
+        max_bytes: int,
+        max_total_bytes: int,
+    ) -> None:
+        self.media_types = media_types
+        self.ttl_sec = ttl_sec
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._max_total_bytes = max_total_bytes
+        self._lock = threading.Lock()
+        self._total: int | None = None  # bytes in the directory, once it was read
+        self._owners: dict[str, str] = {}  # by a file's name; at most as many as there are files
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def save(self, data: bytes, suffix: str, owner: str = "") -> str:
+        """Stores a file and returns its name. The same bytes are one file: its first owner's, young again.
+
+        Raises:
+            OSError: it cannot be stored; it is larger than a file may be (EFBIG in words).
+        """
+        return await asyncio.to_thread(self._save, data, suffix, owner)
+
+    async def find(self, name: str) -> Path | None:
+        """The path of a stored file, None when there is none of this name or it is too old."""
+        stem, _, suffix = name.partition(".")
+        if not _STEM.fullmatch(stem) or suffix not in self.media_types:
+            return None
+        return await asyncio.to_thread(self._find, name)
+
+    async def start(self) -> None:
+        """Removes, from now on, what has become too old."""
+        self._sweeper = background.start("media_sweep", self._sweep_forever)
+
+    async def stop(self) -> None:
+        await background.end(self._sweeper)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.to_thread(self.sweep)
+            await asyncio.sleep(min(self.ttl_sec / 2, SWEEP_MAX_SEC))
+
+    def sweep(self) -> None:
+        """Removes what is too old, and the oldest while all together are too large."""
+        with self._lock:
+            self._make_room(0, "")
+
+    def _save(self, data: bytes, suffix: str, owner: str) -> str:
+        if len(data) > min(self._max_bytes, self._max_total_bytes):
+            raise OSError(f"a file of {len(data)} bytes is larger than may be stored")
+        name = f"{hashlib.sha256(data).hexdigest()}.{suffix}"
+        path = self._directory / name
+        with self._lock:
+            if path.exists():
+                os.utime(path)
+                return name
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._total is None or self._total + len(data) > self._max_total_bytes:
+                self._make_room(len(data), owner)
+            self._write(path, data)
+            self._owners[name] = owner
+            self._total = (self._total or 0) + len(data)
+        return name
+
+    def _write(self, path: Path, data: bytes) -> None:
+        descriptor, temporary = tempfile.mkstemp(prefix=PART, dir=self._directory)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink()
+            raise
+
+    def _find(self, name: str) -> Path | None:
+        path = self._directory / name
+        try:
+            age = time.time() - path.stat().st_mtime
+        except OSError:
+            return None
+        return path if age <= self.ttl_sec else None
+
+    def _make_room(self, needed: int, owner: str) -> None:
+        """To be called with the lock. Files that somebody else has put there are left alone."""
+        oldest = time.time() - self.ttl_sec
+        found = []
+        try:
+            with os.scandir(self._directory) as entries:
+                for entry in entries:
+                    if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        status = entry.stat(follow_symlinks=False)
+                        found.append((status.st_mtime, status.st_size, Path(entry.path)))
+        except OSError:
+            self._total = None
+            return
+        self._total = sum(size for _, size, _ in found)
+        self._owners = {path.name: self._owners.get(path.name, "") for _, _, path in found}
+        held: Counter[str] = Counter({owner: needed})
+        files: defaultdict[str, deque[tuple[int, Path]]] = defaultdict(deque)  # oldest first
+        for modified, size, path in sorted(found):
+            if modified < oldest:
+                self._remove(path, size)
+            else:
+                whose = self._owners[path.name]
+                held[whose] += size
+                files[whose].append((size, path))
+        while self._total + needed > self._max_total_bytes and files:
+            most = max(files, key=held.__getitem__)
+            size, path = files[most].popleft()
+            held[most] -= size
+            if not files[most]:
+                del files[most]
+            self._remove(path, size)
+
+    def _remove(self, path: Path, size: int) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s", path, error.strerror)
+        else:
+            self._total = (self._total or 0) - size
+            self._owners.pop(path.name, None)
+
+
+def make_media_router(store: MediaStore, prefix: str, what: str) -> APIRouter:
+    """`GET` and `HEAD` of `{prefix}/{name}`: an open route, since the name is the key."""
+    router = APIRouter()
+
+    async def get_file(name: str) -> FileResponse:
+        path = await store.find(name)
+        if path is None:
+            raise ApiError(404, f"There is no such {what}, or no more: they are kept for a time", code="not_found")
+        kind = path.suffix[1:]
+        headers = {"cache-control": f"private, max-age={store.ttl_sec}, immutable", "x-content-type-options": "nosniff"}
+        return FileResponse(
+            path, media_type=store.media_types[kind], headers=headers | (_INERT if kind == "svg" else {})
+        )
+
+    content = {media: {"schema": {"type": "string", "format": "binary"}} for media in store.media_types.values()}
+    router.add_api_route(
+        f"{prefix}/{{name}}",
+        get_file,
+        tags=["files"],
+        summary=f"Fetch a stored {what}",
+        operation_id=f"get_{what}",
+        response_class=FileResponse,
+        responses={
+            200: {"description": "The file", "content": content},
+            206: {"description": "Ranges of it", "content": {**content, "multipart/byteranges": {}}},
+            400: {"description": "`Range` cannot be read", "content": {"text/plain": {}}},
+            404: {"description": "None of this name"},
+            416: {"description": "There is no such range", "content": {"text/plain": {}}},
+        },
+    )
+    router.add_api_route(f"{prefix}/{{name}}", get_file, methods=["HEAD"], include_in_schema=False)
+    return router

@@ -1,0 +1,230 @@
+"""Pieces of music in the making, and those that were made: each its caller's own, for a time.
+
+A piece is made by a task that holds its slot of admission to the end. What outlives the request is in the database:
+jobs that a client polls, and which backend has the file of a piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import apsw
+import orjson
+
+from gateway.access.callers import OWNED, keep_owner, of_owner, shown
+from gateway.errors import ApiError, retry_after
+from gateway.storage import Database, StorageError
+
+log = logging.getLogger(__name__)
+
+KEPT_PER_OWNER = 200
+RETRY_SEC = 30
+COLUMNS = "id, status, created_at, started_at, finished_at, expires_at, backend, file, result, error"
+UNFINISHED = ("queued", "running")
+OWN = OWNED.format("music_jobs")
+DELETE_OLDEST = f"""
+    DELETE FROM music_jobs WHERE {OWN} AND status NOT IN ('queued', 'running') AND id NOT IN
+        (SELECT id FROM music_jobs WHERE {OWN} ORDER BY created_at DESC, rowid DESC LIMIT :kept)
+"""  # noqa: S608  # constants
+
+Make = Callable[["Job"], Awaitable[None]]
+
+
+@dataclass
+class Job:
+    """One piece. Times are unix seconds; `result` is the answer for the client, `error` why there is none."""
+
+    id: str
+    owner: str
+    created_at: int
+    expires_at: int
+    status: str = "queued"
+    started_at: int | None = None
+    finished_at: int | None = None
+    backend: str | None = None
+    file: str | None = None
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    failure: ApiError | None = None
+    is_kept: bool = False
+    task: asyncio.Task[None] = field(init=False, repr=False)
+
+    def told(self) -> dict[str, Any]:
+        """As the client sees it."""
+        names = ("id", "status", "created_at", "started_at", "finished_at", "expires_at", "result", "error")
+        return {"object": "music.generation", **{name: getattr(self, name) for name in names}}
+
+
+class MusicJobs:
+    """`start` before all else, `stop` before the database is closed. Bounded: ApiError 429 beyond."""
+
+    def __init__(self, database: Database, *, ttl_sec: int, most: int, most_per_owner: int) -> None:
+        self._database = database
+        self._ttl_sec = ttl_sec
+        self._most = most
+        self._most_per_owner = most_per_owner
+        self._jobs: dict[str, Job] = {}  # those that are not finished
+        self._is_stopping = False
+
+    async def start(self) -> None:
+        """Whatever an earlier process left unfinished has failed; raises StorageError."""
+        error = orjson.dumps(_error(_interrupted()))
+
+        def interrupt(connection: apsw.Connection) -> None:
+            connection.execute(
+                "UPDATE music_jobs SET status = 'failed', finished_at = ?, error = ? WHERE status IN (?, ?)",
+                (int(time.time()), error, *UNFINISHED),
+            )
+
+        await self._database.write(interrupt)
+
+    async def stop(self) -> None:
+        self._is_stopping = True
+        for job in tuple(self._jobs.values()):
+            await self.cancel(job)
+
+    def begin(self, owner: str, make: Make) -> Job:
+        """Starts a job: `make` sets `status` to running when it has a slot, and the result at the end.
+
+        Raises:
+            ApiError: 429, the caller or all callers have too many unfinished ones.
+        """
+        own = sum(job.owner == owner for job in self._jobs.values())
+        for count, most, whose in (
+            (own, self._most_per_owner, "this token (MUSIC_MAX_JOBS_PER_TOKEN)"),
+            (len(self._jobs), self._most, "the gateway (MUSIC_MAX_JOBS)"),
+        ):
+            if count >= most:
+                raise ApiError(
+                    429,
+                    f"{count} pieces are being made, the most for {whose}; wait for one, or cancel one",
+                    code="too_many_jobs",
+                    headers=retry_after(RETRY_SEC),
+                )
+        now = int(time.time())
+        job = Job(f"music-{secrets.token_hex(12)}", owner, now, now + self._ttl_sec)
+        self._jobs[job.id] = job
+        job.task = asyncio.create_task(self._run(job, make), name=job.id)
+        job.task.add_done_callback(lambda _: self._jobs.pop(job.id))
+        return job
+
+    async def cancel(self, job: Job) -> None:
+        """Ends a job's work; returns when that has ended, and is stored where the job is."""
+        if job.finished_at is None:
+            job.task.cancel()
+        await asyncio.wait((job.task,))
+
+    async def keep(self, job: Job) -> None:
+        """Stores a job, and from now on how it goes on; the oldest of its owner's go. Raises StorageError."""
+        job.is_kept = True
+        snapshot, now = replace(job), int(time.time())
+
+        def insert(connection: apsw.Connection) -> None:
+            keep_owner(connection, snapshot.id, snapshot.owner)
+            connection.execute("DELETE FROM music_jobs WHERE expires_at <= ?", (now,))
+            connection.execute(
+                f"INSERT INTO music_jobs ({COLUMNS}, owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608  # constants
+                (*_row(snapshot), shown(snapshot.owner)),
+            )
+            connection.execute(DELETE_OLDEST, {**of_owner(snapshot.owner), "kept": KEPT_PER_OWNER})
+
+        await self._database.write(insert)
+
+    async def find(self, owner: str, job_id: str) -> Job | None:
+        """The owner's job of this id, None without one; raises StorageError."""
+        job = self._jobs.get(job_id)
+        if job is not None:
+            return job if job.owner == owner and job.is_kept else None
+
+        def fetch(connection: apsw.Connection) -> Job | None:
+            query = f"SELECT {COLUMNS} FROM music_jobs WHERE id = :id AND {OWN} AND expires_at > :now"  # noqa: S608  # constants
+            row = connection.execute(query, {**of_owner(owner), "id": job_id, "now": int(time.time())}).fetchone()
+            return _job(owner, row) if row is not None else None
+
+        return await self._database.read(fetch)
+
+    async def backend_of(self, owner: str, file: str) -> str | None:
+        """The name of the backend that has a piece of the owner's, None where no such piece is; raises StorageError."""
+
+        def fetch(connection: apsw.Connection) -> str | None:
+            query = (
+                f"SELECT backend FROM music_jobs WHERE file = :file AND {OWN} AND expires_at > :now"  # noqa: S608  # constants
+                " ORDER BY created_at DESC, rowid DESC LIMIT 1"
+            )
+            row = connection.execute(query, {**of_owner(owner), "file": file, "now": int(time.time())}).fetchone()
+            return str(row[0]) if row is not None else None
+
+        return await self._database.read(fetch)
+
+    async def _run(self, job: Job, make: Make) -> None:
+        try:
+            await make(job)
+            job.status = "succeeded"
+        except ApiError as error:
+            job.status, job.failure = "failed", error
+        except asyncio.CancelledError:
+            job.status = "failed" if self._is_stopping else "cancelled"
+            job.failure = _interrupted() if self._is_stopping else None
+        except Exception:
+            # The last net, as for requests: each one is a bug.
+            log.exception("unexpected error in job %s", job.id)
+            job.status = "failed"
+            job.failure = ApiError(500, f"Internal error; the log has it under {job.id}", code="internal_error")
+        job.error = _error(job.failure) if job.failure is not None else None
+        job.finished_at = int(time.time())
+        await self.update(job)
+
+    async def update(self, job: Job) -> None:
+        """Stores what has changed about a job that is kept; a failure to do so is logged, and costs nothing else."""
+        if not job.is_kept:
+            return
+        assignments = ", ".join(f"{name.strip()} = ?" for name in COLUMNS.split(","))
+        row = _row(job)
+
+        def update(connection: apsw.Connection) -> None:
+            connection.execute(f"UPDATE music_jobs SET {assignments} WHERE id = ?", (*row, job.id))  # noqa: S608  # constants
+
+        try:
+            await self._database.write(update)
+        except StorageError as error:
+            log.error("how job %s went on (%s) is not stored: %s", job.id, job.status, error)
+
+
+def _row(job: Job) -> tuple[Any, ...]:
+    result = orjson.dumps(job.result) if job.result is not None else None
+    error = orjson.dumps(job.error) if job.error is not None else None
+    times = (job.created_at, job.started_at, job.finished_at, job.expires_at)
+    return (job.id, job.status, *times, job.backend, job.file, result, error)
+
+
+def _job(owner: str, row: tuple[Any, ...]) -> Job:
+    job_id, status, created_at, started_at, finished_at, expires_at, backend, file, result, error = row
+    return Job(
+        job_id,
+        owner,
+        created_at,
+        expires_at,
+        status,
+        started_at,
+        finished_at,
+        backend,
+        file,
+        orjson.loads(result) if result is not None else None,
+        orjson.loads(error) if error is not None else None,
+        is_kept=True,
+    )
+
+
+def _interrupted() -> ApiError:
+    return ApiError(503, "The gateway stopped while the piece was made; ask for it again", code="interrupted")
+
+
+def _error(error: ApiError) -> dict[str, Any]:
+    content: dict[str, Any] = orjson.loads(error.body())["error"]
+    return content

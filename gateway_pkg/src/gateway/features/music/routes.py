@@ -1,0 +1,327 @@
+"""Music: answered with the piece when it is made soon, else with a job to poll; and the audio of what was made.
+
+Work is cancelled when its client leaves, until it has become a job: from then on `DELETE` cancels it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter, time
+from typing import Annotated, Any, Literal, NotRequired
+
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from gateway.backends.call import Admitted, Dispatcher
+from gateway.backends.failures import refused
+from gateway.backends.protocols import heartmula
+from gateway.backends.protocols.paths import below
+from gateway.backends.registry import Backend, Route, Slots
+from gateway.config.settings import Settings
+from gateway.errors import ApiError, retry_after
+from gateway.features.music.jobs import Job, MusicJobs
+from gateway.features.music.proxied import ProxiedAudio
+from gateway.routing.body import dump
+from gateway.storage import Database, StorageError
+from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
+from gateway.web.exchange import JSON, ClientGone, Exchange
+from gateway.web.fields import Array
+from gateway.web.schemas import Model
+from gateway.wire.http1 import Response as Answer
+from gateway.wire.http1 import UpstreamTimeout
+
+# What is refused at once is told at once, also to a client that does not want to wait.
+LEAST_WAIT_SEC = 0.1
+DURATION_MAX_SEC = 3600
+POLL_SEC = 5
+PREFER_MAX_BYTES = 1_000  # that are read of the header
+JOB_ID = Annotated[str, Path(pattern="^music-[0-9a-f]{24}$")]
+FILE_NAME = Annotated[str, Path(pattern=f"^{heartmula.FILE.pattern}$")]
+
+
+@with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
+class MusicRequest(TypedDict):
+    """HeartMula's request; one of `prompt`, `lyrics`, `style` and `input` must be there."""
+
+    prompt: NotRequired[Annotated[str | None, Field(examples=["a waltz"])]]
+    input: NotRequired[Annotated[str | None, Field(description="Another name of `prompt`.")]]
+    lyrics: NotRequired[str | None]
+    style: NotRequired[str | None]
+    tags: NotRequired[Annotated[str | Array[str] | None, Field(description="Comma-separated, or a list.")]]
+    duration: NotRequired[Annotated[float | None, Field(gt=0, le=DURATION_MAX_SEC, description="Seconds.")]]
+    temperature: NotRequired[Annotated[float | None, Field(ge=0)]]
+    top_k: NotRequired[Annotated[int | None, Field(ge=0)]]
+    top_p: NotRequired[Annotated[float | None, Field(ge=0, le=1)]]
+    model: NotRequired[Model | None]
+
+
+class MusicJob(BaseModel):
+    """A piece in the making. `result` is what a request that waited would have been answered with."""
+
+    id: str
+    object: Literal["music.generation"] = "music.generation"
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    expires_at: int
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+
+
+REQUEST: TypeAdapter[Any] = TypeAdapter(MusicRequest)
+PIECE: dict[str, Any] = {
+    "type": "object",
+    "required": ["audio_url", "_gateway"],
+    "properties": {
+        "id": {"type": "string"},
+        "status": {"type": "string"},
+        "audio_url": {"type": "string", "description": "Where the audio is; it takes the same token."},
+        "duration": {"type": "number"},
+        "_gateway": {"type": "object"},
+    },
+}
+_ID = {"job_id": "$response.body#/id"}
+OF_JOB: dict[str, Any] = {"cancel": {"operationId": "cancel_job", "parameters": _ID}}
+LINKS: dict[str, Any] = {"poll": {"operationId": "get_job", "parameters": _ID}, **OF_JOB}
+OPENAPI_EXTRA: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Prefer",
+            "in": "header",
+            "description": "RFC 7240's `respond-async` or `wait=<seconds>`: when to answer with a job instead.",
+            "schema": {"type": "string"},
+        }
+    ],
+    "responses": {
+        "202": {
+            "description": "The piece is in the making",
+            "headers": {
+                "Location": {"description": "The job's path", "required": True, "schema": {"type": "string"}},
+                "Preference-Applied": {"required": True, "schema": {"const": "respond-async"}},
+                "Retry-After": {"$ref": "#/components/headers/Retry-After"},
+            },
+            "links": LINKS,
+        }
+    },
+}
+GENERATIONS = Endpoint(
+    "/v1/music/generations",
+    "music",
+    "music.generations",
+    "Make a piece of music",
+    REQUEST,
+    answers={200: {JSON_TYPE: PIECE}, 202: {JSON_TYPE: {"$ref": "#/components/schemas/MusicJob"}}},
+    tag="music",
+    openapi_extra=OPENAPI_EXTRA,
+)
+NO_JOB: dict[int | str, dict[str, Any]] = {
+    404: {"description": "The caller has no such job: never, or no longer"},
+    503: {"description": "The store cannot be read; the gateway's log says why"},
+}
+_AUDIO = {"audio/*": {"schema": {"type": "string", "format": "binary"}}}
+AUDIO: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The audio", "content": _AUDIO},
+    206: {"description": "A range of it", "content": _AUDIO},
+    404: {"description": "The caller has no such piece: never, or no longer"},
+    416: {"description": "There is no such range", "content": {}},
+    502: {"description": "The backend answered wrongly"},
+    503: {"description": "The backend is not ready, or the store cannot be read"},
+    504: {"description": "The backend did not answer in time"},
+}
+
+RANGE = [
+    {"name": name, "in": "header", "description": "As RFC 9110 has it", "schema": {"type": "string"}}
+    for name in ("Range", "If-Range")
+]
+
+
+def make_jobs(database: Database, settings: Settings) -> MusicJobs:
+    """The jobs that the settings bound; to be started after the database."""
+    return MusicJobs(
+        database,
+        ttl_sec=settings.music_job_ttl_sec,
+        most=settings.music_max_jobs,
+        most_per_owner=settings.music_max_jobs_per_token,
+    )
+
+
+def make_endpoints(dispatcher: Dispatcher, settings: Settings, jobs: MusicJobs) -> Endpoints:
+    return [(GENERATIONS, MusicHandler(dispatcher, settings, jobs).generate)]
+
+
+def make_router(dispatcher: Dispatcher, settings: Settings, jobs: MusicJobs) -> APIRouter:
+    """The caller's own jobs, and the audio of its pieces."""
+    router = APIRouter(tags=["music"])
+
+    @router.get(
+        "/v1/music/generations/{job_id}",
+        summary="Show a piece in the making",
+        responses={200: {"links": OF_JOB}, **NO_JOB},
+    )
+    async def get_job(job_id: JOB_ID, request: Request) -> MusicJob:
+        return MusicJob(**(await _found(jobs, request, job_id)).told())
+
+    @router.delete("/v1/music/generations/{job_id}", summary="Stop making a piece", responses=NO_JOB)
+    async def cancel_job(job_id: JOB_ID, request: Request) -> MusicJob:
+        job = await _found(jobs, request, job_id)
+        if job.finished_at is None:
+            await jobs.cancel(job)
+        return MusicJob(**job.told())
+
+    @router.get(
+        "/ui/heartmula/audio/{file}",
+        summary="Fetch the audio of a piece",
+        responses=AUDIO,
+        response_class=Response,
+        openapi_extra={"parameters": RANGE},
+    )
+    async def get_audio(file: FILE_NAME, request: Request) -> Response:
+        exchange: Exchange = request.scope["gateway.exchange"]
+        with _store_errors():
+            name = await jobs.backend_of(_owner(exchange), file)
+        backend = next((one for one in dispatcher.registry.backends if one.name == name), None)
+        if backend is None:
+            raise ApiError(404, f"There is no piece '{file}'; it is kept for a time", code="not_found")
+        return ProxiedAudio(exchange, backend, file, settings.heartmula_timeout_sec)
+
+    return router
+
+
+class MusicHandler:
+    """Begins pieces, and waits for them for as long as the client and the settings want."""
+
+    def __init__(self, dispatcher: Dispatcher, settings: Settings, jobs: MusicJobs) -> None:
+        self._dispatcher = dispatcher
+        self._settings = settings
+        self._jobs = jobs
+
+    async def generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
+        """Raises ApiError, ClientGone."""
+        request = parse(await exchange.body(), REQUEST)
+        settings = self._settings
+        model = request.get("model") or ""
+        route = self._dispatcher.route_in_class(exchange, "music", model, settings.music_backend_class, request)
+        wanted = heartmula.music_request(request, route.decision.model)
+        job = self._jobs.begin(_owner(exchange), lambda job: self._make(job, exchange, route, wanted))
+        wait = wanted_wait(exchange.headers.get(b"prefer", b""), settings.music_wait_sec)
+        await self._wait(exchange, job, max(wait, LEAST_WAIT_SEC))
+        if job.failure is not None:
+            raise job.failure
+        with _store_errors():
+            try:
+                await self._jobs.keep(job)
+            except StorageError:
+                await self._jobs.cancel(job)
+                raise
+        if job.result is not None:
+            await exchange.answer(200, dump(job.result), [JSON])
+        else:
+            location = (b"location", f"{endpoint.path}/{job.id}".encode())
+            applied = (b"preference-applied", b"respond-async")
+            await exchange.answer(202, dump(job.told()), [JSON, location, applied, *retry_after(POLL_SEC)])
+
+    async def _wait(self, exchange: Exchange, job: Job, seconds: float) -> None:
+        exchange.cancel_when_left()
+        try:
+            await asyncio.wait((job.task,), timeout=seconds)
+        except asyncio.CancelledError:
+            await self._jobs.cancel(job)
+            if exchange.was_left():
+                raise ClientGone from None
+            raise
+        finally:
+            exchange.finished()
+
+    async def _make(self, job: Job, exchange: Exchange, route: Route, wanted: Mapping[str, Any]) -> None:
+        """The job's own task: admission, the request, and what the client is told of the answer."""
+        path = self._settings.heartmula_generate_path
+        limit = heartmula.time_limit(wanted, self._settings.heartmula_timeout_sec)
+        with Admitted(exchange):
+            slots = await self._dispatcher.admit(exchange, route)
+            job.status, job.started_at = "running", int(time())
+            await self._jobs.update(job)
+            began = perf_counter()
+            try:
+                async with asyncio.timeout(limit):
+                    slots, content = await self._ask(exchange, route, slots, path, dump(wanted))
+            except TimeoutError:
+                raise UpstreamTimeout(f"no music within {limit:g} s", "first_byte") from None
+            finally:
+                exchange.upstream_ms = (perf_counter() - began) * 1000
+            job.backend, job.file = slots.backend.name, heartmula.audio_file(content)
+            job.result = self._told(slots.backend, content, job.file, path, exchange.upstream_ms)
+
+    async def _ask(
+        self, exchange: Exchange, route: Route, slots: Slots, path: str, body: bytes
+    ) -> tuple[Slots, dict[str, Any]]:
+        def post(slots: Slots) -> Awaitable[Answer]:
+            backend = slots.backend
+            prefix = backend.origin.prefix
+            target = prefix + below(prefix, path).encode()
+            return self._dispatcher.post(exchange, slots, target, backend.request_headers, body)
+
+        slots, response = await self._dispatcher.ask(exchange, route, slots, post)
+        try:
+            answer = await response.read(heartmula.ANSWER_MAX_BYTES)
+        finally:
+            response.close()
+        if response.status != 200:
+            raise refused(response.status, answer, slots.backend)
+        return slots, heartmula.piece(answer)
+
+    def _told(
+        self, backend: Backend, content: Mapping[str, Any], file: str, path: str, latency_ms: float
+    ) -> dict[str, Any]:
+        """The server's answer, its audio where the client can fetch it."""
+        return {
+            **content,
+            "audio_url": f"{self._settings.public_base_url.rstrip('/')}/ui/heartmula/audio/{file}",
+            "_gateway": {
+                "backend": backend.name,
+                "backend_class": backend.record.backend_class,
+                "upstream_base_url": backend.record.base_url,
+                "upstream_path": path,
+                "upstream_latency_ms": round(latency_ms, 1),
+                "upstream_audio_url": content["audio_url"],
+            },
+        }
+
+
+def wanted_wait(prefer: bytes, most: float) -> float:
+    """Seconds to wait for a piece: as `Prefer: wait=…` says, none with `respond-async` alone, at most `most`."""
+    wishes = [wish.strip().lower().replace(b" ", b"") for wish in re.split(rb"[,;]", prefer[:PREFER_MAX_BYTES])]
+    for wish in wishes:
+        if found := re.fullmatch(rb'wait="?(\d{1,9})"?', wish):
+            return min(float(found[1]), most)
+    return 0.0 if b"respond-async" in wishes else most
+
+
+async def _found(jobs: MusicJobs, request: Request, job_id: str) -> Job:
+    with _store_errors():
+        job = await jobs.find(_owner(request.scope["gateway.exchange"]), job_id)
+    if job is None:
+        raise ApiError(404, f"There is no job '{job_id}'; finished ones are kept for a time", code="not_found")
+    return job
+
+
+def _owner(exchange: Exchange) -> str:
+    return exchange.caller.key if exchange.caller is not None else ""
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        raise ApiError(
+            503,
+            "The gateway cannot keep what it knows of this piece; its log says why",
+            code="storage_unavailable",
+            headers=retry_after(POLL_SEC),
+        ) from error

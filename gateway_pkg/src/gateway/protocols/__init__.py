@@ -1,1 +1,0 @@
-"""The APIs that are spoken to clients besides OpenAI's chat, sans I/O: translated to a chat and back."""

@@ -1,0 +1,260 @@
+"""One request and its answer, as the gateway's own handlers see them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Any
+
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message, Receive, Scope, Send
+
+from gateway.access.tokens import Caller
+from gateway.backends.registry import Route, Slots
+from gateway.backends.usage import Usage
+from gateway.errors import OPENAI_ERRORS, ApiError, ErrorShape
+from gateway.wire.protocol import EXTENSION, NAMED_HEADERS, Protocol
+
+CLIENT_GONE = 499  # nginx's number for it; never sent, only recorded
+JSON = (b"content-type", b"application/json")
+FORM_PARTS_MAX = 200
+CONTENT_TYPE_MAX_BYTES = 500
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class ClientGone(Exception):
+    """The client left before its answer was complete."""
+
+
+class Exchange:
+    """Reads the body once, sends the answer, cancels the work when the client leaves, keeps what is recorded.
+
+    `status` is 0 until the head is out; `first_byte_at` is in time.perf_counter seconds; `route` is None until the
+    request has one, and its headers go out with whatever is answered. `caller` is None on open paths, `caller_headers`
+    tell of its limits. `limit` bounds the body, in bytes, as the setting `limit_name` says; `bytes_in` is its size.
+    `usage` is what the backend told; `slots` is what the request has of a backend now.
+    """
+
+    # Slots, because the interpreter reads them several times as fast as other attributes.
+    __slots__ = (
+        "_connection", "_has_events", "_is_left", "_send", "_task", "abort_reason", "bytes_in", "bytes_out",
+        "caller", "caller_headers", "chunks_out", "errors", "first_byte_at", "has_tools", "headers", "limit",
+        "limit_name", "queued_ms", "receive", "request_id", "retried", "route", "scope", "slots", "started", "status",
+        "streamed", "upstream_ms", "usage",
+    )  # fmt: skip
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        self.started = perf_counter()
+        self.scope = scope
+        self.receive = receive
+        self.request_id = request_id
+        self.headers: dict[bytes, bytes] = scope[NAMED_HEADERS]
+        self.caller: Caller | None
+        self.usage: Usage | None
+        self.abort_reason: str | None
+        self.route: Route | None
+        self.slots: Slots | None
+        self._task: asyncio.Task[Any] | None
+        self.caller = self.usage = self.abort_reason = self.route = self.slots = self._task = None
+        self.caller_headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.errors: ErrorShape = OPENAI_ERRORS
+        self.limit_name = ""
+        self.status = self.chunks_out = self.bytes_in = self.bytes_out = self.limit = 0
+        self.first_byte_at = self.upstream_ms = self.queued_ms = 0.0
+        self.streamed = self.has_tools = self.retried = self._has_events = self._is_left = False
+        self._connection: Protocol = scope["extensions"][EXTENSION]
+        self._send = send
+
+    def cancel_when_left(self) -> None:
+        """From now on the client's leaving cancels the current task, also if it has left; `finished` must follow."""
+        connection = self._connection
+        # With the loop given, Python 3.11 need not ask the kernel for its process id.
+        self._task = asyncio.current_task(connection.loop)
+        if connection.transport.is_closing():
+            self._left()
+        else:
+            connection.on_left = self._left
+
+    def finished(self) -> None:
+        """The work is over: its client may do as it likes."""
+        self._connection.on_left = None
+
+    def was_left(self) -> bool:
+        """Whether a cancellation of the current task is due to the client's leaving; such a one is taken back."""
+        if self._is_left and self._task is not None:
+            self._task.uncancel()
+        return self._is_left
+
+    def _left(self) -> None:
+        self._is_left = True
+        if self._task is not None:
+            self._task.cancel()
+
+    @property
+    def first_byte_ms(self) -> float:
+        """Milliseconds until a stream's first event went out."""
+        return (self.first_byte_at - self.started) * 1000
+
+    async def body(self) -> bytes:
+        """The whole body; raises ApiError 413 when it is longer than `limit`, 408 when it is too slow; ClientGone."""
+        whole = self._connection.take_body()
+        if whole is not None:
+            self.bytes_in = len(whole)
+            if self.bytes_in > self.limit:
+                raise too_large(self.limit, self.limit_name)
+            return whole
+        parts, has_more = [], True
+        while has_more:
+            message = await self._receive_within_limit()
+            parts.append(message.get("body", b""))
+            has_more = message.get("more_body", False)
+        return b"".join(parts)
+
+    @asynccontextmanager
+    async def form(self) -> AsyncIterator[FormData]:
+        """The fields and files of a multipart body, until the end of the block; files are on disk when they are large.
+
+        Raises:
+            ApiError: 413 when it is longer than `limit`, 408 when it is too slow, 400 when it is no multipart body.
+            ClientGone: the client left before its end.
+        """
+        request = Request(self.scope, self._receive_within_limit)
+        content_type = self.headers.get(b"content-type", b"")
+        # A longer one would only cost time: parameters are cut out of it in quadratic time.
+        if not content_type.lower().startswith(b"multipart/form-data") or len(content_type) > CONTENT_TYPE_MAX_BYTES:
+            raise ApiError(400, "Send the fields as multipart/form-data", code="invalid_form")
+        try:
+            form = await request.form(max_files=FORM_PARTS_MAX, max_fields=FORM_PARTS_MAX, max_part_size=self.limit)
+        except (MultiPartException, HTTPException, UnicodeError) as error:
+            words = getattr(error, "message", getattr(error, "detail", "not UTF-8"))
+            raise ApiError(400, f"The multipart body cannot be read: {words}", code="invalid_form") from None
+        except ClientDisconnect:
+            raise ClientGone from None
+        try:
+            yield form
+        finally:
+            await form.close()
+
+    async def _receive_within_limit(self) -> Message:
+        longest = self._connection.body_timeout
+        try:
+            async with asyncio.timeout(self.started + longest - perf_counter()):
+                message = await self.receive()
+        except TimeoutError:
+            raise too_slow(longest) from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self.bytes_in += len(message.get("body", b""))
+        if self.bytes_in > self.limit:
+            raise too_large(self.limit, self.limit_name)
+        return message
+
+    async def relay(self, body: bytes, route: Route) -> None:
+        """Sends a backend's JSON answer as it is."""
+        length, request_id = str(len(body)).encode(), self.request_id.encode()
+        head = (route.head, b"content-length: ", length, b"\r\nx-request-id: ", request_id, b"\r\n")
+        if not self.caller_headers and self._connection.write_answer(head, body):
+            self.status = 200
+            self.bytes_out = len(body)
+        else:
+            await self.answer(200, body, [JSON])
+
+    async def answer(self, status: int, body: bytes, headers: Headers) -> None:
+        """Sends a whole answer with `headers` and those that every answer has."""
+        if self.route is not None:
+            headers += self.route.headers
+        headers += self.caller_headers
+        headers.append((b"content-length", b"%d" % len(body)))
+        headers.append((b"x-request-id", self.request_id.encode()))
+        self.status = status
+        self.bytes_out = len(body)
+        self._connection.answer_begins()
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def fail(self, error: ApiError) -> None:
+        """Sends an error: a whole answer, or one event and the end when the stream has begun.
+
+        A stream that is none of events, such as audio, breaks off, so that nobody takes it for whole.
+        """
+        if not self.status:
+            await self.answer(error.status, self.errors.body(error), [JSON, *error.headers])
+            return
+        self.abort_reason = error.code or "error"
+        if not self._has_events:
+            await self.break_off()
+            return
+        await self.stream(self.errors.event(error))
+        await self.end_stream()
+
+    async def break_off(self) -> None:
+        """Cuts the client's connection."""
+        self._connection.transport.abort()
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    def client_left(self) -> None:
+        self.abort_reason = "client_disconnected"
+        self.status = self.status or CLIENT_GONE
+
+    async def start_stream(self, content_type: bytes, headers: Headers | None = None) -> None:
+        headers = [
+            *(headers or ()),
+            (b"content-type", content_type),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+            (b"x-request-id", self.request_id.encode()),
+            *(self.route.headers if self.route is not None else ()),
+            *self.caller_headers,
+        ]
+        self.status = 200
+        self.streamed = True
+        self._has_events = content_type.startswith(b"text/event-stream")
+        self._connection.answer_begins()
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def stream(self, chunk: bytes) -> None:
+        if not self.chunks_out:
+            self.first_byte_at = perf_counter()
+        self.chunks_out += 1
+        self.bytes_out += len(chunk)
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def end_stream(self) -> None:
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def send(self, message: Message) -> None:
+        """ASGI `send` for the documented pages: adds the request id and keeps the status."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self._connection.answer_begins()
+            message["headers"] = [
+                *message.get("headers", ()),
+                *self.caller_headers,
+                (b"x-request-id", self.request_id.encode()),
+            ]
+        elif message["type"] == "http.response.body":
+            self.bytes_out += len(message.get("body", b""))
+        await self._send(message)
+
+
+def too_large(limit: int, setting: str) -> ApiError:
+    return ApiError(
+        413,
+        f"The body is larger than {limit} bytes, the limit set by {setting}",
+        code="request_too_large",
+    )
+
+
+def too_slow(longest: float) -> ApiError:
+    return ApiError(
+        408,
+        f"The body did not come within {longest:g} s, the limit set by REQUEST_BODY_TIMEOUT_SEC",
+        code="request_timeout",
+    )

@@ -1,0 +1,28 @@
+"""What a request's head must have beyond what the parser asks for, so that no two readers of it disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.errors import ApiError
+
+
+def check_head(version: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raises ApiError 400, 501 or 505 (RFC 9112, 2.3, 3.2 and 6.1). Names of headers are in lower case.
+
+    The parser itself refuses a second Content-Length, one beside Transfer-Encoding, folded lines, blanks in names.
+    """
+    if version not in ("1.0", "1.1"):
+        raise ApiError(505, f"HTTP/{version} is not served here; send HTTP/1.1", code="http_version")
+    hosts = sum(name == b"host" for name, _ in headers)
+    if hosts > 1 or (hosts == 0 and version == "1.1"):
+        raise ApiError(400, f"The request has {hosts} Host headers; send exactly one", code="invalid_host")
+    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+    if codings and version == "1.0":
+        raise ApiError(
+            400, "HTTP/1.0 has no Transfer-Encoding; send Content-Length, or HTTP/1.1", code="invalid_framing"
+        )
+    if codings not in ([], [b"chunked"]):
+        raise ApiError(
+            501, "Transfer-Encoding may be 'chunked' alone; compress by Content-Encoding", code="transfer_encoding"
+        )

@@ -1,0 +1,52 @@
+"""The package's rooms import in one direction: each line below may import itself and the lines after it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import gateway
+
+ROOT = Path(gateway.__file__).parent
+ORDER = (
+    {"__main__", "app", "cli", "server", "shims"},
+    {"api"},
+    {"dialects"},
+    {"features"},
+    {"observe"},
+    {"web"},
+    {"backends"},
+    {"access"},
+    {"routing"},
+    {"wire"},
+    {"config"},
+    {"background", "errors", "storage"},
+    {"__init__"},
+)
+RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
+# The road to a backend still knows the web's exchange, and the tracer.
+STILL_UPWARD = {"backends.call -> web", "backends.call -> observe"}
+
+
+def test_rooms_import_in_one_direction() -> None:
+    upward = {
+        f"{'.'.join(parts)} -> {imported}"
+        for path in ROOT.rglob("*.py")
+        for parts in [path.relative_to(ROOT).with_suffix("").parts]
+        for imported in _rooms_imported(path)
+        if RANK[imported] < RANK[parts[0]]
+    }
+    assert upward == STILL_UPWARD
+
+
+def _rooms_imported(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("gateway.")}
+    return {"__init__" if room == "__version__" else room for room in rooms}
