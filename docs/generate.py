@@ -18,7 +18,7 @@ from typing import Any
 
 import proofs
 import yaml
-from gateway.app import House
+from gateway.app import App
 from gateway.config.settings import Settings, load_settings
 from gateway.observe.metrics import FAMILIES
 from pydantic import SecretStr
@@ -107,8 +107,8 @@ def openapi() -> dict[str, Any]:
         backends = Path(name) / "backends.yaml"
         backends.write_text("backends: {a: {class: a, base_url: http://127.0.0.1, supported_capabilities: [chat]}}")
         settings = load_settings(gateway_bearer_token=secrets.token_urlsafe(), gateway_backends_path=backends)
-        edge: Any = House(settings).api
-    page: dict[str, Any] = edge._pages.openapi()
+        middleware: Any = App(settings).api
+    page: dict[str, Any] = middleware._pages.openapi()
     return page
 
 

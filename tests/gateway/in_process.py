@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from gateway.app import House
+from gateway.app import App
 from gateway.config.settings import load_settings
 from gateway.wire.protocol import EXTENSION, NAMED_HEADERS
 
@@ -98,7 +98,7 @@ class _Client:
     """What the server's protocol is to an exchange."""
 
     body_timeout = PATIENCE_SEC
-    on_left: Callable[[], object] | None = None
+    on_disconnect: Callable[[], object] | None = None
 
     def __init__(self, body: bytes) -> None:
         self.loop = asyncio.get_running_loop()
@@ -146,8 +146,8 @@ class _Alarms(logging.Handler):
 class InProcess:
     """`alarms` are the errors that were logged or left to the event loop."""
 
-    def __init__(self, house: House, double: Double) -> None:
-        self.house = house
+    def __init__(self, app: App, double: Double) -> None:
+        self.app = app
         self.double = double
         self.alarms = _Alarms()
 
@@ -166,18 +166,18 @@ class InProcess:
         }
         try:
             async with asyncio.timeout(PATIENCE_SEC):
-                await self.house.api(scope, client.receive, client.send)
+                await self.app.api(scope, client.receive, client.send)
         except TimeoutError:
             self.alarms.told.append(f"no end within {PATIENCE_SEC:g} s")
         return client.told
 
     def settle(self) -> int:
         """Forgets what backends did wrong; tells how many of their slots are still taken."""
-        for backend in self.house.registry.backends:
+        for backend in self.app.registry.backends:
             backend.succeed()
             backend.healthy = backend.ready = True
         self.double.seen.clear()
-        return sum(slots.inflight for one in self.house.registry.backends for slots in one.slots.values())
+        return sum(slots.inflight for one in self.app.registry.backends for slots in one.slots.values())
 
 
 @asynccontextmanager
@@ -213,10 +213,10 @@ async def in_process(home: Path, answer: Answer, **settings: Any) -> AsyncIterat
         "music_backend_class": "heartmula",
         **settings,
     }
-    house = House(load_settings(None, **given))
-    await house.start()
-    await until(lambda: all(one.last_check is not None for one in house.registry.backends))  # and probed no more
-    gateway = InProcess(house, double)
+    app = App(load_settings(None, **given))
+    await app.start()
+    await until(lambda: all(one.last_check is not None for one in app.registry.backends))  # and probed no more
+    gateway = InProcess(app, double)
     logging.getLogger().addHandler(gateway.alarms)
     loop.set_exception_handler(lambda _, context: gateway.alarms.told.append(repr(context)))
     try:
@@ -224,5 +224,5 @@ async def in_process(home: Path, answer: Answer, **settings: Any) -> AsyncIterat
     finally:
         logging.getLogger().removeHandler(gateway.alarms)
         async with asyncio.timeout(PATIENCE_SEC):  # a stop that waits for ever is a bug, too
-            await house.stop()
+            await app.stop()
         server.close()

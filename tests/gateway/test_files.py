@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway.app import House
+from gateway.app import App
 from gateway.backends.records import load_backends
 from gateway.config.settings import Settings, load_settings
 from gateway.errors import Refusal
@@ -221,9 +221,9 @@ def test_taken_port_is_a_refusal(refused: Callable[..., str], tmp_path: Path) ->
 def test_aliases_need_no_file_unless_one_is_named(tmp_path: Path) -> None:
     write_files(tmp_path, "http://127.0.0.1:9/v1")
     given: dict[str, Any] = {"gateway_bearer_token": "x" * 32, "gateway_backends_path": tmp_path / "backends.yaml"}
-    House(load_settings(**given))
+    App(load_settings(**given))
     with pytest.raises(Refusal, match="does not exist"):
-        House(load_settings(**given, model_aliases_path=tmp_path / "missing.json"))
+        App(load_settings(**given, model_aliases_path=tmp_path / "missing.json"))
 
 
 def test_misspelt_key_is_one_problem(tmp_path: Path) -> None:

@@ -602,12 +602,12 @@ async def try_probes(gateway: InProcess, count: int, seed: int) -> list[str]:
     """What a backend tells of itself: it is ready or it is not, and the gateway goes on either way."""
     found = []
     async with httpx.AsyncClient(trust_env=False) as client:
-        prober = Prober(gateway.house.registry, client, 60, PATIENCE_SEC)
+        prober = Prober(gateway.app.registry, client, 60, PATIENCE_SEC)
         for number in range(count):
             chance = random.Random(f"{seed} {number}")  # noqa: S311 - repeatable, not secret
             gateway.double.answer = wrong = Wrong(chance)
             try:
-                await prober._probe(chance.choice(gateway.house.registry.backends))
+                await prober._probe(chance.choice(gateway.app.registry.backends))
             except Exception as error:
                 found.append(f"case {number}: {wrong.changes}: {error!r}")
     return found
@@ -661,7 +661,7 @@ def test_what_once_was_a_500_names_its_field(tmp_path: Path) -> None:
 
 def test_each_route_and_each_answer_is_tried(tmp_path: Path) -> None:
     async def look(gateway: InProcess) -> tuple[set[str], set[str]]:
-        return {endpoint.path for endpoint, _ in gateway.house._endpoints()}, set(await asked_for(gateway))
+        return {endpoint.path for endpoint, _ in gateway.app._endpoints()}, set(await asked_for(gateway))
 
     paths, names = run(tmp_path, look)
     assert {target.path for target in REQUESTS} == paths

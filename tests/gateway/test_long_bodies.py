@@ -104,7 +104,7 @@ class Loop:
 class Connection:
     """What a handler sees of a client's connection."""
 
-    on_left = None
+    on_disconnect = None
     body_timeout = 60.0
 
     def __init__(self, body: bytes) -> None:
@@ -184,14 +184,14 @@ def test_no_body_holds_the_loop(path: str, tmp_path: Path, monkeypatch: pytest.M
     found: list[tuple[float, int, str]] = []
 
     async def drive() -> None:
-        house, schema = make_house(tmp_path, path, monkeypatch)
+        app, schema = make_house(tmp_path, path, monkeypatch)
         loop = Loop(monkeypatch)
-        await post(house.api, path, b"{}")  # what is made once
+        await post(app.api, path, b"{}")  # what is made once
         for name, body in sample([*bodies(path, schema)], USUAL):
             least = float("inf")
             for _ in range(TRIES):
                 loop.longest = 0.0
-                status = await asyncio.create_task(post(house.api, path, body))
+                status = await asyncio.create_task(post(app.api, path, body))
                 least = min(least, loop.longest / max(unit, parse_time(body)))
                 if least < TURN_MAX:
                     break
@@ -222,7 +222,7 @@ def bodies(path: str, schema: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     yield from ((name, body) for where, name, body in tool_requests() if where == path)
 
 
-def make_house(home: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> tuple[app.House, dict[str, Any]]:
+def make_house(home: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> tuple[app.App, dict[str, Any]]:
     """The whole app before a backend that answers nothing, and the schema of what is posted to `path`."""
     record: dict[str, Any] = {
         "supported_capabilities": ["chat", "completions", "embeddings", "rerank", "tts", "images"]
@@ -242,15 +242,15 @@ def make_house(home: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> tuple[
         music_backend_class="test",
         images_backend_class="test",
     )
-    house = app.House(settings)
-    for backend in house.registry.backends:
+    built = app.App(settings)
+    for backend in built.registry.backends:
         backend.models = ("echo",)
         monkeypatch.setattr(backend.pool, "request", Answer().request)
-    house.registry.refresh_names()
-    api: Any = house.api
+    built.registry.refresh_names()
+    api: Any = built.api
     document = api._pages.openapi()
     schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    return house, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return built, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
 
 
 def test_suggestions_of_a_404_are_bounded() -> None:

@@ -94,10 +94,10 @@ def read_page(home: Path) -> Page:
         gateway_db_path=home / "gateway.sqlite",
         request_log_enabled=False,
     )
-    house = app.House(settings)
-    endpoints = {endpoint.path: endpoint for endpoint, _ in house._endpoints()}
-    edge: Any = house.api
-    pages = edge._pages
+    built = app.App(settings)
+    endpoints = {endpoint.path: endpoint for endpoint, _ in built._endpoints()}
+    middleware: Any = built.api
+    pages = middleware._pages
     return Page(pages.openapi(), endpoints, list(iter_route_contexts(pages.routes)))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gateway.access.policies import PolicyBook, TokenPolicy, load_policies
-from gateway.access.tokens import Caller, Doorkeeper
+from gateway.access.tokens import Authenticator, Caller
 from gateway.config.settings import load_settings
 from gateway.errors import ApiError, Refusal
 from gateway.routing.aliases import Alias
@@ -60,11 +60,11 @@ def load(policies: Any, *, strict: bool = True, path: Path | None = None) -> Pol
 
 def caller(policy: dict[str, Any]) -> Caller:
     """The caller of TOKEN under this policy."""
-    return identified(Doorkeeper([TOKEN], book=load({TOKEN: policy})), TOKEN)
+    return identified(Authenticator([TOKEN], book=load({TOKEN: policy})), TOKEN)
 
 
-def identified(doorkeeper: Doorkeeper, token: str) -> Caller:
-    return doorkeeper.identify({"client": ("127.0.0.1", 1), "headers": []}, {b"x-api-key": token.encode()})
+def identified(authenticator: Authenticator, token: str) -> Caller:
+    return authenticator.identify({"client": ("127.0.0.1", 1), "headers": []}, {b"x-api-key": token.encode()})
 
 
 def test_every_key_is_taken() -> None:
@@ -144,14 +144,14 @@ def test_lenient_mode_refuses_the_token_and_says_so(caplog: pytest.LogCaptureFix
         book = load({TOKEN: {"models_allow": ["fast"]}, OTHER: {"name": "other"}}, strict=False)
     assert SHOWN in caplog.text
     assert TOKEN not in caplog.text
-    doorkeeper = Doorkeeper([TOKEN, OTHER], book=book)
-    assert identified(doorkeeper, OTHER).name == "other"
-    assert [one.name for one in doorkeeper.callers()] == ["other"]
+    authenticator = Authenticator([TOKEN, OTHER], book=book)
+    assert identified(authenticator, OTHER).name == "other"
+    assert [one.name for one in authenticator.callers()] == ["other"]
     with pytest.raises(ApiError) as raised:
-        identified(doorkeeper, TOKEN)
+        identified(authenticator, TOKEN)
     assert (raised.value.status, raised.value.code) == (403, "token_policy_malformed")
-    doorkeeper.replace(load({TOKEN: {"models_allowlist": ["fast"]}}))
-    assert identified(doorkeeper, TOKEN).name == SHOWN
+    authenticator.replace(load({TOKEN: {"models_allowlist": ["fast"]}}))
+    assert identified(authenticator, TOKEN).name == SHOWN
 
 
 JSON_VALUES = st.recursive(
@@ -182,8 +182,8 @@ def test_whatever_text_is_taken_or_refused(text: str) -> None:
 
 
 def test_a_token_without_a_policy_may_do_all() -> None:
-    doorkeeper = Doorkeeper([TOKEN])
-    free = identified(doorkeeper, TOKEN)
+    authenticator = Authenticator([TOKEN])
+    free = identified(authenticator, TOKEN)
     assert free.name == SHOWN
     assert free.policy.admin
     assert not free.is_limited
@@ -287,26 +287,26 @@ def test_tokens_a_day() -> None:
 
 def test_tokens_of_one_name_are_one_client() -> None:
     policy = {"name": "bot", "requests_per_minute": 2}
-    doorkeeper = Doorkeeper([TOKEN, OTHER], book=load({TOKEN: policy, OTHER: policy}))
-    identified(doorkeeper, TOKEN).admit(0)
-    identified(doorkeeper, OTHER).admit(0)
+    authenticator = Authenticator([TOKEN, OTHER], book=load({TOKEN: policy, OTHER: policy}))
+    identified(authenticator, TOKEN).admit(0)
+    identified(authenticator, OTHER).admit(0)
     with pytest.raises(ApiError):
-        identified(doorkeeper, TOKEN).admit(0)
+        identified(authenticator, TOKEN).admit(0)
 
 
 def test_other_policies_keep_what_was_used() -> None:
-    doorkeeper = Doorkeeper([TOKEN], book=load({TOKEN: {"name": "bot", "requests_per_minute": 3}}))
-    before = identified(doorkeeper, TOKEN)
+    authenticator = Authenticator([TOKEN], book=load({TOKEN: {"name": "bot", "requests_per_minute": 3}}))
+    before = identified(authenticator, TOKEN)
     before.admit(0)
     before.admit(0)
     before.spend(7)
-    doorkeeper.replace(load({TOKEN: {"name": "bot", "requests_per_minute": 2}}))
-    after = identified(doorkeeper, TOKEN)
+    authenticator.replace(load({TOKEN: {"name": "bot", "requests_per_minute": 2}}))
+    after = identified(authenticator, TOKEN)
     assert after is not before
     assert after.tokens_today() == 7
     with pytest.raises(ApiError):
         after.admit(1)
-    doorkeeper.replace(load({TOKEN: {"name": "bot", "requests_per_minute": 4}}))
-    identified(doorkeeper, TOKEN).admit(1)
-    doorkeeper.replace(PolicyBook())
-    assert not identified(doorkeeper, TOKEN).is_limited
+    authenticator.replace(load({TOKEN: {"name": "bot", "requests_per_minute": 4}}))
+    identified(authenticator, TOKEN).admit(1)
+    authenticator.replace(PolicyBook())
+    assert not identified(authenticator, TOKEN).is_limited

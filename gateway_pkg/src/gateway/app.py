@@ -1,4 +1,4 @@
-"""The factory: read it to see the whole house."""
+"""The factory: read it to see the whole app."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 from gateway import __version__
 from gateway.access.policies import load_policies
-from gateway.access.tokens import Doorkeeper
+from gateway.access.tokens import Authenticator
 from gateway.access.usage import TokenUsage
 from gateway.api import admin, pages
 from gateway.api.docs import make_docs_router
@@ -50,8 +50,8 @@ from gateway.observe.metrics import Metrics
 from gateway.observe.record import Recorder
 from gateway.routing.aliases import load_aliases
 from gateway.storage import Database, locked
-from gateway.web.edge import Edge
 from gateway.web.endpoint import Endpoints
+from gateway.web.middleware import Middleware
 from gateway.wire.http1 import Timeouts
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ CUT_STEP_SEC = 0.5  # the same after a second signal
 ADAPTERS = {"ollama": OllamaAdapter()}
 
 
-class House:
+class App:
     """Everything that is served, built from the settings and the files that they name; nothing runs before `start`.
 
     `api` and `observability` are the ASGI apps of the two listeners.
@@ -80,7 +80,7 @@ class House:
         policies = Source(
             str(settings.gateway_token_policies_path or "GATEWAY_TOKEN_POLICIES_JSON"), partial(load_policies, settings)
         )
-        self.doorkeeper = Doorkeeper(
+        self.authenticator = Authenticator(
             settings.tokens(),
             settings.ip_allowlist,
             book=policies.content,
@@ -106,7 +106,7 @@ class House:
 
         def put_in_force() -> None:
             self.registry.replace(backends.content, aliases.content)
-            self.doorkeeper.replace(policies.content)
+            self.authenticator.replace(policies.content)
 
         self.reloader = Reloader((backends, aliases, policies), put_in_force)
         self.database = Database(settings.gateway_db_path)
@@ -130,10 +130,10 @@ class House:
         endpoints = self._endpoints()
         shown_metrics = self.metrics if settings.metrics_enabled else None
         record = Recorder({endpoint.path for endpoint, _ in endpoints}, self.metrics, self.request_log, self.tracer)
-        self.api = Edge(
+        self.api = Middleware(
             self._pages(endpoints, shown_metrics),
             endpoints,
-            self.doorkeeper,
+            self.authenticator,
             settings,
             record,
             pages.OPEN_PATHS,
@@ -164,7 +164,7 @@ class House:
             generate_unique_id_function=_name,
         )
         app.include_router(pages.make_router(self.registry, shown_metrics))
-        app.include_router(admin.make_router(self.registry, self.doorkeeper, self.reloader))
+        app.include_router(admin.make_router(self.registry, self.authenticator, self.reloader))
         app.include_router(music.make_router(self.dispatcher, self.settings, self.music))
         app.include_router(responses.make_router(self.responses))
         app.include_router(make_docs_router(app))

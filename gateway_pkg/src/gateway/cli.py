@@ -28,9 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = _settings(arguments)
         if arguments.verb == "check":
-            from gateway.app import House
+            from gateway.app import App
 
-            House(settings)
+            App(settings)
             print("ok")
         else:
             from gateway.server import serve

@@ -19,7 +19,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from gateway.app import House
+from gateway.app import App
 from gateway.config.settings import Settings
 from gateway.errors import Refusal
 from gateway.observe import logs
@@ -50,7 +50,7 @@ def serve(settings: Settings) -> None:
         Refusal: wrong configuration, or a port that is taken; nothing has been opened then.
     """
     logs.configure(settings.gateway_log_level)
-    house = House(settings)
+    app = App(settings)
     with contextlib.ExitStack() as stack:
         api_socket = stack.enter_context(_listen(settings.gateway_host, settings.gateway_port, "GATEWAY"))
         observe_socket = None
@@ -59,18 +59,18 @@ def serve(settings: Settings) -> None:
                 _listen(settings.observability_host, settings.observability_port, "OBSERVABILITY")
             )
         patience = int(settings.gateway_shutdown_timeout_sec)
-        api = _Server(_config(house.api, settings, patience, **_certificate(settings)))
-        observability = _Server(_config(house.observability, settings, 1))  # its answers are short
+        api = _Server(_config(app.api, settings, patience, **_certificate(settings)))
+        observability = _Server(_config(app.observability, settings, 1))  # its answers are short
         # What is built by now lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        stop = _Stop(house, api, observability)
+        stop = _Stop(app, api, observability)
         stack.callback(stop.ended)
-        uvloop.run(_run(house, api, api_socket, observability, observe_socket, stop))
+        uvloop.run(_run(app, api, api_socket, observability, observe_socket, stop))
 
 
 async def _run(
-    house: House,
+    app: App,
     api: uvicorn.Server,
     api_socket: socket.socket,
     observability: uvicorn.Server,
@@ -78,12 +78,12 @@ async def _run(
     stop: _Stop,
 ) -> None:
     loop = asyncio.get_running_loop()
-    signals = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: house.reloader.reload_soon}
+    signals = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: app.reloader.reload_soon}
     for number, act in signals.items():
         signal.signal(number, lambda *_, act=act: loop.call_soon_threadsafe(act))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the console script holds it back until now
-    await house.start()
-    log.info("%s", addresses(house.settings))
+    await app.start()
+    log.info("%s", addresses(app.settings))
     watching = None
     if observe_socket is not None:
         watching = loop.create_task(observability.serve(sockets=[observe_socket]))
@@ -92,7 +92,7 @@ async def _run(
     if watching is not None:
         observability.should_exit = True
         await watching
-    await house.stop()
+    await app.stop()
     for number in signals:  # what comes now must not kill a process that is ending well: it would end with an error
         signal.signal(number, signal.SIG_IGN)
 
@@ -114,8 +114,8 @@ def _shown(host: str) -> str:
 class _Stop:
     """What a signal does: the first lets answers end, a second cuts; neither waits for ever."""
 
-    def __init__(self, house: House, api: uvicorn.Server, observability: uvicorn.Server) -> None:
-        self._house = house
+    def __init__(self, app: App, api: uvicorn.Server, observability: uvicorn.Server) -> None:
+        self._house = app
         self._api = api
         self._observability = observability
         self._last_resort: threading.Timer | None = None

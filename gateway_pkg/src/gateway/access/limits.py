@@ -50,7 +50,7 @@ class SlidingWindow:
     def resets_in(self, now: float) -> float:
         """Seconds until the window is empty when nothing more comes; 0 when it is."""
         self._forget(now)
-        return _left(self._slots[-1][0], now) if self._slots else 0
+        return _disconnected(self._slots[-1][0], now) if self._slots else 0
 
     def _count(self, slot: int, requests: int) -> None:
         if self._slots and self._slots[-1][0] >= slot:
@@ -71,10 +71,10 @@ class SlidingWindow:
         for slot, requests in self._slots:
             excess -= requests
             if excess <= 0:
-                return _left(slot, now)
+                return _disconnected(slot, now)
         raise AssertionError("a limit is at least 1")
 
 
-def _left(slot: int, now: float) -> float:
+def _disconnected(slot: int, now: float) -> float:
     """Seconds until a slot leaves the window."""
     return (slot + SLOTS + 1) / SLOTS_A_SEC - now

@@ -163,7 +163,7 @@ class Caller:
             )
 
 
-class Doorkeeper:
+class Authenticator:
     """Knows the accepted tokens and addresses.
 
     Tokens are looked up by their sha256, headers that were accepted before by Python's own keyed hash: the time of

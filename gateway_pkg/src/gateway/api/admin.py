@@ -9,7 +9,7 @@ from time import perf_counter
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from gateway.access.tokens import Caller, Doorkeeper
+from gateway.access.tokens import Authenticator, Caller
 from gateway.backends.registry import Backend, Registry, Slots
 from gateway.config.reload import Reloader, ReloadReport
 
@@ -60,7 +60,7 @@ class GatewayStatus(BaseModel):
     tokens: list[TokenUse] = Field(description="all tokens, for one that may administer; else the own one alone")
 
 
-def make_router(registry: Registry, doorkeeper: Doorkeeper, reloader: Reloader) -> APIRouter:
+def make_router(registry: Registry, authenticator: Authenticator, reloader: Reloader) -> APIRouter:
     """The routes, bound to the gateway's state."""
     router = APIRouter(prefix="/v1/gateway", tags=["gateway"])
 
@@ -71,7 +71,7 @@ def make_router(registry: Registry, doorkeeper: Doorkeeper, reloader: Reloader) 
             admission_control=_admission(registry.backends),
             backend_health=_health(registry.backends),
             token=_use(caller),
-            tokens=[_use(one) for one in (doorkeeper.callers() if caller.policy.admin else [caller])],
+            tokens=[_use(one) for one in (authenticator.callers() if caller.policy.admin else [caller])],
         )
 
     @router.post(

@@ -19,7 +19,7 @@ from gateway.errors import ApiError, overloaded
 from gateway.routing.body import ask_for_usage, dump, with_one_tool
 from gateway.routing.caps import within_limits
 from gateway.routing.policy import Facts, unknown_model, worth_counting
-from gateway.web.exchange import ClientGone, Exchange
+from gateway.web.exchange import ClientDisconnected, Exchange
 from gateway.wire.errors import PoolExhausted, UpstreamError
 from gateway.wire.http1 import ConnectFailed, Response, UpstreamClosed
 from gateway.wire.sse import EventCutter, EventTooLong, UnsoundEvent, is_sound, read_events, split_events
@@ -69,20 +69,20 @@ def explain(error: BaseException, slots: Slots) -> None:
 
 
 class Work(Admitted):
-    """The same, ended by the client's leaving: ClientGone."""
+    """The same, ended by the client's leaving: ClientDisconnected."""
 
     __slots__ = ()
 
     def __enter__(self) -> None:
-        self._exchange.cancel_when_left()
+        self._exchange.cancel_on_disconnect()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._exchange.finished()
         Admitted.__exit__(self, kind, error, trace)
-        if isinstance(error, asyncio.CancelledError) and self._exchange.was_left():
-            raise ClientGone from None
+        if isinstance(error, asyncio.CancelledError) and self._exchange.has_disconnected():
+            raise ClientDisconnected from None
 
 
 class Dispatcher:
@@ -109,7 +109,7 @@ class Dispatcher:
 
         Raises:
             ApiError: 400, 403, 404, 503, as the registry's routes, and as the caller's policy says.
-            ClientGone: the client left while tokens were counted.
+            ClientDisconnected: the client left while tokens were counted.
         """
         header = exchange.headers.get(b"x-backend", b"")
         with self._known_to(exchange, model):

@@ -156,7 +156,7 @@ class AudioHandler:
         self._settings = settings
 
     async def speak(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        """Raises ApiError, also after the audio has begun, which then breaks off; ClientGone."""
+        """Raises ApiError, also after the audio has begun, which then breaks off; ClientDisconnected."""
         request = parse(await exchange.body(), SPEECH_REQUEST)
         settings = self._settings
         model = request.get("model") or ""
@@ -216,7 +216,7 @@ class AudioHandler:
     async def transcribe(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Transcription and translation: the form goes on as it came, but for the model's name.
 
-        Raises ApiError, also after a stream has begun; ClientGone.
+        Raises ApiError, also after a stream has begun; ClientDisconnected.
         """
         form = Form(exchange.headers.get(b"content-type"), await exchange.body())
         form.check(endpoint.form["properties"] if endpoint.form is not None else ())

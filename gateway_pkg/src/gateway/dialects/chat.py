@@ -32,7 +32,7 @@ from gateway.backends.usage import usage_in, usage_of
 from gateway.routing.body import dump
 from gateway.routing.caps import within_limits
 from gateway.web.endpoint import Endpoint, Endpoints
-from gateway.web.exchange import JSON, ClientGone, Exchange
+from gateway.web.exchange import JSON, ClientDisconnected, Exchange
 from gateway.web.known import known_fields
 from gateway.web.schemas import (
     CHAT_ANSWER,
@@ -95,7 +95,7 @@ class HotHandler:
         self._max_response_bytes = dispatcher.max_response_bytes
 
     async def __call__(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        """Raises ApiError, also after the stream has begun; ClientGone."""
+        """Raises ApiError, also after the stream has begun; ClientDisconnected."""
         body = await exchange.body()
         request = self._parse(body)
         is_large = len(body) >= LARGE_BYTES
@@ -115,7 +115,7 @@ class HotHandler:
         elif route.rename is not None:
             body = route.rename.apply(body)
         # As `with Work(exchange)`, but for its frames.
-        exchange.cancel_when_left()
+        exchange.cancel_on_disconnect()
         try:
             slots = exchange.slots = self._take(route)
             if slots is None:
@@ -126,8 +126,8 @@ class HotHandler:
                 explain(error, exchange.slots)
             raise
         except asyncio.CancelledError:
-            if exchange.was_left():
-                raise ClientGone from None
+            if exchange.has_disconnected():
+                raise ClientDisconnected from None
             raise
         finally:
             exchange.finished()

@@ -28,8 +28,8 @@ CONTENT_TYPE_MAX_BYTES = 500
 Headers = list[tuple[bytes, bytes]]
 
 
-class ClientGone(Exception):
-    """The client left before its answer was complete."""
+class ClientDisconnected(Exception):
+    """The client disconnected before its answer was complete."""
 
 
 class Exchange:
@@ -43,7 +43,7 @@ class Exchange:
 
     # Slots, because the interpreter reads them several times as fast as other attributes.
     __slots__ = (
-        "_connection", "_has_events", "_is_left", "_send", "_task", "abort_reason", "bytes_in", "bytes_out",
+        "_connection", "_has_events", "_is_disconnected", "_send", "_task", "abort_reason", "bytes_in", "bytes_out",
         "caller", "caller_headers", "chunks_out", "errors", "first_byte_at", "has_tools", "headers", "limit",
         "limit_name", "queued_ms", "receive", "request_id", "retried", "route", "scope", "slots", "started", "status",
         "streamed", "upstream_ms", "usage",
@@ -67,32 +67,32 @@ class Exchange:
         self.limit_name = ""
         self.status = self.chunks_out = self.bytes_in = self.bytes_out = self.limit = 0
         self.first_byte_at = self.upstream_ms = self.queued_ms = 0.0
-        self.streamed = self.has_tools = self.retried = self._has_events = self._is_left = False
+        self.streamed = self.has_tools = self.retried = self._has_events = self._is_disconnected = False
         self._connection: Protocol = scope["extensions"][EXTENSION]
         self._send = send
 
-    def cancel_when_left(self) -> None:
-        """From now on the client's leaving cancels the current task, also if it has left; `finished` must follow."""
+    def cancel_on_disconnect(self) -> None:
+        """Cancels the current task when the client disconnects, or has disconnected, until `finished` is called."""
         connection = self._connection
         # With the loop given, Python 3.11 need not ask the kernel for its process id.
         self._task = asyncio.current_task(connection.loop)
         if connection.transport.is_closing():
-            self._left()
+            self._disconnected()
         else:
-            connection.on_left = self._left
+            connection.on_disconnect = self._disconnected
 
     def finished(self) -> None:
         """The work is over: its client may do as it likes."""
-        self._connection.on_left = None
+        self._connection.on_disconnect = None
 
-    def was_left(self) -> bool:
+    def has_disconnected(self) -> bool:
         """Whether a cancellation of the current task is due to the client's leaving; such a one is taken back."""
-        if self._is_left and self._task is not None:
+        if self._is_disconnected and self._task is not None:
             self._task.uncancel()
-        return self._is_left
+        return self._is_disconnected
 
-    def _left(self) -> None:
-        self._is_left = True
+    def _disconnected(self) -> None:
+        self._is_disconnected = True
         if self._task is not None:
             self._task.cancel()
 
@@ -102,7 +102,7 @@ class Exchange:
         return (self.first_byte_at - self.started) * 1000
 
     async def body(self) -> bytes:
-        """The whole body; raises ApiError 413 when it is longer than `limit`, 408 when it is too slow; ClientGone."""
+        """The whole body; raises ApiError 413 beyond `limit`, 408 when it is too slow; ClientDisconnected."""
         whole = self._connection.take_body()
         if whole is not None:
             self.bytes_in = len(whole)
@@ -122,7 +122,7 @@ class Exchange:
 
         Raises:
             ApiError: 413 when it is longer than `limit`, 408 when it is too slow, 400 when it is no multipart body.
-            ClientGone: the client left before its end.
+            ClientDisconnected: the client disconnected before its end.
         """
         request = Request(self.scope, self._receive_within_limit)
         content_type = self.headers.get(b"content-type", b"")
@@ -135,7 +135,7 @@ class Exchange:
             words = getattr(error, "message", getattr(error, "detail", "not UTF-8"))
             raise ApiError(400, f"The multipart body cannot be read: {words}", code="invalid_form") from None
         except ClientDisconnect:
-            raise ClientGone from None
+            raise ClientDisconnected from None
         try:
             yield form
         finally:
@@ -149,7 +149,7 @@ class Exchange:
         except TimeoutError:
             raise too_slow(longest) from None
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            raise ClientDisconnected
         self.bytes_in += len(message.get("body", b""))
         if self.bytes_in > self.limit:
             raise too_large(self.limit, self.limit_name)
@@ -199,7 +199,7 @@ class Exchange:
         while (await self.receive())["type"] != "http.disconnect":
             pass
 
-    def client_left(self) -> None:
+    def client_disconnected(self) -> None:
         self.abort_reason = "client_disconnected"
         self.status = self.status or CLIENT_GONE
 

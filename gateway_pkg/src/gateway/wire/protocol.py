@@ -145,7 +145,7 @@ class Protocol(HttpToolsProtocol):
     body_timeout = 600.0
     send_timeout = 300.0
     # Called once, when the client leaves; None while nobody works for it. One request at a time is under way here.
-    on_left: Callable[[], object] | None = None
+    on_disconnect: Callable[[], object] | None = None
     _answering: RequestResponseCycle | None = None  # whose handler runs, or ran last; `cycle` is the newest
     _has_moved = False  # a request has begun, its head has ended, or some of its body has come
     _loose_bytes = 0  # that came since then
@@ -507,9 +507,9 @@ class Protocol(HttpToolsProtocol):
                 cycle.disconnected = cycle.disconnected or not cycle.response_complete
                 cycle.message_event.set()
         self.flow.resume_writing()
-        if self.on_left is not None:
-            self.on_left()
-            self.on_left = None
+        if self.on_disconnect is not None:
+            self.on_disconnect()
+            self.on_disconnect = None
         self.pipeline.clear()
         self.parser = self.scope = self._ending = None  # type: ignore[assignment]  # as uvicorn has them
         self.cycle = self._answering = _GONE

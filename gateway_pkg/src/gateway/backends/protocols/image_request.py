@@ -116,12 +116,12 @@ class Options:
     """The fields of a request, crossed off one by one: what a backend has no counterpart for is refused by name."""
 
     def __init__(self, request: ImageRequest, protocol: str) -> None:
-        self._left = dict(request.fields)
+        self._disconnected = dict(request.fields)
         self._protocol = protocol
 
     def take(self, *names: str) -> Any:
         """The value of a field that has several names, None without; 400 when two of them disagree."""
-        found = [(name, self._left.pop(name)) for name in names if name in self._left]
+        found = [(name, self._disconnected.pop(name)) for name in names if name in self._disconnected]
         for name, value in found[1:]:
             if value != found[0][1]:
                 raise _invalid(name, f"says something else than '{found[0][0]}'; send one of them")
@@ -129,17 +129,17 @@ class Options:
 
     def only(self, name: str, *values: str) -> None:
         """Accepts values that ask for what is done anyway, and refuses all others."""
-        value = self._left.get(name)
+        value = self._disconnected.get(name)
         if value in values:
-            del self._left[name]
+            del self._disconnected[name]
 
     def no_effect(self, name: str) -> None:
         """For a field that changes nothing of an image by definition."""
-        self._left.pop(name, None)
+        self._disconnected.pop(name, None)
 
     def finish(self) -> None:
         """Raises ApiError 400 for a field that is left."""
-        for name, value in self._left.items():
+        for name, value in self._disconnected.items():
             shown = f" {value!r}" if isinstance(value, str) and len(value) < 40 else ""
             raise ApiError(
                 400,

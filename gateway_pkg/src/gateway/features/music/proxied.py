@@ -36,13 +36,13 @@ class ProxiedAudio(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises ApiError before the head is out; later the connection breaks off."""
         exchange = self._exchange
-        exchange.cancel_when_left()
+        exchange.cancel_on_disconnect()
         try:
             await self._pass_on(send)
         except asyncio.CancelledError:
-            if not exchange.was_left():
+            if not exchange.has_disconnected():
                 raise
-            exchange.client_left()
+            exchange.client_disconnected()
         except UpstreamError as error:
             if not exchange.status:
                 raise failure(error, self._backend) from error

@@ -29,7 +29,7 @@ from gateway.features.music.proxied import ProxiedAudio
 from gateway.routing.body import dump
 from gateway.storage import Database, StorageError
 from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
-from gateway.web.exchange import JSON, ClientGone, Exchange
+from gateway.web.exchange import JSON, ClientDisconnected, Exchange
 from gateway.web.fields import Array
 from gateway.web.schemas import Model
 from gateway.wire.http1 import Response as Answer
@@ -202,7 +202,7 @@ class MusicHandler:
         self._jobs = jobs
 
     async def generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        """Raises ApiError, ClientGone."""
+        """Raises ApiError, ClientDisconnected."""
         request = parse(await exchange.body(), REQUEST)
         settings = self._settings
         model = request.get("model") or ""
@@ -227,13 +227,13 @@ class MusicHandler:
             await exchange.answer(202, dump(job.told()), [JSON, location, applied, *retry_after(POLL_SEC)])
 
     async def _wait(self, exchange: Exchange, job: Job, seconds: float) -> None:
-        exchange.cancel_when_left()
+        exchange.cancel_on_disconnect()
         try:
             await asyncio.wait((job.task,), timeout=seconds)
         except asyncio.CancelledError:
             await self._jobs.cancel(job)
-            if exchange.was_left():
-                raise ClientGone from None
+            if exchange.has_disconnected():
+                raise ClientDisconnected from None
             raise
         finally:
             exchange.finished()

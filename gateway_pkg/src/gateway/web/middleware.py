@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gateway.access.tokens import Doorkeeper
+from gateway.access.tokens import Authenticator
 from gateway.config.settings import Settings
 from gateway.errors import ApiError
 from gateway.web.endpoint import Endpoints
-from gateway.web.exchange import ClientGone, Exchange, too_large
+from gateway.web.exchange import ClientDisconnected, Exchange, too_large
 from gateway.web.ids import request_id
 
 log = logging.getLogger(__name__)
@@ -41,14 +41,14 @@ def check_once(headers: Iterable[tuple[bytes, bytes]]) -> None:
             raise ApiError(400, f"The header '{shown}' is there twice: send it once", param=shown, code="conflict")
 
 
-class Edge:
+class Middleware:
     """Wraps the documented pages (`pages`, a FastAPI app) and answers the endpoints itself."""
 
     def __init__(
         self,
         pages: ASGIApp,
         endpoints: Endpoints,
-        doorkeeper: Doorkeeper,
+        authenticator: Authenticator,
         settings: Settings,
         record: Callable[[Exchange], None],
         open_paths: tuple[str, ...],
@@ -64,7 +64,7 @@ class Edge:
         self._endpoints = {
             endpoint.path: (endpoint, handler, *limits[endpoint.form is None]) for endpoint, handler in endpoints
         }
-        self._doorkeeper = doorkeeper
+        self._doorkeeper = authenticator
         self._record = record
         # 24 hex digits: 12 random ones a process, then a counter that has 12 from the start. Unique, not secret.
         self._id_prefix = f"req-{os.urandom(6).hex()}"
@@ -107,8 +107,8 @@ class Edge:
             await handler(exchange, endpoint)
         except ApiError as error:
             await exchange.fail(error)
-        except ClientGone:
-            exchange.client_left()
+        except ClientDisconnected:
+            exchange.client_disconnected()
         except asyncio.CancelledError:
             # A stop waits no longer for this answer; half of it is not to look like all.
             exchange.abort_reason = "shutdown"
