@@ -50,7 +50,7 @@ def collect() -> set[Proof]:
     """All proofs of all tests, none of which runs; raises SystemExit when one cannot be read."""
     collector = _Collector()
     said = io.StringIO()
-    places = [str(ROOT / "tests" / name) for name in ("gateway", "clients", "heavy")]
+    places = [str(ROOT / "tests" / name) for name in ("unit", "contracts", "system", "clients", "heavy")]
     options = [
         "--collect-only",
         "--assert=plain",

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree  # what pytest wrote here a moment ago
 
-from tests.sampling import SEED
+from tests.support.sampling import SEED
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -144,8 +144,9 @@ def hosts() -> Tally:
     return tally
 
 
+PACKAGE = ("tests/unit", "tests/contracts", "tests/system")
 # The figures that are asked for: how many cases each property was tried with, and what took longest.
-HEAVY = ("tests/heavy", "tests/gateway", "--hypothesis-show-statistics", "--durations=20")
+HEAVY = ("tests/heavy", *PACKAGE, "--hypothesis-show-statistics", "--durations=20")
 
 # On all cores: a file's tests in one process, since they share its gateways; those of roles wherever there is room.
 FILES_APART = ("-n", "auto", "--maxprocesses=4", "--dist=loadfile")
@@ -153,7 +154,7 @@ TESTS_APART = ("-n", "auto", "--maxprocesses=4", "--dist=worksteal")
 
 LAYERS: dict[str, Callable[[], Tally]] = {
     "lint": lint,
-    "package": lambda: pytest("tests/gateway", "tests/release", "tests/bench", *FILES_APART),
+    "package": lambda: pytest(*PACKAGE, "tests/release", "tests/bench", *FILES_APART),
     "roles": lambda: pytest("tests/roles", *TESTS_APART),
     "hosts": hosts,
     "clients": lambda: pytest("tests/clients"),

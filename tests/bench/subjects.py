@@ -18,8 +18,8 @@ import yaml
 
 from tests.bench.load import Target, once
 from tests.bench.processes import GATEWAY_CORE, LOAD_CORE, running
-from tests.environments import environment
-from tests.ports import free_ports
+from tests.support.environments import environment
+from tests.support.ports import free_ports
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build" / "bench"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.bench.processes import tree
 from tests.bench.results import NEVER
-from tests.waiting import PATIENCE_SEC, until
+from tests.support.waiting import PATIENCE_SEC, until
 
 ROOT = Path(__file__).parents[2]
 Figures = dict[str, dict[str, list[float]]]

@@ -15,8 +15,8 @@ import httpx
 import yaml
 
 from tests.clients.appliance import Appliance
-from tests.ports import free_ports
-from tests.waiting import PATIENCE_SEC, until
+from tests.support.ports import free_ports
+from tests.support.waiting import PATIENCE_SEC, until
 
 TOKEN = "a-token-of-this-test-0123456789"
 Record = dict[str, Any]

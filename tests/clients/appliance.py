@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from tests.ansible_run import ROOT, ansible_playbook
-from tests.ports import free_ports
+from tests.support.ansible_run import ROOT, ansible_playbook
+from tests.support.ports import free_ports
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import openai
 import pytest
 
 from release.build import build_wheel
-from tests.ansible_run import ROOT
 from tests.clients import servers, upstream
 from tests.clients.alone import fronting, record
 from tests.clients.appliance import Appliance, existing, provisioned
 from tests.clients.recorder import Recorder, recording
 from tests.clients.upstream import ToolCaller, tool_caller
+from tests.support.ansible_run import ROOT
 
 
 @pytest.fixture(scope="session")

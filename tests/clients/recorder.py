@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from tests.waiting import until
+from tests.support.waiting import until
 
 
 class _Bytes(io.BytesIO):

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import yaml
 
-from tests.environments import ROOT, environment
-from tests.ports import free_ports
-from tests.waiting import until
+from tests.support.environments import ROOT, environment
+from tests.support.ports import free_ports
+from tests.support.waiting import until
 
 HERE = Path(__file__).parent
 HEAVY = ROOT / "tests" / "heavy"

@@ -11,7 +11,7 @@ import pytest
 from tests.clients import upstream
 from tests.clients.appliance import Appliance
 from tests.clients.upstream import ToolCaller
-from tests.environments import environment
+from tests.support.environments import environment
 
 HERE = Path(__file__).parent
 QUIET = ("--yes-always", "--no-check-update", "--no-show-model-warnings", "--analytics-disable", "--no-gitignore")

@@ -18,7 +18,7 @@ from tests.clients import upstream
 from tests.clients.alone import backends, command, environment, serving
 from tests.clients.appliance import Appliance
 from tests.clients.upstream import ToolCaller
-from tests.ports import free_ports
+from tests.support.ports import free_ports
 
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 TOOLS: list[ChatCompletionToolParam] = [

@@ -17,8 +17,8 @@ from openai.types.audio import TranscriptionTextDeltaEvent, TranscriptionTextDon
 
 from tests.clients.alone import fronting, record
 from tests.clients.servers import started
-from tests.environments import environment
-from tests.ports import free_ports
+from tests.support.environments import environment
+from tests.support.ports import free_ports
 
 HERE = Path(__file__).parent
 TEXT = "The machine answers every question. A quick brown fox jumps over the lazy dog."

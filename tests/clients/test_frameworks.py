@@ -16,7 +16,7 @@ import pytest
 from tests.clients import upstream
 from tests.clients.appliance import Appliance
 from tests.clients.upstream import ToolCaller
-from tests.environments import ROOT, environment
+from tests.support.environments import ROOT, environment
 
 HERE = Path(__file__).parent
 CALLED = [[name, json.loads(text)] for name, text in zip(upstream.NAMES, upstream.ARGUMENTS, strict=True)]

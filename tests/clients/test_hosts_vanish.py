@@ -12,7 +12,7 @@ import pytest
 
 from tests.clients.alone import fronting, record
 from tests.clients.appliance import Appliance
-from tests.podman_hosts import Fleet, Host, Network, eventually, podman, why_unavailable
+from tests.support.podman_hosts import Fleet, Host, Network, eventually, podman, why_unavailable
 
 pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
 

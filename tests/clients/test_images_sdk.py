@@ -12,10 +12,10 @@ import openai
 import pytest
 from gateway.backends.protocols.image_formats import kind_of, size_of
 
-from tests.doubles.images import png
-from tests.gateway.conftest import TOKEN, Gateway, gateway
-from tests.gateway.studio import KINDS, write_backends
-from tests.gateway.upstream import running, upstream
+from tests.support.faces.images import png
+from tests.support.gateways import TOKEN, Gateway, gateway
+from tests.support.studio import KINDS, write_backends
+from tests.support.upstream import running, upstream
 
 PICTURE = png(64, 64, "source")
 MASK = png(64, 64, "mask", alpha=True)

@@ -12,8 +12,8 @@ import ollama
 import pytest
 
 from tests.clients.javascript import node_test
-from tests.doubles.ollama import Ollama
-from tests.doubles.ollama import ollama as ollama_double
+from tests.support.faces.ollama import Ollama
+from tests.support.faces.ollama import ollama as ollama_double
 
 USER = [{"role": "user", "content": "Say hello."}]
 LIBRARY = "registry.ollama.ai/library"

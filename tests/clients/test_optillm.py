@@ -13,7 +13,7 @@ from tests.clients.alone import fronting, record
 from tests.clients.appliance import Appliance
 from tests.clients.fidelity import events, payload, post, sent
 from tests.clients.recorder import Recorder, recording
-from tests.doubles.optillm import FAILED, MODEL, optillm
+from tests.support.faces.optillm import FAILED, MODEL, optillm
 
 ASK: list[Any] = [{"role": "user", "content": "What is 2 plus 2?"}]
 LONG, SHORT = 200, 4  # tokens; the first is enough for an answer

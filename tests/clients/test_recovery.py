@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.clients.appliance import Appliance
-from tests.waiting import until
+from tests.support.waiting import until
 
 COUNT: Any = [{"role": "user", "content": "Count to a thousand."}]
 LONG: dict[str, Any] = {"model": "default", "messages": COUNT, "max_tokens": 1500, "ignore_eos": True, "stream": True}

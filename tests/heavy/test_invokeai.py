@@ -19,13 +19,13 @@ from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.image_request import Painting, Upload, read_request
 from gateway.errors import ApiError
 
-from tests.doubles.images import fits, loads, png, shape
-from tests.doubles.invokeai import InvokeAI
-from tests.environments import environment
-from tests.gateway import test_images_invokeai as doubled
-from tests.gateway.upstream import running
-from tests.ports import free_ports
-from tests.waiting import until
+from tests.support.environments import environment
+from tests.support.faces.images import fits, loads, png, shape
+from tests.support.faces.invokeai import InvokeAI
+from tests.support.ports import free_ports
+from tests.support.upstream import running
+from tests.support.waiting import until
+from tests.system import test_images_invokeai as doubled
 
 HERE = Path(__file__).parent
 START_SEC = 300

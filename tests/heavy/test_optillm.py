@@ -10,7 +10,7 @@ import pytest
 
 from tests.clients import conftest, servers, test_optillm
 from tests.clients.fidelity import events, payload
-from tests.doubles import optillm
+from tests.support.faces import optillm
 
 program = conftest.program
 gateway, recorder, sdk = test_optillm.gateway, test_optillm.recorder, test_optillm.sdk

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import testinfra
 
-from tests.podman_hosts import Host, Network
-from tests.remote_client import Caller
+from tests.support.podman_hosts import Host, Network
+from tests.support.remote_client import Caller
 
 EPHEMERAL = os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY")
 

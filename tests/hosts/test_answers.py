@@ -4,8 +4,8 @@ import json
 import math
 from typing import Any
 
-from tests.podman_hosts import eventually
-from tests.remote_client import CURL_TIMED_OUT, Caller
+from tests.support.podman_hosts import eventually
+from tests.support.remote_client import CURL_TIMED_OUT, Caller
 
 QUESTION = {"model": "default", "messages": [{"role": "user", "content": "Say something about the sea."}]}
 

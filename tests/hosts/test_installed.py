@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.ansible_run import ROOT, ansible_playbook
+from tests.support.ansible_run import ROOT, ansible_playbook
 
 SSHD = {("0.0.0.0", 22), ("::", 22)}
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ansible_run import ROOT, ansible_playbook
-from tests.podman_hosts import Fleet, Host
+from tests.support.ansible_run import ROOT, ansible_playbook
+from tests.support.podman_hosts import Fleet, Host
 
 LAN = ROOT / "inventories/lan"
 HOSTS = ["mini", "studio", "ada2"]

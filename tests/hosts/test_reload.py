@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.ansible_run import ROOT, ansible_playbook
-from tests.podman_hosts import eventually
-from tests.remote_client import Caller
+from tests.support.ansible_run import ROOT, ansible_playbook
+from tests.support.podman_hosts import eventually
+from tests.support.remote_client import Caller
 
 TALE = {"prompt": "Once upon a time", "ignore_eos": True}
 

@@ -13,7 +13,7 @@ from release import wheelhouse
 from release.build import build_wheel
 from release.lock import Pin
 from release.target import Target
-from tests.tiny_wheel import tiny_wheel
+from tests.support.tiny_wheel import tiny_wheel
 
 ROOT = Path(__file__).parents[2]
 MARKERS = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": "3.11"}

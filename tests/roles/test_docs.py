@@ -93,7 +93,7 @@ def test_the_table_of_headers_has_every_header_and_no_other(monkeypatch: pytest.
 def test_the_request_log_s_fields_are_those_that_are_described() -> None:
     section = (ROOT / "docs/observe.md").read_text().partition("## The request log\n")[2].partition("\nStatus 499")[0]
     source = ROOT / "gateway_pkg/src/gateway"
-    trees = [ast.parse((source / name).read_text()) for name in ("observe/record.py", "routing/registry.py")]
+    trees = [ast.parse((source / name).read_text()) for name in ("observe/record.py", "backends/registry.py")]
     (log_fields,) = (
         node for node in ast.walk(trees[1]) if isinstance(node, ast.FunctionDef) and node.name == "_log_fields"
     )

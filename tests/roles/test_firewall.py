@@ -18,7 +18,7 @@ from firewall import (
 )
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tests.waiting import until
+from tests.support.waiting import until
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "roles/firewall/templates"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.ansible_run import ROOT, Run, ansible_playbook
-from tests.podman_hosts import Fleet, Host, Network, eventually, why_unavailable
+from tests.support.ansible_run import ROOT, Run, ansible_playbook
+from tests.support.podman_hosts import Fleet, Host, Network, eventually, why_unavailable
 
 pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.ansible_run import ROOT, Run, ansible_playbook
-from tests.podman_hosts import Fleet, why_unavailable
 from tests.roles.test_firewall_hosts import Site
+from tests.support.ansible_run import ROOT, Run, ansible_playbook
+from tests.support.podman_hosts import Fleet, why_unavailable
 
 pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
 

@@ -13,8 +13,8 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.ports import free_ports
-from tests.waiting import PATIENCE_SEC, until
+from tests.support.ports import free_ports
+from tests.support.waiting import PATIENCE_SEC, until
 
 LAUNCHER = Path(__file__).parents[2] / "roles/llamacpp/files/llamacpp_server.py"
 MODEL = "smollm2-135m-instruct"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.ansible_run import ROOT, Run, ansible_playbook
+from tests.support.ansible_run import ROOT, Run, ansible_playbook
 
 SHIPPED = (ROOT / "files/model_aliases.json").read_text()
 OWN_ALIASES = '{"aliases": {"default": {"backend": "llamacpp", "model": "mine"}}}\n'

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from release.wheelhouse import WHEELHOUSE, sha256
-from tests.ansible_run import Run, ansible_playbook
-from tests.tiny_wheel import tiny_wheel
+from tests.support.ansible_run import Run, ansible_playbook
+from tests.support.tiny_wheel import tiny_wheel
 
 PYTHON = str(Path(sys.executable).resolve())
 

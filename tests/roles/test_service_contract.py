@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.podman_hosts import eventually, why_unavailable
 from tests.roles.service_contract.machines import Machine, MacMachine, SystemdMachine
+from tests.support.podman_hosts import eventually, why_unavailable
 
 MACHINES: dict[str, type[Machine]] = {"supervisor": Machine, "launchd": MacMachine, "systemd": SystemdMachine}
 

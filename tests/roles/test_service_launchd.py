@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.podman_hosts import eventually
+from tests.support.podman_hosts import eventually
 
 ROLE = Path(__file__).parents[2] / "roles/service"
 LABEL = "com.example.job"

@@ -11,9 +11,9 @@ import httpx
 import pytest
 import yaml
 
-from tests.ansible_run import ROOT, Run, ansible_playbook
-from tests.podman_hosts import eventually
-from tests.ports import free_ports
+from tests.support.ansible_run import ROOT, Run, ansible_playbook
+from tests.support.podman_hosts import eventually
+from tests.support.ports import free_ports
 
 
 class Site:

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.podman_hosts import ENVIRONMENT, Fleet, podman
-from tests.ports import free_ports
+from tests.support.podman_hosts import ENVIRONMENT, Fleet, podman
+from tests.support.ports import free_ports
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]

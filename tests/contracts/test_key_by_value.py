@@ -1,0 +1,691 @@
+"""Every key that the gateway looks at, with every kind of value: in requests, and in the answers of backends.
+
+A known field that is wrong is a 400 that names it; an answer that is wrong is a 502. Never a 500, a hang, a slot lost.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import copy
+import json
+import random
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gateway
+import httpx
+import pytest
+import uvloop
+from gateway.backends.health import Prober
+from gateway.backends.protocols import comfyui, invokeai
+
+from tests.support.faces.images import png, text
+from tests.support.in_process import InProcess, Told, http, in_process
+from tests.support.sampling import SEED, cases
+from tests.support.waiting import PATIENCE_SEC
+
+Json = Any
+Place = tuple[int | str, ...]
+ABSENT: Any = object()
+PACKAGE = Path(gateway.__file__).parent
+LOOKS = ("get", "pop", "setdefault", "take")
+
+
+class _Keys(ast.NodeVisitor):
+    """The strings by which a module looks into objects, and the fields of its TypedDicts."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+
+    def _add(self, *nodes: ast.AST | None) -> None:
+        found = (node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+        self.found.update(name for name in found if name.removesuffix("[]").isidentifier() and name[0] != "_")
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        self._add(node.slice)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if isinstance(node.func, ast.Attribute) and node.func.attr in LOOKS:
+            self._add(*node.args[:1])
+        self._add(*node.args[1:2])  # read_text(message, "content") and its like
+        self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        if isinstance(node.ops[0], ast.In | ast.NotIn):
+            self._add(node.left)
+        self.generic_visit(node)
+
+    def visit_MatchMapping(self, node: ast.MatchMapping) -> None:
+        self._add(*node.keys)
+        self.generic_visit(node)
+
+    def visit_Dict(self, node: ast.Dict) -> None:
+        self._add(*node.keys)
+        self.generic_visit(node)
+
+    def visit_Tuple(self, node: ast.Tuple) -> None:
+        self._add(*node.elts)
+        self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if isinstance(node.target, ast.Name) and node.target.id[0] != "_":
+            self.found.add(node.target.id)
+        self.generic_visit(node)
+
+
+def looked_at(*patterns: str) -> list[str]:
+    """The keys in the package's modules; the tests keep up with it."""
+    keys = _Keys()
+    for path in sorted({path for pattern in patterns for path in PACKAGE.glob(pattern)}):
+        keys.visit(ast.parse(path.read_text()))
+    return sorted(keys.found)
+
+
+KEYS = looked_at("api/*.py", "protocols/*.py", "upstream/**/*.py", "images/*.py", "routing/*.py")
+# Those of what several routes share: to be tried with each of them.
+SHARED = looked_at(
+    "api/dispatch.py", "routing/body.py", "routing/caps.py", "upstream/[tu]*.py", "upstream/**/ollama_*.py"
+)
+LONG = "lorem ipsum " * 500
+DEEP: Json = []
+for _ in range(60):
+    DEEP = [DEEP]
+VALUES: list[Json] = [
+    ABSENT, None, True, False, 0, 1, -1, 5, 60, 2**31, 2**53, 2**63, -(2**64), 10**400, 0.5, -0.5, 1e308, float("nan"),
+    "", "x", " ", "60", "-1", "auto", "none", "required", "text", "message", "function", "low", "\0", "é🌍", "\ud800",
+    LONG, [], [None], [[]], [{}], ["x"], [1], [1e308], [True], [{"type": "function"}], DEEP,
+    {}, {"type": 5}, {"type": "text"}, {"type": "function"}, {"type": ["x"]}, {"x": None}, {"": {}}, {"name": []},
+    {"text": 5}, {"url": 5}, {"function": {"name": "f"}},
+]  # fmt: skip
+PICTURE = text(png(8, 8))
+
+FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}, "strict": None}
+TOOL = {"type": "function", "function": FUNCTION}
+CALL = {"id": "c1", "index": 0, "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+IMAGE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}", "detail": "auto"}}
+SAMPLING = {
+    "stream_options": {"include_usage": True},
+    "temperature": 0.1,
+    "max_tokens": 3,
+    "n": 1,
+    "stop": ["a"],
+    "seed": 1,
+    "options": {"num_predict": 3, "temperature": 0.1, "stop": ["a"]},
+    "extra_body": {"n_predict": 3},
+    "n_predict": 3,
+    "logprobs": None,
+    "user": "u",
+    "think": None,
+}
+CHAT = {
+    **SAMPLING,
+    "messages": [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}, IMAGE], "name": "n"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "r"},
+        {"role": "tool", "tool_call_id": "c1", "content": "18"},
+        {"role": "user", "content": "hi"},
+    ],
+    "max_completion_tokens": 3,
+    "tools": [TOOL],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "parallel_tool_calls": True,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+    "top_logprobs": None,
+    "reasoning_effort": "low",
+}
+MESSAGES = {
+    "max_tokens": 2000,
+    "n_predict": 3,
+    "system": [{"type": "text", "text": "s", "cache_control": None}],
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "hi"},
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}},
+            ],
+        },
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "t", "signature": ""},
+                {"type": "text", "text": "x"},
+                {"type": "tool_use", "id": "c1", "name": "f", "input": {}, "caller": {"type": "direct"}},
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {
+                    "type": "tool_result",
+                    "tool_use_id": "c1",
+                    "is_error": False,
+                    "content": [{"type": "text", "text": "18"}],
+                }
+            ],
+        },
+    ],
+    "tools": [{"name": "f", "type": "custom", "input_schema": {"type": "object"}, "allowed_callers": ["direct"]}],
+    "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+    "thinking": {"type": "enabled", "budget_tokens": 1024, "display": "summarized"},
+    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {}}},
+    "metadata": {"user_id": "u"},
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    "service_tier": "auto",
+    "stop_sequences": ["a"],
+    "temperature": 0.1,
+    "top_k": 1,
+}
+RESPONSES = {
+    "input": [
+        {"type": "message", "role": "developer", "content": "d"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "input_text", "text": "hi"},
+                {"type": "input_image", "image_url": "data:image/png;base64,AA==", "detail": "auto", "file_id": None},
+                {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
+            ],
+        },
+        {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "t"}], "content": None},
+        {"type": "function_call", "id": "fc", "call_id": "c1", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "18"}]},
+        {"role": "assistant", "content": "x", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "18"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "x"}, {"type": "refusal", "refusal": "n"}]},
+    ],
+    "instructions": "i",
+    "store": False,
+    "stream_options": None,
+    "previous_response_id": None,
+    "tools": [{"type": "function", **FUNCTION}, TOOL],
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+    "max_output_tokens": 3,
+    "max_tokens": 3,
+    "n_predict": 3,
+    "temperature": 0.1,
+    "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}},
+    "reasoning": {"effort": "low", "summary": "auto", "context": None, "mode": None},
+    "metadata": {"a": "b"},
+    "include": ["message.output_text.logprobs"],
+    "top_logprobs": 1,
+    "truncation": "disabled",
+}
+IMAGES = {
+    "prompt": "p",
+    "n": 1,
+    "size": "64x64",
+    "seed": 7,
+    "steps": 1,
+    "guidance_scale": 1,
+    "negative_prompt": "n",
+    "scheduler": "normal",
+    "response_format": "b64_json",
+    "output_format": "png",
+    "quality": "auto",
+    "background": "auto",
+    "moderation": "auto",
+}
+STREAMS = {"stream": True, "stream_options": {"include_usage": True}}
+CHATTING = tuple(f"{name}-{kind}" for name in ("open", "llamacpp", "ollama") for kind in ("plain", "capped"))
+EMBEDDING = ("embedder-plain", "embedder-capped", "ollama-plain", "ollama-capped")
+
+
+class Target(NamedTuple):
+    """Where a good request goes; one of `models` is its model, `backend` goes as `X-Backend`."""
+
+    path: str
+    body: dict[str, Json]
+    models: tuple[str, ...] = ("",)
+    backends: tuple[str, ...] = ("",)
+    is_form: bool = False
+
+
+class Request(NamedTuple):
+    target: Target
+    body: dict[str, Json]
+    backend: str
+
+
+REQUESTS = (
+    Target("/v1/chat/completions", CHAT, (*CHATTING, "", "auto")),
+    Target("/v1/chat/completions", {"messages": CHAT["messages"]}, ("no-tools",)),
+    Target("/v1/chat/completions", {**CHAT, **STREAMS}, (*CHATTING, "")),
+    Target("/v1/completions", {**SAMPLING, "prompt": ["x"], "echo": None, "suffix": "s"}, (*CHATTING, "")),
+    Target("/v1/completions", {**SAMPLING, "prompt": "x", **STREAMS}, (*CHATTING, "")),
+    Target("/v1/embeddings", {"input": ["x"], "encoding_format": "float", "dimensions": 2, "user": "u"}, EMBEDDING),
+    Target("/v1/messages", MESSAGES, CHATTING),
+    Target("/v1/messages", {**MESSAGES, "stream": True}, CHATTING),
+    Target("/v1/messages/count_tokens", MESSAGES, (*CHATTING, "auto")),
+    Target("/v1/responses", RESPONSES, (*CHATTING, "")),
+    Target("/v1/responses", {**RESPONSES, "stream": True}, CHATTING),
+    Target(
+        "/v1/rerank",
+        {"query": "q", "documents": ["a", {"text": "b"}], "top_n": 1, "return_documents": True, "rank_fields": None},
+        (*CHATTING, *EMBEDDING[:2], ""),
+    ),
+    Target("/v1/rerank", {"query": "q", "documents": ["a"]}, backends=("nexa",)),
+    Target("/v1/images/generations", IMAGES, backends=("open", "a1111", "comfyui", "invokeai")),
+    Target("/v1/images/generations", {"prompt": "p", "n": 1, "size": "64x64"}, backends=("nexa",)),
+    Target("/v1/images/edits", IMAGES, backends=("open", "a1111", "comfyui", "invokeai"), is_form=True),
+    Target("/v1/audio/speech", {"input": "hi", "voice": "v", "response_format": "wav", "speed": 1, "text": None}),
+    Target("/v1/tts/generations", {"text": "hi", "format": "wav", "stream_format": "sse"}),
+    Target("/v1/audio/transcriptions", {"response_format": "json", "language": "en", "stream": "false"}, is_form=True),
+    Target("/v1/audio/translations", {"response_format": "text", "prompt": "p", "temperature": "0"}, is_form=True),
+    Target("/v1/music/generations", {"prompt": "p", "tags": ["a"], "duration": 1, "lyrics": "l", "input": None}),
+)
+
+USAGE = {
+    "prompt_tokens": 3,
+    "completion_tokens": 2,
+    "total_tokens": 5,
+    "prompt_tokens_details": {"cached_tokens": 1},
+    "completion_tokens_details": {"reasoning_tokens": 1},
+}
+LOGPROB = {"token": "x", "logprob": -0.5, "bytes": [120], "top_logprobs": [{"token": "x", "logprob": -0.5}]}
+SAID = {"role": "assistant", "content": "x", "reasoning_content": "r", "refusal": None}
+CHOICE = {"index": 0, "finish_reason": "stop", "stop_reason": None, "logprobs": {"content": [LOGPROB]}}
+COMPLETION = {"id": "c", "object": "chat.completion", "model": "m", "usage": USAGE, "service_tier": "x"}
+WHOLE = {**COMPLETION, "choices": [{**CHOICE, "message": {**SAID, "tool_calls": [CALL]}}]}
+CHUNKS = [
+    {**COMPLETION, "choices": [{**CHOICE, "finish_reason": None, "delta": SAID}], "usage": None},
+    {**COMPLETION, "choices": [{**CHOICE, "finish_reason": None, "delta": {"tool_calls": [CALL]}}], "usage": None},
+    {**COMPLETION, "choices": [{**CHOICE, "delta": {}}], "usage": None},
+    {**COMPLETION, "choices": []},
+]
+LINE = {
+    "model": "m",
+    "message": {
+        "role": "assistant",
+        "content": "x",
+        "thinking": "t",
+        "tool_calls": [{"id": "c1", "function": {"index": 0, "name": "f", "arguments": {"a": 1}}}],
+    },
+    "response": "x",
+    "thinking": "t",
+    "logprobs": [LOGPROB],
+    "done": False,
+}
+LAST = {**LINE, "done": True, "done_reason": "stop", "prompt_eval_count": 3, "eval_count": 2}
+VECTORS = {"object": "list", "data": [{"index": n, "embedding": [0.5, n]} for n in range(3)], "usage": USAGE}
+PROBLEM = {
+    "error": {"message": "m", "type": "t", "param": "p", "code": "c"},
+    "detail": [{"loc": ["body", "steps"], "msg": "m"}],
+    "node_errors": {"1": {"errors": [{"extra_info": {"input_name": "ckpt_name"}, "details": "d"}]}},
+}
+SESSION = {
+    "source_prepared_mapping": {"image": ["node"]},
+    "results": {"node": {"type": "image_output", "image": {"image_name": "made.png"}}},
+}
+# By what the backend's path ends with, the first that fits; a list is a stream.
+ANSWERS: dict[str, Json] = {
+    "/chat/completions": WHOLE,
+    "/completions": {**COMPLETION, "choices": [{"index": 0, "text": "x", "finish_reason": "stop"}]},
+    "/v1/embeddings": VECTORS,
+    "/input_tokens": {"input_tokens": 7},
+    "/tokenize": {"tokens": [1, 2]},
+    "/rerank": {"model": "m", "results": [{"index": n, "relevance_score": 0.5} for n in range(2)], "usage": USAGE},
+    "/reranking": {"result": [0.5]},
+    "/api/chat": LAST,
+    "/api/generate": LAST,
+    "/api/embed": {"embeddings": [[0.5, 1], [1, 0.5], [0.1, 0.2]], "prompt_eval_count": 3},
+    "/api/tags": {"models": [{"name": "m", "model": "m"}]},
+    "/api/ps": {"models": [{"name": "m", "model": "m"}]},
+    "/images/generations": {"data": [{"b64_json": PICTURE, "revised_prompt": "r"}], "usage": {"input_tokens": 1}},
+    "/images/edits": {"data": [{"b64_json": PICTURE, "url": None}], "size": "64x64"},
+    "/sdapi/v1/txt2img": {"images": [PICTURE], "info": '{"all_seeds":[1]}'},
+    "/sdapi/v1/img2img": {"images": [PICTURE], "info": '{"all_seeds":[1]}'},
+    "/internal/progress": {"active": False, "queued": False},
+    "/models/checkpoints": ["first", "second"],
+    "/upload/image": {"name": "n", "subfolder": "s"},
+    "/prompt": {"prompt_id": "p1", "node_errors": {}},
+    "/history/p1": {"p1": {"status": {"status_str": "success", "completed": True, "messages": [["x", {}]]}}},
+    "/queue": {"queue_running": [[0, "p1"]]},
+    "/interrupt": {},
+    "/models/": {"models": [{"key": "k", "hash": "h", "name": "n", "base": "sd-1", "type": "main"}]},
+    "/images/upload": {"image_name": "up.png"},
+    "/enqueue_batch": {"item_ids": [1], "batch": {"batch_id": "b"}},
+    "/status": {"failed": 0, "canceled": 0, "completed": 1},
+    "/i/1": {"status": "completed", "field_values": [{"node_path": "noise", "value": 7}], "session": SESSION},
+    "/cancel_by_batch_ids": {},
+    "/audio/speech": {"audio": "AAAA", "format": "wav"},
+    "/audio/transcriptions": {"text": "t", "usage": USAGE, "logprobs": [LOGPROB], "segments": [{"id": 0}]},
+    "/music/generations": {"id": "i", "status": "completed", "audio_url": "/audio/a.wav", "duration": 1},
+    "/models": {"object": "list", "data": [{"id": "m", "object": "model"}]},
+}
+ANSWERS["/history/p1"]["p1"]["outputs"] = {"shown": {"images": [{"filename": "f", "subfolder": "", "type": "temp"}]}}
+
+
+def dump(content: Json) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+class Sound(NamedTuple):
+    """A sound answer to whatever is asked: JSON, or the JSONs of a stream; or the bytes of a picture."""
+
+    kind: str
+    content: Json
+
+    def http(self, status: int = 200) -> bytes:
+        if self.kind in ("sse", "ndjson") and isinstance(self.content, list):
+            begin = b"data: " if self.kind == "sse" else b""
+            end = b"\n\n" if self.kind == "sse" else b"\n"
+            body = b"".join(begin + dump(chunk) + end for chunk in self.content)
+            if self.kind == "sse":
+                return http(body + b"data: [DONE]\n\n", status, "text/event-stream")
+            return http(body, status, "application/x-ndjson")
+        if isinstance(self.content, bytes):
+            return http(self.content, status, "image/png")
+        return http(dump(self.content), status)
+
+
+def name_of(path: str) -> str:
+    where = path.partition("?")[0]
+    return next((name for name in ANSWERS if where.endswith(name)), where)
+
+
+def sound(path: str, body: bytes) -> Sound:
+    name = name_of(path)
+    if name.endswith(("/view", "/full")):
+        return Sound("png", png(8, 8))
+    if b'"stream":true' in body and name == "/chat/completions":
+        return Sound("sse", CHUNKS)
+    if b'"stream":true' in body and name in ("/api/chat", "/api/generate"):
+        return Sound("ndjson", [LINE, LAST])
+    content = ANSWERS.get(name, {})
+    if name == "/api/embed":
+        asked = json.loads(body).get("input")
+        content = {"embeddings": [[0.5, 1]] * (len(asked) if isinstance(asked, list) else 1), "prompt_eval_count": 3}
+    return Sound("json", content)
+
+
+def good(method: str, path: str, body: bytes) -> bytes:
+    return sound(path, body).http()
+
+
+def places(content: Json, at: Place = ()) -> Iterator[Place]:
+    """Where something stands in a JSON value, but for the whole."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield (*at, key)
+        yield from places(value, (*at, key))
+
+
+def put(content: Json, at: Place, value: Json) -> None:
+    """Sets what stands there, where the way there still is."""
+    *way, last = at
+    try:
+        for step in way:
+            content = content[step]
+        if value is ABSENT:
+            del content[last]
+        elif isinstance(content, dict) or last != "":
+            content[last] = copy.deepcopy(value)
+    except (KeyError, IndexError, TypeError):
+        pass
+
+
+def mutated(content: Json, chance: random.Random) -> tuple[Json, list[tuple[Place, str]]]:
+    """Another content with one or two of its values changed, and what was changed."""
+    content = copy.deepcopy(content)
+    changes = []
+    for _ in range(chance.choice((1, 1, 2))):
+        at = some_place(content, chance)
+        if not at:
+            return chance.choice(VALUES[1:]), [((), "the whole")]
+        value = chance.choice(VALUES)
+        put(content, at, value)
+        changes.append((at, "absent" if value is ABSENT else repr(value)[:80]))
+    return content, changes
+
+
+def some_place(content: Json, chance: random.Random) -> Place:
+    """One that there is, of all or nearer to the top; or a key that may not be there."""
+    known = list(places(content))
+    how = chance.random()
+    if isinstance(content, dict) and (not known or how < 0.3):
+        objects = [place for place in known if isinstance(at_place(content, place), dict)]
+        where = chance.choice(objects or [()])
+        return (chance.choice(SHARED),) if how < 0.15 else (*where, chance.choice(KEYS))
+    if how < 0.6:
+        return chance.choice(known) if known else ()
+    at: Place = ()
+    while isinstance(content, dict | list) and content and (not at or chance.random() < 0.5):
+        key = chance.choice(list(content) if isinstance(content, dict) else range(len(content)))
+        at, content = (*at, key), content[key]
+    return at
+
+
+def at_place(content: Json, at: Place) -> Json:
+    for step in at:
+        content = content[step]
+    return content
+
+
+def form(fields: dict[str, Json], file: str) -> bytes:
+    parts = []
+    for name, value in fields.items():
+        written = value if isinstance(value, str) else dump(value).decode()
+        part = f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{written}\r\n'
+        parts.append(part.encode("utf-8", "replace"))
+    head = f'--b\r\nContent-Disposition: form-data; name="{file}"; filename="f"\r\nContent-Type: image/png\r\n\r\n'
+    return b"".join((*parts, head.encode(), png(64, 64), b"\r\n--b--\r\n"))
+
+
+async def post(gateway: InProcess, target: Target, content: Json, backend: str) -> Told:
+    headers = [(b"x-backend", backend.encode())] if backend else []
+    if target.is_form:
+        headers.append((b"content-type", b"multipart/form-data; boundary=b"))
+        body = form(content, "image" if "images" in target.path else "file")
+    else:
+        body = dump(content)
+    return await gateway.post(target.path, body, headers)
+
+
+def problem(gateway: InProcess, told: Told) -> str:
+    """What is wrong with an answer, "" where nothing is."""
+    said = told.body[:300].decode("utf-8", "replace")
+    if gateway.alarms.told:
+        said += "\n" + gateway.alarms.told.pop()
+        gateway.alarms.told.clear()
+        return said
+    if not told.status or told.status == 500 or b':"internal_error"}' in told.body:
+        return f"status {told.status}: {said}"
+    if not told.is_complete and not told.is_cut:
+        return f"no end: {said}"
+    if taken := gateway.settle():
+        return f"{taken} slots taken"
+    return ""
+
+
+async def bases(gateway: InProcess) -> list[list[Request]]:
+    """By target: good requests, each also with all fields of other routes that it takes without a word."""
+    everything: dict[str, Json] = {}
+    for target in REQUESTS:
+        everything = {**target.body, **everything}
+    found: list[list[Request]] = []
+    for target in REQUESTS:
+        taken: dict[str, dict[str, Json]] = {}
+        found.append([])
+        for model, backend in product(target.models, target.backends):
+            found[-1].append(Request(target, {**target.body, "model": model}, backend))
+            kind = backend or model.partition("-")[0]
+            if kind not in taken and not target.is_form:
+                taken[kind] = found[-1][-1].body
+                for name, value in {**everything, **STREAMS}.items():
+                    more = {name: value, **taken[kind]}
+                    if len(more) > len(taken[kind]) and (await post(gateway, target, more, backend)).status == 200:
+                        taken[kind] = more
+            found[-1].append(Request(target, {**taken.get(kind, {}), **target.body, "model": model}, backend))
+    gateway.settle()
+    return found
+
+
+async def try_requests(gateway: InProcess, count: int, seed: int) -> list[str]:
+    good_ones = await bases(gateway)
+    found = []
+    for number in range(count):
+        chance = random.Random(f"{seed} {number}")  # noqa: S311 - repeatable, not secret
+        target, body, backend = chance.choice(chance.choice(good_ones))
+        content, changes = mutated(body, chance)
+        if target.is_form and not isinstance(content, dict):
+            continue
+        told = await post(gateway, target, content, backend)
+        wrong = problem(gateway, told)
+        if not wrong and told.status == 400 and not names_a_field(told):
+            wrong = f"no field is named: {told.body[:300]!r}"
+        if wrong:
+            found.append(f"case {number}: {target.path} {body['model']} {backend} {changes}: {wrong}")
+    return found
+
+
+def names_a_field(told: Told) -> bool:
+    error = json.loads(told.body)["error"]
+    if "param" not in error:  # Anthropic's: the message begins with it
+        return True
+    return error["param"] is not None or error["code"] in ("invalid_json", "invalid_form", "invalid_multipart")
+
+
+async def asked_for(gateway: InProcess) -> dict[str, list[tuple[Target, str, str]]]:
+    """By the name of a backend's answer: the good requests that need it."""
+    found: dict[str, list[tuple[Target, str, str]]] = {}
+    for target in REQUESTS:
+        for model, backend in product(target.models, target.backends):
+            gateway.double.seen.clear()
+            await post(gateway, target, {**target.body, "model": model}, backend)
+            for name in {name_of(path) for path, _ in gateway.double.seen}:
+                found.setdefault(name, []).append((target, model, backend))
+    return dict(sorted(found.items()))
+
+
+class Wrong:
+    """Answers of which those with these names are wrong; `changes` tell how."""
+
+    def __init__(self, chance: random.Random, *names: str) -> None:
+        self.changes: list[Json] = []
+        self._chance = chance
+        self._names = names
+
+    def __call__(self, method: str, path: str, body: bytes) -> bytes:
+        kind, content = sound(path, body)
+        if self._names and name_of(path) not in self._names:
+            return good(method, path, body)
+        status = 200
+        if self._names and self._chance.random() < 0.1:
+            kind, content, status = "json", PROBLEM, self._chance.choice((201, 400, 404, 422, 429, 500, 503))
+        content, changed = mutated(content, self._chance)
+        self.changes.append((path, status, changed))
+        return Sound(kind, content).http(status)
+
+
+async def try_answers(gateway: InProcess, count: int, seed: int) -> list[str]:
+    asked = await asked_for(gateway)
+    found = []
+    for number in range(count):
+        chance = random.Random(f"{seed} {number}")  # noqa: S311 - repeatable, not secret
+        name = chance.choice(list(asked))
+        target, model, backend = chance.choice(asked[name])
+        # The second one is asked for, if at all, because the first is wrong.
+        gateway.double.answer = wrong = Wrong(chance, name, chance.choice(list(ANSWERS)))
+        told = await post(gateway, target, {**target.body, "model": model}, backend)
+        if what := problem(gateway, told):
+            found.append(f"case {number}: {target.path} {model} {backend} {wrong.changes}: {what}")
+    return found
+
+
+async def try_probes(gateway: InProcess, count: int, seed: int) -> list[str]:
+    """What a backend tells of itself: it is ready or it is not, and the gateway goes on either way."""
+    found = []
+    async with httpx.AsyncClient(trust_env=False) as client:
+        prober = Prober(gateway.app.registry, client, 60, PATIENCE_SEC)
+        for number in range(count):
+            chance = random.Random(f"{seed} {number}")  # noqa: S311 - repeatable, not secret
+            gateway.double.answer = wrong = Wrong(chance)
+            try:
+                await prober._probe(chance.choice(gateway.app.registry.backends))
+            except Exception as error:
+                found.append(f"case {number}: {wrong.changes}: {error!r}")
+    return found
+
+
+def run(home: Path, test: Any, **settings: Any) -> Any:
+    async def main() -> Any:
+        async with in_process(home, good, **settings) as gateway:
+            return await test(gateway)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main())
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (invokeai, comfyui):
+        monkeypatch.setattr(module, "POLL_SEC", 0.001)
+
+
+# What was a 500 once, with the field that is wrong.
+ONCE: list[tuple[str, dict[str, Json], str]] = [
+    ("/v1/messages", {"model": "open-capped", "max_completion_tokens": "x"}, "max_completion_tokens"),
+    ("/v1/rerank", {"model": "embedder-plain", "stream": True, "stream_options": "x"}, "stream"),
+    ("/v1/messages/count_tokens", {"model": "open-plain", "metadata": "x"}, "metadata"),
+    ("/v1/messages/count_tokens", {"model": "open-plain", "service_tier": []}, "service_tier"),
+    ("/v1/messages/count_tokens", {"model": "open-plain", "max_tokens": "x"}, "max_tokens"),
+    ("/v1/messages", {"model": "open-plain", "context_management": {"edits": 5}}, "context_management.edits"),
+]
+# Fields that a route does not know go on as they came, though another route knows them.
+FOREIGN: list[tuple[str, dict[str, Json]]] = [
+    ("/v1/completions", {"model": "", "prompt": "x", "messages": "abc"}),
+    ("/v1/completions", {"model": "llamacpp-plain", "prompt": "x", "tool_choice": {}, "tools": ["a"]}),
+    ("/v1/embeddings", {"model": "open-capped", "input": "x", "temperature": "x", "max_completion_tokens": "x"}),
+    ("/v1/rerank", {"model": "ollama-capped", "query": "q", "documents": ["d"], "temperature": "x", "n_predict": "x"}),
+]
+
+
+def test_what_once_was_a_500_names_its_field(tmp_path: Path) -> None:
+    bodies = {target.path: target.body for target in REQUESTS}
+
+    async def ask(gateway: InProcess) -> list[tuple[int, bool]]:
+        answers = [await gateway.post(path, dump({**bodies[path], **fields})) for path, fields, _ in ONCE]
+        told = [
+            (answer.status, param.encode() in answer.body) for answer, (*_, param) in zip(answers, ONCE, strict=True)
+        ]
+        return told + [((await gateway.post(path, dump(body))).status, True) for path, body in FOREIGN]
+
+    assert run(tmp_path, ask) == [(400, True)] * len(ONCE) + [(200, True)] * len(FOREIGN)
+
+
+def test_each_route_and_each_answer_is_tried(tmp_path: Path) -> None:
+    async def look(gateway: InProcess) -> tuple[set[str], set[str]]:
+        return {endpoint.path for endpoint, _ in gateway.app._endpoints()}, set(await asked_for(gateway))
+
+    paths, names = run(tmp_path, look)
+    assert {target.path for target in REQUESTS} == paths
+    # These are asked for by a prober, or when something has gone wrong.
+    others = {"/models", "/api/tags", "/api/ps", "/queue", "/interrupt", "/internal/progress", "/cancel_by_batch_ids"}
+    assert set(ANSWERS) - names == others
+
+
+def test_requests(tmp_path: Path) -> None:
+    count = cases(2_000, full=80_000)
+    print(f"TEST_SEED={SEED}")
+    found = run(tmp_path, lambda gateway: try_requests(gateway, count, SEED))
+    assert not found, f"{len(found)}:\n" + "\n".join(found[:30])
+
+
+def test_answers(tmp_path: Path) -> None:
+    count = cases(2_000, full=80_000)
+    print(f"TEST_SEED={SEED}")
+    found = run(tmp_path, lambda gateway: try_answers(gateway, count, SEED), images_http_timeout_sec=0.05)
+    assert not found, f"{len(found)}:\n" + "\n".join(found[:30])
+
+
+def test_probes(tmp_path: Path) -> None:
+    count = cases(200, full=8_000)
+    print(f"TEST_SEED={SEED}")
+    found = run(tmp_path, lambda gateway: try_probes(gateway, count, SEED))
+    assert not found, f"{len(found)}:\n" + "\n".join(found[:30])

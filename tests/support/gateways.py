@@ -1,0 +1,176 @@
+"""The gateway as a real process on real sockets, in front of the shared small model server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.support.ports import free_ports
+from tests.support.upstream import Upstream, upstream
+from tests.support.waiting import PATIENCE_SEC, until
+
+TOKEN = "test-token-0123456789abcdef"  # a test's own
+
+
+@dataclass
+class Gateway:
+    """A running gateway. `client` sends the token, `observe` asks the second listener."""
+
+    process: subprocess.Popen[str]
+    port: int
+    observe_port: int
+    home: Path
+    client: httpx.Client
+    observe: httpx.Client
+
+    def chat(self, model: str, **fields: Any) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], **fields}
+        return self.client.post("/v1/chat/completions", json=body)
+
+    def log_entries(self, count: int) -> list[dict[str, Any]]:
+        """The request log's entries, once it has `count` of them."""
+        return until(lambda: entries if len(entries := self._log()) >= count else [], f"not {count} entries")
+
+    def log_entry(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first entry that fits, once there is one."""
+        return until(lambda: next(filter(fits, self._log()), {}), "no entry that fits")
+
+    def entry_of(self, answer: httpx.Response) -> dict[str, Any]:
+        """The entry of the request that was answered so."""
+        return self.log_entry(lambda entry: bool(entry["request_id"] == answer.headers["x-request-id"]))
+
+    def _log(self) -> list[dict[str, Any]]:
+        path = self.home / "data/requests.jsonl"
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # one may be half written
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def write_files(home: Path, url: str, **record: Any) -> None:
+    """backends.yaml with one backend of class `test`, aliases, an empty data directory."""
+    (home / "data").mkdir(exist_ok=True)
+    backend = {
+        "class": "test",
+        "base_url": url,
+        "supported_capabilities": ["chat", "completions", "embeddings"],
+        "concurrency_limits": {"chat": 64},
+        **record,
+    }
+    (home / "backends.yaml").write_text(yaml.safe_dump({"backends": {"test@here": backend}}))
+    aliases = {"default": "test:echo", "fast": {"backend": "test", "model": "echo"}}
+    (home / "model_aliases.json").write_text(json.dumps({"aliases": aliases}))
+
+
+def environment(home: Path, **settings: str) -> dict[str, str]:
+    """What a gateway process is started with: nothing of the caller's own settings."""
+    return {
+        "PATH": os.environ["PATH"],
+        "GATEWAY_BEARER_TOKEN": TOKEN,
+        "GATEWAY_BACKENDS_PATH": str(home / "backends.yaml"),
+        "MODEL_ALIASES_PATH": str(home / "model_aliases.json"),
+        "REQUEST_LOG_PATH": str(home / "data/requests.jsonl"),
+        "GATEWAY_DB_PATH": str(home / "data/gateway.sqlite"),
+        "UI_IMAGE_DIR": str(home / "data/ui_images"),
+        **settings,
+    }
+
+
+@contextmanager
+def gateway(
+    home: Path, tls: ssl.SSLContext | None = None, log: Path | None = None, /, **settings: str
+) -> Iterator[Gateway]:
+    """Runs `gateway serve`, asked by https with `tls`, until the end of the block.
+
+    The process log goes to the file `log`: one that says much fills the pipe that nobody reads, and waits for ever.
+    Fails when it does not end well by itself on SIGTERM.
+    """
+    port, observe_port = free_ports(2)
+    env = environment(home, GATEWAY_PORT=str(port), OBSERVABILITY_PORT=str(observe_port), **settings)
+    with log.open("w") if log is not None else nullcontext(subprocess.PIPE) as stderr:
+        process = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=env, stderr=stderr, text=True)
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    scheme = "https" if tls else "http"
+    common: Any = {"timeout": PATIENCE_SEC, "trust_env": False}
+    with (
+        httpx.Client(base_url=f"{scheme}://127.0.0.1:{port}", headers=headers, verify=tls or True, **common) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{observe_port}", **common) as observe,
+    ):
+        try:
+            until(lambda: _is_up(process, client, log), "the gateway did not come up")
+            yield Gateway(process, port, observe_port, home, client, observe)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                _, errors = process.communicate(timeout=PATIENCE_SEC)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                raise
+    if log is not None:
+        errors = log.read_text()
+    assert process.returncode == 0, errors[-4000:]
+    assert "Traceback" not in errors, errors
+
+
+def _is_up(process: subprocess.Popen[str], client: httpx.Client, log: Path | None) -> bool:
+    """Not before the backends are probed, so that the models' names are known."""
+    if process.poll() is not None:
+        raise AssertionError(f"the gateway ended: {process.communicate()[1] if log is None else log.read_text()}")
+    try:
+        return "test:echo" in client.get("/v1/models").text
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def backend() -> Iterator[Upstream]:
+    with upstream() as double:
+        yield double
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Gateway]:
+    """A gateway that a module's tests share."""
+    home = tmp_path_factory.mktemp("gateway")
+    write_files(home, backend.url)
+    with gateway(home) as running:
+        yield running
+
+
+@pytest.fixture
+def seen(backend: Upstream) -> Upstream:
+    """The module's backend, with nothing seen yet."""
+    backend.seen.clear()
+    return backend
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Callable[..., str]:
+    """Runs a gateway that must refuse to start with exit code 2; gives what it said on stderr."""
+
+    def run(**settings: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "gateway", "serve"],
+            env=environment(tmp_path, **settings),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SEC,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    return run

@@ -1,0 +1,279 @@
+"""Work beside the requests: what fails is logged, counted and tried again, and a backend's absurd numbers fail none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+import httpx
+import pytest
+from gateway import background
+from gateway.access.usage import TOKENS_MAX, TokenUsage
+from gateway.backends.health import Prober
+from gateway.backends.usage import COUNT_MAX, count_of, usage_of
+from gateway.features.conversations.store import ResponseStore
+from gateway.features.images.store import MediaStore
+from gateway.observe import logs
+from gateway.observe.lag import LagSampler
+from gateway.observe.linelog import LineLog
+from gateway.observe.metrics import LAG_BOUNDS, Histogram, Metrics
+from gateway.observe.tracing import Tracer
+from gateway.storage import Database
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from tests.support.gateways import gateway, write_files
+from tests.support.scripted import Run, until
+from tests.system.test_observe_counts import server, value
+from tests.unit.backends.test_registry import record, registry
+
+
+class FailsOnce:
+    """Stands for a function that raises the first time."""
+
+    def __init__(self, owner: Any, name: str, patch: pytest.MonkeyPatch) -> None:
+        self.calls = 0
+        self._real = getattr(owner, name)
+        patch.setattr(owner, name, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        if self.calls == 1:
+            raise KeyError("a bug")
+        return self._real(*args, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.background.RESTART_SEC", 0.01)
+    monkeypatch.setattr("gateway.background.failures", type(background.failures)())
+
+
+@asynccontextmanager
+async def opened(home: Path) -> AsyncIterator[Database]:
+    database = Database(home / "x.sqlite")
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+Case = Callable[[Path, pytest.MonkeyPatch], Any]
+
+
+async def token_usage(home: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.01)
+    async with opened(home) as database:
+        usage = TokenUsage()
+        await usage.start(database)
+        usage.spend("a", 5)
+        store = FailsOnce(database, "write", patch)
+        await until(lambda: store.calls >= 2)
+        await usage.stop()
+        assert await database.read(lambda c: c.execute("SELECT sum(tokens) FROM token_usage").get) == 5
+
+
+async def token_usage_at_the_stop(home: Path, patch: pytest.MonkeyPatch) -> None:
+    async with opened(home) as database:
+        usage = TokenUsage()
+        await usage.start(database)
+        usage.spend("a", 5)
+        patch.setattr(database, "write", None)
+        await usage.stop()
+
+
+async def responses_sweep(home: Path, patch: pytest.MonkeyPatch) -> None:
+    async with opened(home) as database:
+        store = ResponseStore(database, 60, 1000)
+        write = FailsOnce(database, "write", patch)
+        await store.start()
+        await until(lambda: write.calls >= 2)
+        await store.stop()
+
+
+async def media_sweep(home: Path, patch: pytest.MonkeyPatch) -> None:
+    store = MediaStore(home / "media", {}, ttl_sec=60, max_bytes=1, max_total_bytes=1)
+    sweep = FailsOnce(store, "sweep", patch)
+    await store.start()
+    await until(lambda: sweep.calls >= 2)
+    await store.stop()
+
+
+async def event_loop_lag(home: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("gateway.observe.lag.PERIOD_SEC", 0.01)
+    patch.setattr(Histogram, "observe", lambda *_: 1 / 0)
+    histogram = Histogram(LAG_BOUNDS)
+    sampler = LagSampler(histogram)
+    sampler.start()
+    await until(lambda: background.failures["event_loop_lag"] > 0)
+    patch.undo()
+    await until(lambda: histogram.count > 0)
+    await sampler.stop()
+
+
+async def prober(home: Path, patch: pytest.MonkeyPatch) -> None:
+    prober = Prober(registry(a=record(1)), httpx.AsyncClient(), 0.01, 1)
+    probe = FailsOnce(prober, "_probe", patch)
+    await prober.start()
+    await until(lambda: probe.calls >= 2)
+    await prober.stop()
+
+
+async def database_writer(home: Path, patch: pytest.MonkeyPatch) -> None:
+    async with opened(home) as database:
+        commit = FailsOnce(database, "_commit", patch)
+        with pytest.raises(KeyError):
+            await database.write(lambda _: None)
+        assert await database.write(lambda _: 5) == 5
+        assert commit.calls == 2
+
+
+async def request_log(home: Path, patch: pytest.MonkeyPatch) -> None:
+    log = LineLog(home / "log", 1000, 1)
+    FailsOnce(log, "_append", patch)
+    log.write(b"lost\n")
+    await until(lambda: log.dropped == 1)
+    await until(lambda: log._writing is None)
+    log.write(b"kept\n")
+    await log.close()
+    assert (home / "log").read_bytes() == b"kept\n"
+
+
+async def traces(home: Path, patch: pytest.MonkeyPatch) -> None:
+    tracer = Tracer("http://127.0.0.1:9", "x", 1.0)
+    FailsOnce(tracer._exporter._inner, "export", patch)
+    assert tracer._exporter.export([]) is SpanExportResult.FAILURE
+    tracer._exporter.close_soon()
+    await tracer.close()
+
+
+async def process_log(home: Path, patch: pytest.MonkeyPatch) -> None:
+    line = logging.makeLogRecord({"msg": "%d", "args": ("none",)})
+    logs._Writer(None).handle(line)  # type: ignore[arg-type]  # its queue is not asked
+
+
+CASES = (
+    token_usage, token_usage_at_the_stop, responses_sweep, media_sweep, event_loop_lag, prober, database_writer,
+    request_log, traces, process_log,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_what_fails_is_logged_counted_and_tried_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, case: Case
+) -> None:
+    task = case.__name__.removesuffix("_at_the_stop")
+    with monkeypatch.context() as patch:
+        run(lambda: case(tmp_path, patch))
+        assert background.failures == {task: 1} or (task == "event_loop_lag" and background.failures[task] > 1)
+    assert f'gateway_background_failures_total{{task="{task}"}} 1.0' in Metrics(registry(a=record(1)), None).text(
+    ).decode() or task == "event_loop_lag"  # fmt: skip
+    assert f"background task '{task}' failed" in caplog.text or task == "process_log"
+
+
+def test_a_wait_that_is_cancelled_is_not_the_end_of_the_task(run: Run) -> None:
+    async def test() -> None:
+        rounds = 0
+
+        async def work() -> None:
+            nonlocal rounds
+            rounds += 1
+            gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            gone.cancel()
+            await gone
+
+        task = background.start("x", work)
+        await until(lambda: rounds >= 2)
+        await background.end(task)
+        assert task.cancelled()
+
+    run(test)
+
+
+# --- numbers of a backend
+
+ABSURD: tuple[Any, ...] = (
+    2**53,
+    2**54,
+    2**63,
+    2**64 - 1,
+    2**70,
+    -1,
+    -(2**63),
+    1.5,
+    1e308,
+    True,
+    False,
+    "5",
+    [5],
+    {},
+    COUNT_MAX,
+)
+
+
+@pytest.mark.parametrize("number", ABSURD, ids=repr)
+def test_an_absurd_count_is_absent(number: Any) -> None:
+    assert count_of(number) is None
+    assert usage_of({"prompt_tokens": number}) is None
+    assert usage_of({"prompt_tokens": 1, "completion_tokens": number or 2**54}) is None
+
+
+def test_what_was_spent_fits_the_database(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        for _ in range(2):
+            async with AsyncExitStack() as stack:
+                database = await stack.enter_async_context(opened(tmp_path))
+                usage = TokenUsage()
+                await usage.start(database)
+                stack.push_async_callback(usage.stop)
+                for _ in range(3):
+                    usage.spend("a", 2**62)
+                usage.spend("b", 1)
+            async with opened(tmp_path) as database:
+                rows = await database.read(lambda c: list(c.execute("SELECT caller, tokens FROM token_usage")))
+        assert rows == [("a", TOKENS_MAX), ("b", 2)]
+
+    run(test)
+    assert background.failures == {}
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"]
+)
+def test_absurd_usage_harms_nobody(tmp_path: Path, path: str) -> None:
+    """The counts of all are stored, and the stop exits with 0."""
+    told: Any = None
+
+    def post(handler: Any) -> None:
+        usage = {"prompt_tokens": told, "completion_tokens": told, "prompt_tokens_details": {"cached_tokens": told}}
+        message = {"role": "assistant", "content": "x"}
+        choice = {"index": 0, "message": message, "text": "x", "finish_reason": "stop"}
+        data = [{"object": "embedding", "index": 0, "embedding": [1.0]}]
+        body = json.dumps({"choices": [choice], "data": data, "usage": usage}).encode()
+        handler.send_response(200)
+        handler.send_header("content-type", "application/json")
+        handler.send_header("content-length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    said = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
+    bodies = {"/v1/completions": {"prompt": "x"}, "/v1/embeddings": {"input": "x"}, "/v1/responses": {"input": "x"}}
+    with server(post) as url:
+        write_files(tmp_path, url)
+        with gateway(tmp_path) as running:
+            for number in (*ABSURD, None, float("nan"), 5):
+                told = number
+                answer = running.client.post(path, json={"model": "fast", **bodies.get(path, said)})
+                assert answer.status_code in (200, 502), answer.text  # NaN is not JSON
+            assert answer.status_code == 200
+            assert value(running, "gateway_background_failures_total") == 0
+    connection = apsw.Connection(str(tmp_path / "data/gateway.sqlite"))
+    (stored,) = {tokens for (tokens,) in connection.execute("SELECT tokens FROM token_usage")}
+    connection.close()
+    assert 0 < stored < COUNT_MAX

@@ -1,0 +1,110 @@
+"""What the gateway's own protocol adds to uvicorn's keeps HTTP's rules: order, closing, half-closed clients."""
+
+import json
+import socket
+from contextlib import suppress
+
+import pytest
+
+from tests.support.gateways import TOKEN, Gateway
+from tests.support.sockets import connect, read_to_end, read_until
+from tests.support.upstream import DONE, Upstream
+
+
+def request(model: str, *, version: str = "1.1", stream: bool = False, extra: str = "") -> bytes:
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hi"}], "stream": stream})
+    head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n{extra}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@pytest.fixture
+def connection(served: Gateway, seen: Upstream) -> socket.socket:
+    return connect(served.port)
+
+
+def test_pipelined_requests_are_answered_in_order(connection: socket.socket) -> None:
+    models = ["echo", "test:status-404", "fast", "nowhere", "echo"]
+    with connection:
+        connection.sendall(b"".join(request(model) for model in models))
+        received = read_until(connection, b"HTTP/1.1 ", len(models))
+        statuses = [part.split(b" ")[0] for part in received.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"200", b"404", b"200", b"404", b"200"]
+
+
+def test_stream_between_pipelined_answers(connection: socket.socket) -> None:
+    with connection:
+        connection.sendall(
+            request("echo") + request("echo", stream=True) + request("echo", extra="Connection: close\r\n")
+        )
+        received = read_to_end(connection)
+    assert received.count(b"HTTP/1.1 200 OK") == 3
+    assert received.index(DONE) < received.rindex(b"HTTP/1.1 200 OK")
+
+
+def test_connection_is_closed_where_the_client_asks(connection: socket.socket) -> None:
+    with connection:
+        connection.sendall(request("echo", extra="Connection: close\r\n"))
+        assert b"connection: close" in read_to_end(connection)
+
+
+def test_older_clients_get_an_answer_and_the_end(connection: socket.socket) -> None:
+    with connection:
+        connection.sendall(request("echo", version="1.0"))
+        received = read_to_end(connection)
+    assert b"200 OK" in received
+    assert received.endswith(b"}")
+
+
+def test_connection_serves_many_requests(connection: socket.socket) -> None:
+    with connection:
+        for _ in range(20):
+            connection.sendall(request("echo"))
+            answer = read_until(connection, b'"total_tokens"')
+            assert answer.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
+            assert answer.count(b"\r\ndate: ") == 1
+
+
+def test_each_head_that_comes_in_parts_has_its_own_bound(connection: socket.socket) -> None:
+    """Twenty of 8 KB are more than one may have."""
+    padded, half = request("echo", extra=f"X-Long: {'x' * 8000}\r\n"), 4000
+    with connection:
+        connection.sendall(padded[:half])
+        for _ in range(20):
+            connection.sendall(padded[half:] + padded[:half])
+            assert read_until(connection, b'"total_tokens"').startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_head_of_a_stream_does_not_wait_for_its_first_event(connection: socket.socket, seen: Upstream) -> None:
+    with connection:
+        connection.sendall(request("hang-head", stream=True))
+        read_until(connection, b"\r\n\r\n")
+    seen.wait_for(1, left=True)
+
+
+@pytest.mark.parametrize("endless", [b"X-Many: 1234567890\r\n", b"x"], ids=["many headers", "one header"])
+def test_head_without_end_is_cut(connection: socket.socket, served: Gateway, endless: bytes) -> None:
+    sent = 0
+    with connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        try:
+            while sent < 100_000_000:
+                sent += connection.send(endless * (4096 // len(endless)))
+        except OSError:
+            pass
+    assert 65536 < sent < 100_000_000
+    assert served.client.get("/health").status_code == 200
+
+
+def test_large_head_within_the_limit_is_taken(served: Gateway) -> None:
+    assert served.client.get("/health", headers={"X-Large": "x" * 30_000}).status_code == 200
+
+
+@pytest.mark.parametrize("port", ["port", "observe_port"])
+def test_trailers_without_end_are_cut(served: Gateway, port: str) -> None:
+    with connect(getattr(served, port)) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        with suppress(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(b"X-Many: 1234567890\r\n" * 5000)
+            pytest.fail("100 MB were taken")
+    assert served.client.get("/health").status_code == 200

@@ -1,0 +1,194 @@
+"""Talks with a backend over real sockets: what is asked, paused, answered; and the leave when nobody waits any more."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from gateway.backends import converse as module
+from gateway.backends.converse import NOTHING, Abandoned, Ask, Pause, Reply, Steps, converse, settled
+from gateway.backends.protocols.base import AnswerError, json_object
+from gateway.backends.records import BackendRecord
+from gateway.backends.registry import Backend
+from gateway.errors import ApiError
+from gateway.wire.errors import ProtocolViolation, UpstreamClosed, UpstreamError
+
+from tests.support import scripted
+from tests.support.scripted import OK, Run, cancelled, until
+
+LIMIT = 100
+
+
+@asynccontextmanager
+async def backend() -> AsyncIterator[tuple[scripted.Backend, Backend]]:
+    async with scripted.backend() as server, scripted.pool(server) as pool:
+        url = f"http://127.0.0.1:{server.port}"
+        record = {"class": "test", "base_url": url, "supported_capabilities": ["images"], "api_key": "key"}
+        yield server, Backend("test@here", BackendRecord.model_validate(record), pool, None)
+        await settled()
+
+
+def job(said: list[str]) -> Steps[bytes]:
+    """Submits, polls once, and cancels what nobody waits for."""
+    try:
+        reply = yield Ask("POST", "/jobs", b"{}")
+        said.append(reply.content_type)
+        assert (yield Pause(0)) == NOTHING
+        reply = yield Ask("GET", "/jobs/1")
+        return reply.content()
+    except Abandoned:
+        yield Ask("DELETE", "/jobs/1")
+        said.append("cancelled")
+        raise
+
+
+def test_steps_are_asked_one_after_the_other(run: Run) -> None:
+    async def test() -> None:
+        said: list[str] = []
+        async with backend() as (server, known):
+            talk = asyncio.create_task(converse(known, job(said), max_response_bytes=LIMIT))
+            peer = await server.accept()
+            first = await peer.answer(b"HTTP/1.1 201 OK\r\nContent-Type: text/x\r\nContent-Length: 0\r\n\r\n")
+            second = await peer.answer(OK)
+            assert await talk == b"ok"
+        assert first.startswith(b"POST /jobs HTTP/1.1\r\n")
+        assert b"\r\nAuthorization: Bearer key\r\nContent-Type: application/json\r\n" in first
+        assert first.endswith(b"\r\n\r\n{}")
+        assert second.startswith(b"GET /jobs/1 HTTP/1.1\r\n")
+        assert b"Content-Type" not in second
+        assert said == ["text/x"]
+
+    run(test)
+
+
+def test_cancelled_talk_takes_its_leave_in_the_background(run: Run) -> None:
+    async def test() -> None:
+        said: list[str] = []
+        hung_up: list[bool] = []
+        async with backend() as (server, known):
+            steps, hang_up = job(said), lambda: hung_up.append(True)
+            talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_hang_up=hang_up))
+            peer = await server.accept()
+            await peer.request()
+            await cancelled(talk)
+            await peer.gone()
+            assert (said, hung_up) == ([], [True])
+            other = await server.accept()
+            assert (await other.answer(OK)).startswith(b"DELETE /jobs/1 ")
+            await settled()
+            assert said == ["cancelled"]
+
+    run(test)
+
+
+def test_failure_of_a_connection_takes_its_leave_too(run: Run) -> None:
+    async def test() -> None:
+        said: list[str] = []
+        async with backend() as (server, known):
+            steps, hang_up = job(said), lambda: said.append("it is not the gateway that hangs up")
+            talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_hang_up=hang_up))
+            peer = await server.accept()
+            await peer.request()
+            peer.reset()
+            with pytest.raises(UpstreamClosed):
+                await talk
+            await (await server.accept()).answer(OK)
+            await until(lambda: said == ["cancelled"])
+
+    run(test)
+
+
+def test_leave_that_hangs_is_given_up(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "FAREWELL_SEC", 0.05)
+
+    async def test() -> None:
+        async with backend() as (server, known):
+            talk = asyncio.create_task(converse(known, job([]), max_response_bytes=LIMIT))
+            await (await server.accept()).request()
+            await cancelled(talk)
+            peer = await server.accept()
+            await settled()
+            await peer.gone()
+
+    with caplog.at_level(logging.WARNING):
+        run(test)
+    assert "a job of backend 'test' could not be stopped" in caplog.text
+
+
+def test_steps_that_have_nothing_to_stop_end_at_once(run: Run) -> None:
+    def steps() -> Steps[None]:
+        yield Ask("GET", "/")
+
+    async def test() -> None:
+        async with backend() as (server, known):
+            talk = asyncio.create_task(converse(known, steps(), max_response_bytes=LIMIT))
+            await (await server.accept()).request()
+            await cancelled(talk)
+            await settled()
+            assert server.accepted == 1
+
+    run(test)
+
+
+def test_answer_is_bounded(run: Run) -> None:
+    async def test(size: int, is_taken: bool) -> None:
+        async with backend() as (server, known):
+            talk = asyncio.create_task(converse(known, job([]), max_response_bytes=LIMIT))
+            peer = await server.accept()
+            await peer.answer(OK)
+            await peer.answer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+            if is_taken:
+                assert await talk == bytes(size)
+                return
+            with pytest.raises(ProtocolViolation):
+                await talk
+            assert (await peer.answer(OK)).startswith(b"DELETE ")
+
+    run(lambda: test(LIMIT, True))
+    run(lambda: test(LIMIT + 1, False))
+
+
+@pytest.mark.parametrize(
+    ("status", "seen"), [(400, 400), (404, 404), (422, 400), (429, 429), (401, 502), (500, 502), (503, 503)]
+)
+def test_refusals_are_the_clients_or_the_backends(run: Run, status: int, seen: int) -> None:
+    async def test() -> None:
+        async with backend() as (server, known):
+            talk = asyncio.create_task(converse(known, job([]), max_response_bytes=LIMIT))
+            peer = await server.accept()
+            await peer.answer(OK)
+            await peer.answer(b'HTTP/1.1 %d X\r\nContent-Length: 16\r\n\r\n{"detail": "no"}' % status)
+            with pytest.raises(ApiError, match="no") as raised:
+                await talk
+            assert raised.value.status == seen
+            # Whatever the backend said of it: a client that is to come again is told when.
+            assert (b"retry-after" in dict(raised.value.headers)) == (seen in (429, 503))
+
+    run(test)
+
+
+def test_no_backend_is_an_upstream_error(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as (_, known):
+            pass
+        with pytest.raises(UpstreamError):
+            await converse(known, job([]), max_response_bytes=LIMIT)
+        await settled()
+
+    run(test)
+
+
+DEEP = b'{"a":' * 1_000 + b"1" + b"}" * 1_000  # a parser takes it; json.dumps ends in a RecursionError
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"1", b"\xff", b'{"a":', DEEP])
+def test_reply_that_is_no_json_object(body: bytes) -> None:
+    with pytest.raises(AnswerError):
+        Reply(200, "text/html", body).json()
+    with pytest.raises(AnswerError):
+        json_object(body)

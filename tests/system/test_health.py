@@ -1,0 +1,112 @@
+"""Probes: what a backend may answer them, and that nothing it does holds them up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from gateway.backends.health import Prober
+from gateway.backends.records import BackendsFile
+from gateway.backends.registry import Backend
+
+from tests.support.scripted import OK, Run, backend, until
+from tests.support.scripted import Backend as Server
+from tests.unit.backends.test_registry import record, registry
+
+MODELS = b'{"data": [{"id": "one"}, {"id": "two"}]}'
+LISTED = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(MODELS), MODELS)
+ENDLESS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@asynccontextmanager
+async def probed(server: Server, longest: float = 5) -> AsyncIterator[Backend]:
+    """A backend that is asked every 10 ms."""
+    made = registry(a=record(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="secret"))
+    prober = Prober(made, httpx.AsyncClient(trust_env=False), 0.01, longest)
+    starting = asyncio.create_task(prober.start())
+    try:
+        yield made.backends[0]
+    finally:
+        await starting
+        await prober.stop()
+
+
+def test_models_are_those_that_were_listed_last(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, probed(server) as one:
+            peer = await server.accept()
+            asked = await peer.answer(OK)
+            assert asked.startswith(b"GET /health HTTP/1.1\r\n")
+            assert b"authorization: bearer secret\r\n" in asked.lower()
+            assert (await peer.answer(LISTED)).startswith(b"GET /v1/models HTTP/1.1\r\n")
+            await until(lambda: one.last_check is not None)
+            assert (one.models, one.healthy, one.ready, one.error) == (("one", "two"), True, True, None)
+
+    run(test)
+
+
+def test_no_backends_are_probed_but_those_of_now(run: Run) -> None:
+    def probes() -> set[str]:
+        return {name for task in asyncio.all_tasks() if (name := task.get_name()).startswith("probe ")}
+
+    async def test() -> None:
+        async with backend() as server:
+            one = record(base_url=f"http://127.0.0.1:{server.port}/v1")
+            made = registry(a=one)
+            prober = Prober(made, httpx.AsyncClient(trust_env=False), 60, 5)
+            await prober.start()
+            assert probes() == {"probe a"}
+            made.replace(BackendsFile({"b": one, "c": one}, {}), {})
+            await until(lambda: probes() == {"probe b", "probe c"})
+            await prober.stop()
+            assert probes() == set()
+
+    run(test)
+
+
+def test_backend_that_lives_and_is_not_ready(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, probed(server) as one:
+            peer = await server.accept()
+            await peer.answer(OK)
+            await peer.answer(b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n")
+            await until(lambda: one.last_check is not None)
+            assert (one.healthy, one.ready, one.error) == (True, False, "/v1/models answered 503")
+
+    run(test)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.02], ids=["a flood", "a trickle"])
+def test_an_answer_without_end_is_a_failure(run: Run, monkeypatch: pytest.MonkeyPatch, pause: float) -> None:
+    """Neither its bytes nor its time are taken without bound."""
+    monkeypatch.setattr("gateway.backends.health.ANSWER_MAX_BYTES", 100_000)
+
+    async def test() -> None:
+        async with backend() as server, probed(server, longest=0.3 if pause else 60) as one:
+            peer = await server.accept()
+            await peer.request()
+            await peer.send(ENDLESS)
+            size = 1 if pause else 65_536
+            while one.last_check is None:
+                await peer.offer(b"%x\r\n%b\r\n" % (size, b"x" * size))
+                await asyncio.sleep(pause)
+            assert not one.ready
+            expected = "/health did not answer within 0.3 s" if pause else "/health answered more than 100000 bytes"
+            assert one.error == expected
+            await peer.gone()
+
+    run(test)
+
+
+def test_silence_is_a_failure(run: Run) -> None:
+    async def test() -> None:
+        async with backend() as server, probed(server, longest=0.1) as one:
+            peer = await server.accept()
+            await peer.gone()
+            await until(lambda: one.last_check is not None)
+            assert (one.healthy, one.error) == (False, "/health did not answer within 0.1 s")
+
+    run(test)

@@ -1,0 +1,311 @@
+"""Backends, aliases and policies are read again while streams go on; what is broken stays as it last was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.support.gateways import TOKEN, Gateway, environment, gateway, write_files
+from tests.support.ports import free_ports
+from tests.support.upstream import DONE, EVENT, Seen, Upstream, _answer, _chunk, _write, running
+from tests.support.waiting import PATIENCE_SEC, until
+
+BOT = "bot-token-0123456789abcdefgh"
+BROKEN = {
+    "backends.yaml": "backends: [",
+    "model_aliases.json": '{"aliases": {"fast": "no class"}}',
+    "policies.json": f'{{"{BOT}": {{"requests_per_min": 1}}}}',
+}
+
+
+@dataclass
+class Held(Upstream):
+    """Streams one event, and the rest when `go` is set; answers other requests with its own `name` in `content`."""
+
+    name: str = "first"
+    go: threading.Event = field(default_factory=threading.Event)
+
+    async def _act(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not seen.json.get("stream"):
+            await _answer(writer, 200, {"object": "chat.completion", "choices": [], "served_by": self.name})
+            return
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await _write(writer, head)
+        await _chunk(writer, EVENT % 0)
+        await asyncio.to_thread(self.go.wait, PATIENCE_SEC)
+        for number in range(1, 50):
+            await _chunk(writer, EVENT % number)
+        await _chunk(writer, DONE)
+        await _write(writer, b"0\r\n\r\n")
+
+
+WHOLE_STREAM = b"".join(EVENT % number for number in range(50)) + DONE
+
+
+@contextmanager
+def reloadable(home: Path, url: str, **settings: str) -> Iterator[Gateway]:
+    write_files(home, url)
+    policies = home / "policies.json"
+    policies.write_text("{}")
+    settings |= {"GATEWAY_BEARER_TOKENS": f"{TOKEN},{BOT}", "GATEWAY_TOKEN_POLICIES_PATH": str(policies)}
+    with gateway(home, None, **settings) as started:
+        yield started
+
+
+def reload(running_gateway: Gateway) -> tuple[int, dict[str, Any]]:
+    answer = running_gateway.client.post("/v1/gateway/reload")
+    return answer.status_code, answer.json()
+
+
+def write_aliases(home: Path, **aliases: str) -> None:
+    (home / "model_aliases.json").write_text(json.dumps({"aliases": {"default": "test:echo", **aliases}}))
+
+
+@contextmanager
+def two_backends() -> Iterator[tuple[Held, Held]]:
+    with running(Held()) as first, running(Held(name="second")) as second:
+        try:
+            yield first, second
+        finally:
+            first.go.set()
+            second.go.set()
+
+
+def streaming(asked: Gateway) -> Any:
+    body = {"model": "fast", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    return asked.client.stream("POST", "/v1/chat/completions", json=body)
+
+
+@pytest.mark.parametrize("way", ["route", "signal"])
+def test_stream_goes_on_while_its_backend_and_aliases_change(tmp_path: Path, way: str) -> None:
+    with two_backends() as (first, second), reloadable(tmp_path, first.url) as served:
+        with streaming(served) as stream:
+            chunks = stream.iter_raw()
+            received = next(chunks)
+            assert received == EVENT % 0
+            write_files(tmp_path, second.url)
+            write_aliases(tmp_path, fast="test:echo", new="test:echo")
+            (tmp_path / "policies.json").write_text(BROKEN["policies.json"])
+            if way == "route":
+                assert reload(served)[0] == 409
+            else:
+                served.process.send_signal(signal.SIGHUP)
+            until(lambda: served.chat("new").status_code == 200, "the new alias is not known")
+            assert served.chat("fast").json()["served_by"] == "second"
+            first.go.set()
+            received += b"".join(chunks)
+        assert received == WHOLE_STREAM
+        # Its slot is given back to whom it was of: nothing of the new backend's is counted down.
+        chats = served.client.get("/v1/gateway/status").json()["admission_control"]["test.chat"]
+        assert (chats["inflight"], chats["available"]) == (0, 64)
+
+
+@pytest.mark.parametrize("way", ["route", "signal"])
+def test_broken_files_keep_the_last_good_ones_mid_stream(tmp_path: Path, way: str) -> None:
+    with two_backends() as (first, _), reloadable(tmp_path, first.url) as served:
+        with streaming(served) as stream:
+            chunks = stream.iter_raw()
+            received = next(chunks)
+            good = {name: (tmp_path / name).read_text() for name in BROKEN}
+            for name, text in BROKEN.items():
+                (tmp_path / name).write_text(text)
+            if way == "route":
+                status, report = reload(served)
+                assert (status, report["ok"], report["reloaded"]) == (409, False, [])
+                assert [Path(kept["file"]).name for kept in report["kept"]] == list(BROKEN)
+                assert "did you mean 'requests_per_minute'?" in report["kept"][2]["problems"][0]
+                assert BOT not in json.dumps(report)
+            else:
+                served.process.send_signal(signal.SIGHUP)
+            assert served.chat("fast").status_code == 200
+            # What is mended is taken, one file at a time, though the others are still broken.
+            write_aliases(tmp_path, fast="test:echo", mended="test:echo")
+            served.process.send_signal(signal.SIGHUP)
+            until(lambda: served.chat("mended").status_code == 200, "the mended file was not read")
+            for name, text in good.items():
+                (tmp_path / name).write_text(text)
+            first.go.set()
+            received += b"".join(chunks)
+        assert received == WHOLE_STREAM
+        status, report = reload(served)
+        assert (status, report["ok"], report["kept"]) == (200, True, [])
+        assert [Path(file).name for file in report["reloaded"]] == list(BROKEN)
+        assert served.chat("mended").status_code == 404
+
+
+def test_what_is_logged_within_a_request_has_its_id(tmp_path: Path) -> None:
+    with two_backends() as (first, _), reloadable(tmp_path, first.url) as served:
+        (tmp_path / "model_aliases.json").write_text("{")
+        own = served.client.post("/v1/gateway/reload").headers["x-request-id"]
+        served.process.send_signal(signal.SIGTERM)
+        _, errors = served.process.communicate(timeout=PATIENCE_SEC)
+    (told,) = (line for line in map(json.loads, errors.splitlines()) if line["message"].startswith("reload: "))
+    assert (told["level"], told["request_id"]) == ("error", own)
+
+
+def test_files_that_vanish_keep_the_last_good_ones(tmp_path: Path) -> None:
+    with two_backends() as (first, _), reloadable(tmp_path, first.url) as served:
+        for name in BROKEN:
+            (tmp_path / name).unlink()
+        status, report = reload(served)
+        assert status == 409
+        assert all("does not exist" in kept["problems"][0] for kept in report["kept"])
+        assert len(report["kept"]) == 3
+        assert served.chat("fast").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("backends.yaml", "[" * 10_000),
+        ("backends.yaml", "backends: {a: 2026-99-99}"),
+        ("backends.yaml", "\x00"),
+        ("model_aliases.json", "[" * 100_000),
+        ("model_aliases.json", '{"a": ' + "9" * 5_000 + "}"),
+        ("policies.json", "[" * 100_000),
+    ],
+)
+def test_what_breaks_a_parser_is_a_broken_file(reloaded: Gateway, name: str, text: str) -> None:
+    path = reloaded.home / name
+    good = path.read_text()
+    path.write_text(text)
+    status, report = reload(reloaded)
+    path.write_text(good)
+    assert status == 409
+    assert [Path(kept["file"]).name for kept in report["kept"]] == [name]
+    assert len(report["reloaded"]) == 2
+    assert reloaded.chat("fast").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Gateway]:
+    with reloadable(tmp_path_factory.mktemp("reloaded"), backend.url) as served:
+        yield served
+
+
+def test_policies_change_under_way(tmp_path: Path, backend: Upstream) -> None:
+    with reloadable(tmp_path, backend.url) as served, httpx.Client(timeout=PATIENCE_SEC) as bot:
+        bot.headers["Authorization"] = f"Bearer {BOT}"
+        url = f"http://127.0.0.1:{served.port}/v1/chat/completions"
+        body = {"model": "fast", "messages": [{"role": "user", "content": "Hi"}]}
+
+        def put(policy: dict[str, Any]) -> None:
+            (tmp_path / "policies.json").write_text(json.dumps({BOT: policy}))
+            assert reload(served)[0] == 200
+
+        assert bot.post(url, json=body).status_code == 200
+        put({"requests_per_minute": 2})
+        assert [bot.post(url, json=body).status_code for _ in range(3)] == [200, 200, 429]
+        put({"requests_per_minute": 3})
+        assert [bot.post(url, json=body).status_code for _ in range(2)] == [200, 429]
+        put({"models_allowlist": ["other"]})
+        assert bot.post(url, json=body).status_code == 403
+        (tmp_path / "policies.json").write_text("{")
+        assert reload(served)[0] == 409
+        assert bot.post(url, json=body).status_code == 403
+        put({})
+        assert bot.post(url, json=body).status_code == 200
+        # A token that is known by its policy is not an operator's.
+        refused = bot.post(f"http://127.0.0.1:{served.port}/v1/gateway/reload")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "admin_required")
+        entries = served.log_entries(16)
+        assert {entry["token"] for entry in entries} == {
+            sha256(token.encode()).hexdigest()[:8] for token in (TOKEN, BOT)
+        }
+
+
+def test_backends_come_and_go(tmp_path: Path) -> None:
+    with two_backends() as (first, second), reloadable(tmp_path, first.url) as served:
+        records = yaml.safe_load((tmp_path / "backends.yaml").read_text())
+        other = {"class": "other", "base_url": second.url, "supported_capabilities": ["chat"]}
+        records["backends"]["other@here"] = other
+        (tmp_path / "backends.yaml").write_text(yaml.safe_dump(records))
+        assert reload(served)[0] == 200
+        assert served.chat("other:echo").json()["served_by"] == "second"
+        # The prober knows the new one, and its models are listed.
+        until(lambda: "other:echo" in served.client.get("/v1/models").text, "the new backend is not probed")
+        del records["backends"]["other@here"]
+        (tmp_path / "backends.yaml").write_text(yaml.safe_dump(records))
+        assert reload(served)[0] == 200
+        assert served.chat("other:echo").status_code == 404
+        assert list(served.client.get("/v1/gateway/status").json()["backend_health"]) == ["test"]
+
+
+def test_many_reloads_at_once(tmp_path: Path, backend: Upstream) -> None:
+    with reloadable(tmp_path, backend.url) as served:
+        with ThreadPoolExecutor(8) as threads:
+            reloads = [threads.submit(reload, served) for _ in range(24)]
+            for _ in range(24):
+                served.process.send_signal(signal.SIGHUP)
+                assert served.chat("fast").status_code == 200
+            assert {future.result()[0] for future in reloads} == {200}
+        write_aliases(tmp_path, last="test:echo")
+        served.process.send_signal(signal.SIGHUP)
+        until(lambda: served.chat("last").status_code == 200, "the last signal was lost")
+
+
+def test_a_signal_before_the_gateway_is_up_waits_for_it(tmp_path: Path, backend: Upstream) -> None:
+    """It may come after the files were read for the start: then what they say now counts as soon as it can."""
+    write_files(tmp_path, backend.url)
+    aliases, changed = tmp_path / "model_aliases.json", tmp_path / "changed.json"
+    changed.write_text('{"after": "test:echo"}')
+    aliases.unlink()
+    os.mkfifo(aliases)
+    port, observe_port = free_ports(2)
+    env = environment(tmp_path, GATEWAY_PORT=str(port), OBSERVABILITY_PORT=str(observe_port))
+    with subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=env, stderr=subprocess.DEVNULL) as process:
+        try:
+            with _open_when_read(aliases) as fifo:
+                process.send_signal(signal.SIGHUP)
+                changed.replace(aliases)
+                fifo.write('{"before": "test:echo"}')
+            headers = {"Authorization": f"Bearer {TOKEN}"}
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False) as client:
+                until(lambda: _aliases(client) == {"after"}, "it did not reload")
+        finally:
+            process.terminate()
+        assert process.wait(20) == 0
+
+
+def _open_when_read(fifo: Path) -> IO[str]:
+    """To write to somebody who has opened it and waits for what is in it."""
+    opened: list[int] = []
+
+    def is_open() -> bool:
+        with contextlib.suppress(OSError):  # nobody reads it yet
+            opened.append(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    until(is_open, f"{fifo} is not read")
+    return os.fdopen(opened[0], "w")
+
+
+def _aliases(client: httpx.Client) -> set[str]:
+    """The aliases that a gateway lists, none before it is up."""
+    try:
+        return {model["id"] for model in client.get("/v1/models").json()["data"]} & {"before", "after"}
+    except httpx.TransportError:
+        return set()
+
+
+def test_reload_is_for_the_listener_with_tokens(served: Gateway) -> None:
+    assert served.client.get("/v1/gateway/reload").status_code == 405
+    assert served.observe.post("/v1/gateway/reload").status_code == 405
+    assert httpx.post(f"http://127.0.0.1:{served.port}/v1/gateway/reload").status_code == 401

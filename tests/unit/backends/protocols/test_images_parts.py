@@ -1,0 +1,266 @@
+"""What images are made of, without I/O: formats, the choice of a model, the placeholder, and each adapter's talk."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+
+import orjson
+import pytest
+from gateway.backends.converse import Abandoned, Ask, Pause, Refused, Reply, Steps
+from gateway.backends.protocols import a1111, comfyui, invokeai, nexa, openai_images
+from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.image_formats import SEGMENTS_MAX, has_alpha, kind_of, size_of
+from gateway.backends.protocols.image_request import ImageRequest, Painting, Upload, read_request
+from gateway.errors import ApiError
+from gateway.features.images import mock
+from gateway.features.images.choice import ImageModels, choose_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.faces.images import png
+
+WEBP = b"RIFF\x1a\0\0\0WEBP"
+JPEG = b"\xff\xd8\xff\xe0\0\x04JF\xff\xff\xc4\0\x02\xff\xc2\0\x0b\x08\0\x20\0\x40\x01\x01\x11\0"
+PNG_OF_NO_WIDTH = png(1, 1)[:16] + bytes(4) + png(1, 1)[20:]
+MODELS = ImageModels("usual", "quick", "fine", by_prompt=True)
+PLAIN = MODELS._replace(by_prompt=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt", "models", "chosen", "reason"),
+    [
+        ("mine", "a realistic cat", MODELS, "mine", "request:model"),
+        ("Auto", "a cat", MODELS, "quick", "policy:images->fast"),
+        ("", "a cat", MODELS, "quick", "policy:images->fast"),
+        ("auto", "A Photo-realistic cat", MODELS, "fine", "policy:images->slow"),
+        ("", "DSLR, 35mm", MODELS, "fine", "policy:images->slow"),
+        ("", "cinematic light", MODELS, "fine", "policy:images->slow"),
+        ("", "soft bokeh", MODELS, "fine", "policy:images->slow"),
+        ("", "an unrealistic, photogenic cat", MODELS, "quick", "policy:images->fast"),
+        ("", "a realistic cat", PLAIN, "usual", "config:model"),
+        ("auto", "a cat", PLAIN, "usual", "config:model"),
+        ("mine", "a cat", PLAIN, "mine", "request:model"),
+        ("", "a cat", ImageModels(), "", "omit:model"),
+        ("auto", "a cat", ImageModels(), "", "omit:model"),
+    ],
+)
+def test_choice_of_a_model(model: str, prompt: str, models: ImageModels, chosen: str, reason: str) -> None:
+    assert choose_model(model, prompt, models) == (chosen, reason)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "size"),
+    [
+        (png(3, 5), "png", (3, 5)),
+        (png(3, 5)[:20], "png", None),
+        (JPEG, "jpg", (64, 32)),
+        (JPEG[:12], "jpg", None),
+        (WEBP + b"VP8X\x0a\0\0\0\0\0\0\0\x3f\0\0\x1f\0\0", "webp", (64, 32)),
+        (WEBP + b"VP8L\x0a\0\0\0\x2f" + (63 | 31 << 14).to_bytes(4, "little") + bytes(5), "webp", (64, 32)),
+        (WEBP + b"VP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a\x40\0\x20\0", "webp", (64, 32)),
+        (WEBP + bytes(20), "webp", None),
+        (b"<svg xmlns='x'/>", "svg", None),
+        (b"\xef\xbb\xbf\n<?xml version='1.0'?>\n<svg/>", "svg", None),
+        (b"<?xml version='1.0'?><html/>", None, None),
+        (b"GIF89a", None, None),
+        (b"", None, None),
+    ],
+)
+def test_first_bytes_of_a_file(data: bytes, kind: str | None, size: tuple[int, int] | None) -> None:
+    assert kind_of(data) == kind
+    assert size_of(data) == size
+
+
+@given(st.sampled_from([b"", png(1, 1)[:8], b"\xff\xd8\xff", WEBP, b"<?xml"]), st.binary(max_size=60))
+def test_any_bytes_have_a_kind_or_none(head: bytes, rest: bytes) -> None:
+    assert kind_of(head + rest) in (None, "png", "jpg", "webp", "svg")
+    size_of(head + rest)
+    has_alpha(head + rest)
+
+
+def test_alpha_is_in_the_header() -> None:
+    assert has_alpha(png(1, 1, alpha=True))
+    assert not has_alpha(png(1, 1))
+    assert not has_alpha(JPEG)
+
+
+def test_size_of_a_jpeg_is_looked_for_within_bounds() -> None:
+    """A file may be nothing but the bytes that fill the gaps between its segments."""
+    head, size = JPEG[:8], JPEG[8:]
+    assert size_of(head + b"\xff" * 100 + size) == (64, 32)
+    assert size_of(head + b"\xff" * SEGMENTS_MAX + size) is None
+
+
+def test_image_without_pixels_is_damaged() -> None:
+    empty = Upload("cat.png", "image/png", PNG_OF_NO_WIDTH)
+    with pytest.raises(ApiError, match="'image': is damaged"):
+        read_request({"prompt": "a dog"}, "", 1_000, (empty,))
+
+
+@given(
+    st.text(min_size=1, max_size=900), st.dictionaries(st.sampled_from(["style", "seed", "x"]), st.text(max_size=99))
+)
+def test_placeholder_is_an_svg_whatever_is_asked_for(prompt: str, fields: dict[str, str]) -> None:
+    request = ImageRequest(prompt, 1, None, "", fields)
+    (image,) = mock.draw(request).images
+    assert mock.draw(request).images == [image]
+    assert kind_of(image) == "svg"
+    root = ET.fromstring(image)  # noqa: S314 - our own text: this is the proof that it is well-formed
+    assert {element.tag.rpartition("}")[2] for element in root.iter()} <= {
+        "svg", "defs", "linearGradient", "stop", "rect", "text", "tspan",
+    }  # fmt: skip
+
+
+def request() -> ImageRequest:
+    return read_request({"prompt": "a cat", "n": 2, "size": "64x64"}, "", 10**6)
+
+
+def edit() -> ImageRequest:
+    picture = Upload("a.png", "image/png", png(64, 64))
+    mask = Upload("m.png", "image/png", png(64, 64, alpha=True))
+    return read_request({"prompt": "a cat"}, "", 10**6, (picture,), mask)
+
+
+TALKS: dict[str, Callable[[], Steps[Painting]]] = {
+    "openai": lambda: openai_images.paint(request(), "/v1"),
+    "openai edit": lambda: openai_images.paint(edit(), "/v1"),
+    "nexa": lambda: nexa.paint(request(), "/v1"),
+    "a1111": lambda: a1111.paint(request(), 20),
+    "a1111 edit": lambda: a1111.paint(edit(), 20),
+    "comfyui": lambda: comfyui.paint(request()),
+    "comfyui edit": lambda: comfyui.paint(edit()),
+    "invokeai": lambda: invokeai.paint(request()),
+    "invokeai edit": lambda: invokeai.paint(ImageRequest("a cat", 1, None, "", {}, edit().images)),
+}
+KEYS = st.sampled_from(
+    [
+        "data",
+        "b64_json",
+        "url",
+        "images",
+        "info",
+        "models",
+        "name",
+        "base",
+        "key",
+        "prompt_id",
+        "outputs",
+        "status",
+        "item_ids",
+        "completed",
+        "failed",
+        "canceled",
+        "session",
+        "results",
+        "field_values",
+        "detail",
+        "error",
+        "shown",
+        "node_errors",
+        "image_name",
+        "queue_running",
+        "active",
+        "queued",
+        "messages",
+        "status_str",
+        "filename",
+    ]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=9) | st.sampled_from(["sd-1", "error", "AAAA"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+BODIES = st.binary(max_size=30) | VALUES.map(orjson.dumps) | st.just(png(1, 1))
+
+
+@pytest.mark.parametrize("kind", TALKS)
+@given(st.lists(st.tuples(st.sampled_from([200, 201, 204, 400, 404, 422, 500]), BODIES), min_size=1, max_size=8))
+def test_any_answers_end_in_images_or_a_known_error(kind: str, replies: list[tuple[int, bytes]]) -> None:
+    steps = TALKS[kind]()
+    try:
+        step = next(steps)
+        for status, body in replies:
+            while isinstance(step, Pause):
+                step = steps.send(Reply(0, "", b""))
+            step = steps.send(Reply(status, "application/json", body))
+    except StopIteration as end:
+        assert all(kind_of(image) for image in end.value.images)
+    except (AnswerError, Refused, ApiError):
+        pass
+
+
+def test_a1111_interrupts_its_own_task_only() -> None:
+    def after(*states: dict[str, bool]) -> list[str]:
+        steps = a1111.paint(request(), 20)
+        ask = next(steps)
+        assert isinstance(ask, Ask)
+        task = orjson.loads(ask.body)["force_task_id"]
+        asked: list[str] = []
+        step = steps.throw(Abandoned())
+        answers = iter(states)
+        try:
+            while True:
+                if isinstance(step, Ask):
+                    asked.append(step.path)
+                    if step.path == "/internal/progress":
+                        assert orjson.loads(step.body)["id_task"] == task
+                        step = steps.send(Reply(200, "", orjson.dumps(next(answers))))
+                        continue
+                step = steps.send(Reply(200, "", b"{}"))
+        except Abandoned:
+            return asked
+
+    progress, interrupt = "/internal/progress", "/sdapi/v1/interrupt"
+    assert after({"active": True}) == [progress, interrupt]
+    assert after({"active": False, "queued": False}) == [progress]
+    assert after({"queued": True}, {"queued": True}, {"active": True}) == [progress, progress, progress, interrupt]
+
+
+def test_a1111_without_pages_is_left_alone() -> None:
+    steps = a1111.paint(request(), 20)
+    next(steps)
+    step = steps.throw(Abandoned())
+    assert isinstance(step, Ask)
+    assert step.path == "/internal/progress"
+    with pytest.raises(Abandoned):
+        steps.send(Reply(404, "application/json", b'{"detail":"Not Found"}'))
+
+
+def test_invokeai_keeps_no_upload_of_a_job_that_was_left() -> None:
+    steps = TALKS["invokeai edit"]()
+    next(steps)
+    steps.send(Reply(200, "", orjson.dumps({"models": [{"name": "a", "base": "sd-1"}]})))
+    enqueue = steps.send(Reply(201, "", b'{"image_name": "source.png"}'))
+    assert isinstance(enqueue, Ask)
+    batch = orjson.loads(enqueue.body)["batch"]["batch_id"]
+    cancel = steps.throw(Abandoned())
+    assert isinstance(cancel, Ask)
+    assert (cancel.path, orjson.loads(cancel.body)) == (f"{invokeai.QUEUE}/cancel_by_batch_ids", {"batch_ids": [batch]})
+    assert steps.send(Reply(200, "", b"{}")) == Ask("DELETE", "/api/v1/images/i/source.png")
+    with pytest.raises(Abandoned):
+        steps.send(Reply(500, "", b""))
+
+
+@pytest.mark.parametrize("queue", [Reply(500, "", b""), Reply(200, "", b"<html>")])
+def test_failure_of_a_graph_is_told_whatever_the_queue_says_then(queue: Reply) -> None:
+    steps = comfyui.paint(request())
+    next(steps)
+    steps.send(Reply(200, "", b'["a.safetensors"]'))
+    steps.send(Reply(200, "", b'{"prompt_id": "1"}'))
+    error = ["execution_error", {"exception_message": "out of memory"}]
+    entry = {"status": {"status_str": "error", "messages": [error]}}
+    delete = steps.send(Reply(200, "", orjson.dumps({"1": entry})))
+    assert delete == Ask("POST", "/queue", b'{"delete":["1"]}')
+    assert steps.send(Reply(200, "", b"")) == Ask("GET", "/queue")
+    with pytest.raises(AnswerError, match="out of memory"):
+        steps.send(queue)
+
+
+def test_upload_of_a_hostile_name_stays_one_part() -> None:
+    upload = Upload('a"\r\nX-Evil: 1.png', "image/png", b"data")
+    body, content_type = openai_images.multipart([("image", upload), ("prompt", "x\r\n--y")])
+    boundary = content_type.rpartition("=")[2].encode()
+    assert body.count(b"--" + boundary) == 3
+    assert b"\r\nX-Evil" not in body

@@ -1,0 +1,228 @@
+"""Ollama's streams in OpenAI's words, byte by byte."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from gateway.backends.protocols.base import AnswerError, StreamTranslator
+from gateway.backends.protocols.ollama import OllamaStream
+from gateway.wire.ndjson import LINE_MAX_BYTES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.faces.ollama import go_json
+from tests.support.ollama_lines import ADAPTER, ANY_JSON, HEAD, LAST, TOOL, Json, delta_line, ndjson, recorded_shapes
+from tests.unit.wire.test_sse import cut as cuts
+
+
+def streamed(pieces: Iterable[bytes], capability: str = "chat", **fields: Any) -> tuple[list[Any], str | None]:
+    """The events that come out, `[DONE]` as a text, and the error that ended them."""
+    stream: StreamTranslator = ADAPTER.stream(capability, {"stream": True, **fields}, "m")
+    out: list[bytes] = []
+    error = None
+    try:
+        for piece in pieces:
+            out += stream.feed(piece)
+        out += stream.end()
+    except AnswerError as answer_error:
+        error = str(answer_error)
+    assert stream.is_done is (error is None)
+    return [event_of(data) for data in out], error
+
+
+def event_of(data: bytes) -> Any:
+    assert data.startswith(b"data: ")
+    assert data.endswith(b"\n\n")
+    assert data.count(b"\n") == 2
+    content = data[6:-2]
+    if content == b"[DONE]":
+        return "[DONE]"
+    event = json.loads(content)
+    # What is new in every stream.
+    for key in ("id", "created"):
+        del event[key]
+    for choice in event["choices"]:
+        for call in choice.get("delta", {}).get("tool_calls", ()):
+            if "id" in call:
+                assert call["id"].startswith("call_")
+                call["id"] = "call_"
+    return event
+
+
+def test_a_stream_is_openais() -> None:
+    lines = ndjson(
+        delta_line(thinking="Hm"),
+        delta_line(content="Hel"),
+        delta_line(tool_calls=[{"function": {"name": "f", "arguments": {"a": "é<"}}}, {"function": {"name": "g"}}]),
+        delta_line(tool_calls=[{"id": "call_9", "function": {"index": 0, "name": "h", "arguments": {}}}]),
+        LAST,
+    )
+    events, error = streamed([lines], stream_options={"include_usage": True})
+    assert error is None
+
+    def called(index: int, name: str, arguments: str) -> Json:
+        return {"index": index, "id": "call_", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    deltas = [
+        {"role": "assistant", "content": "", "thinking": "Hm"},
+        {"content": "Hel"},
+        {"tool_calls": [called(0, "f", '{"a":"é\\u003c"}'), called(1, "g", "{}")]},
+        {"tool_calls": [called(2, "h", "{}")]},
+        {},
+    ]
+    reasons = [None, None, None, None, "tool_calls"]
+    head = {"object": "chat.completion.chunk", "model": "ollama:m"}
+    assert events == [
+        *(
+            {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+            for delta, reason in zip(deltas, reasons, strict=True)
+        ),
+        {**head, "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}},
+        "[DONE]",
+    ]
+
+
+def test_usage_is_told_only_when_asked_for_but_always_known() -> None:
+    stream = ADAPTER.stream("chat", {"stream": True}, "m")
+    events = stream.feed(ndjson(delta_line(content="Hi"), LAST))
+    assert len(events) == 3
+    assert not any(b"usage" in event for event in events)
+    assert stream.usage == {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+    assert stream.end() == []
+
+
+def test_the_last_line_may_say_something() -> None:
+    events, _ = streamed([ndjson(LAST | {"message": {"content": "Hi"}, "done_reason": "length"})])
+    assert events[0]["choices"] == [
+        {"index": 0, "delta": {"role": "assistant", "content": "Hi"}, "finish_reason": "length"}
+    ]
+    assert events[1:] == ["[DONE]"]
+
+
+def test_a_completions_stream() -> None:
+    lines = [{**HEAD, "response": "Hel", "done": False}, {**HEAD, "response": "", "done": True, "done_reason": "stop"}]
+    events, error = streamed([ndjson(*lines)], "completions")
+    assert error is None
+    head = {"object": "text_completion", "model": "ollama:m"}
+    assert events == [
+        {**head, "choices": [{"index": 0, "text": "Hel", "finish_reason": None}]},
+        {**head, "choices": [{"index": 0, "text": "", "finish_reason": "stop"}]},
+        "[DONE]",
+    ]
+
+
+def test_a_forced_call_is_streamed_as_its_arguments_come() -> None:
+    pieces = ['{"a"', ": ", "1}"]
+    lines = ndjson(delta_line(thinking="Hm"), *(delta_line(content=piece) for piece in pieces), LAST)
+    events, _ = streamed([lines], tools=[TOOL], tool_choice="required")
+    deltas = [event["choices"][0]["delta"] for event in events[:-1]]
+    assert "tool_calls" not in deltas[0]
+    calls = [delta["tool_calls"][0] for delta in deltas[1:4]]
+    assert calls[0]["function"]["name"] == "f"
+    assert [call["index"] for call in calls] == [0, 0, 0]
+    assert "".join(call["function"]["arguments"] for call in calls) == "".join(pieces)
+    assert events[-2]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+def test_a_call_made_without_force_is_the_one() -> None:
+    calls = [{"function": {"name": "f", "arguments": {"a": 1}}}]
+    lines = ndjson(delta_line(tool_calls=calls), delta_line(content="Done."), LAST)
+    events, _ = streamed([lines], tools=[TOOL], tool_choice="required")
+    assert events[0]["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"] == '{"a":1}'
+    assert events[1]["choices"][0]["delta"] == {"content": "Done."}
+
+
+def test_an_error_line_ends_the_stream_after_what_came_before() -> None:
+    lines = ndjson(delta_line(content="Hel"), {"error": "CUDA error"}, delta_line(content="lo"))
+    events, error = streamed([lines])
+    assert error == "CUDA error"
+    assert [event["choices"][0]["delta"]["content"] for event in events] == ["Hel"]
+    stream = ADAPTER.stream("chat", {}, "m")
+    assert len(stream.feed(lines)) == 1
+    for _ in range(2):
+        with pytest.raises(AnswerError, match="CUDA error"):
+            stream.feed(b"")
+
+
+@pytest.mark.parametrize("rest", [b"", b'{"message":{"content":"lo', b'{"message":{"content":"lo"},"done":false}'])
+def test_a_stream_that_is_cut_is_no_answer(rest: bytes) -> None:
+    events, error = streamed([ndjson(delta_line(content="Hel")) + rest])
+    assert error
+    assert len(events) == 1
+
+
+def test_the_last_line_needs_no_end() -> None:
+    assert streamed([ndjson(LAST).rstrip()]) == streamed([ndjson(LAST)])
+
+
+def test_what_comes_after_the_last_line_is_of_no_interest() -> None:
+    assert streamed([ndjson(LAST) + b"\xff\n{", b"x\n"]) == streamed([ndjson(LAST)])
+
+
+def test_a_line_without_end_is_no_answer() -> None:
+    stream = ADAPTER.stream("chat", {}, "m")
+    with pytest.raises(AnswerError):
+        for _ in range(LINE_MAX_BYTES // 2**20 + 2):
+            stream.feed(b"x" * 2**20)
+
+
+arguments = st.dictionaries(st.text(), ANY_JSON, max_size=4)
+tool_calls = st.lists(st.fixed_dictionaries({"name": st.text(min_size=1), "arguments": arguments}), min_size=1)
+messages = st.fixed_dictionaries(
+    {"content": st.text(max_size=10)},
+    optional={"thinking": st.text(max_size=10), "tool_calls": tool_calls.map(lambda c: [{"function": f} for f in c])},
+)
+
+
+@given(st.lists(messages, max_size=6), st.data())
+def test_any_split_of_a_stream_gives_the_same_events(some: list[Json], data: st.DataObject) -> None:
+    lines = ndjson(*(delta_line(**message) for message in some), LAST)
+    whole = streamed([lines])
+    assert streamed(data.draw(cuts(lines))) == whole
+    assert len(whole[0]) == len(some) + 2  # the last line is the finish; [DONE] follows
+    said = [call["function"] for message in some for call in message.get("tool_calls", ())]
+    heard = [call for event in whole[0][:-1] for call in event["choices"][0]["delta"].get("tool_calls", ())]
+    assert [call["index"] for call in heard] == list(range(len(said)))
+    for call, function in zip(heard, said, strict=True):
+        assert call["function"]["name"] == function["name"]
+        assert call["function"]["arguments"].encode() == go_json(function["arguments"])
+
+
+@given(
+    st.lists(st.binary(max_size=60) | st.sampled_from([b"\n", b"{", b'{"message":{}}\n', b'"done":true']), max_size=9)
+)
+def test_any_bytes_give_events_or_the_one_error(pieces: list[bytes]) -> None:
+    for capability in ("chat", "completions"):
+        events, error = streamed(pieces, capability)
+        assert (streamed([b"".join(pieces)], capability)) == (events, error)
+
+
+@pytest.mark.proves("/v1/chat/completions", "stream", "tools", "parallel_tool_calls", backend="ollama")
+def test_three_thousand_lines_are_as_many_events() -> None:
+    lines = calls = 0
+    for seed, answer_lines in enumerate(recorded_shapes(7)):
+        data = ndjson(*answer_lines)
+        size = 1 + seed % 97
+        events, error = streamed(data[at : at + size] for at in range(0, len(data), size))
+        assert error is None
+        assert len(events) == len(answer_lines) + 1  # [DONE]
+        for line, event in zip(answer_lines, events, strict=False):
+            said, delta = line["message"], event["choices"][0]["delta"]
+            assert (delta.get("content", ""), delta.get("thinking", "")) == (said["content"], said.get("thinking", ""))
+            heard = delta.get("tool_calls", [])
+            for call, spoken in zip(heard, said.get("tool_calls", []), strict=True):
+                assert call["function"]["arguments"].encode() == go_json(spoken["function"]["arguments"])
+            calls += len(heard)
+        lines += len(answer_lines)
+    assert lines >= 3000
+    assert calls >= 100
+
+
+def test_a_stream_of_the_adapter_is_its_own() -> None:
+    first, second = (ADAPTER.stream("chat", {}, "m") for _ in range(2))
+    assert isinstance(first, OllamaStream)
+    ids = [json.loads(stream.feed(ndjson(LAST))[0][6:])["id"] for stream in (first, second)]
+    assert ids[0] != ids[1]

@@ -1,0 +1,404 @@
+"""The Responses API sans I/O: any deltas give the same response, no input gives an error that is not documented."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from gateway.backends.protocols.base import AnswerError
+from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids, response_of_item
+from gateway.dialects.responses.chat import to_chat
+from gateway.dialects.responses.items import read_items, with_own_ids
+from gateway.dialects.responses.request import REFUSED, ResponsesRequest, check
+from gateway.dialects.responses.routes import REQUEST
+from gateway.errors import ApiError
+from gateway.routing.body import dump
+from gateway.web.endpoint import parse
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types.responses import ResponseStreamEvent, response_create_params
+from pydantic import TypeAdapter
+
+from tests.support.chat_script import Chunk, completion, delta, usage_chunk
+
+SDK_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+RESPONSE_ID = "resp_" + "0" * 32
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=6,
+)
+TEXT = st.text(max_size=40)
+GOOD_CHUNK = delta(
+    {
+        "content": "x",
+        "refusal": "r",
+        "reasoning_content": "t",
+        "tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{"}}],
+    },
+    "stop",
+    logprobs={"content": [{"token": "x", "bytes": [1], "logprob": 0.0, "top_logprobs": []}]},
+) | {"usage": {"prompt_tokens": 1, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 1}}}
+GOOD_REQUEST: dict[str, Any] = {
+    "model": "m",
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": "u"}]},
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "t"}], "content": None},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "b", "annotations": []}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "o"}]},
+        {"role": "tool", "tool_call_id": "c", "content": "o"},
+        {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]},
+        {"type": "item_reference", "id": "x"},
+    ],
+    "tools": [{"type": "function", "name": "f", "parameters": {}, "strict": True}],
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+    "text": {"format": {"type": "json_schema", "name": "n", "schema": {}}, "verbosity": "low"},
+    "reasoning": {"effort": "low", "summary": "auto"},
+    "include": ["message.output_text.logprobs"],
+    "metadata": {"a": "b"},
+    "stream": True,
+    "stream_options": {"include_obfuscation": True},
+}
+
+
+CALL_A = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
+CALLED_A = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def builder(limit: int = 1_000_000, **request: Any) -> ResponseBuilder:
+    return ResponseBuilder(request, begin(request, RESPONSE_ID), make_ids(RESPONSE_ID), limit)
+
+
+def events_of(data: bytes) -> list[dict[str, Any]]:
+    blocks = data.decode().removesuffix("data: [DONE]\n\n").split("\n\n")[:-1]
+    return [json.loads(block.split("\ndata: ", 1)[1]) for block in blocks]
+
+
+def run(chunks: Iterable[Chunk], **request: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The response and all events."""
+    made = builder(**request)
+    data = made.start() + b"".join(made.feed(chunk) for chunk in chunks) + made.end() + made.finish()
+    return made.response, events_of(data)
+
+
+def fold(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The output as a client puts it together from deltas alone, one item after the other."""
+    output: list[dict[str, Any]] = []
+    is_open = False
+    for event in events:
+        kind = event["type"].removeprefix("response.")
+        if kind == "output_item.added":
+            assert not is_open
+            is_open = True
+            assert event["output_index"] == len(output)
+            output.append(copy.deepcopy(event["item"]))
+        elif kind in ("content_part.added", "reasoning_summary_part.added"):
+            item = output[event["output_index"]]
+            assert item["id"] == event["item_id"]
+            item["content" if kind == "content_part.added" else "summary"].append(dict(event["part"]))
+        elif kind.endswith(".delta"):
+            item = output[event["output_index"]]
+            assert item["id"] == event["item_id"]
+            if kind == "function_call_arguments.delta":
+                item["arguments"] += event["delta"]
+            elif kind == "reasoning_summary_text.delta":
+                item["summary"][event["summary_index"]]["text"] += event["delta"]
+            else:
+                name = "refusal" if kind == "refusal.delta" else "text"
+                item["content"][event["content_index"]][name] += event["delta"]
+        elif kind == "output_item.done":
+            assert is_open
+            is_open = False
+            assert {**output[event["output_index"]], "status": event["item"]["status"]} == event["item"]
+            output[event["output_index"]] = event["item"]
+    return output
+
+
+def cut(data: st.DataObject, text: str) -> list[str]:
+    places = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    return [text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+@given(data=st.data(), thoughts=TEXT, text=TEXT, calls=st.lists(st.tuples(TEXT, TEXT), max_size=3))
+def test_any_deltas_give_the_response_of_the_whole_answer(
+    data: st.DataObject, thoughts: str, text: str, calls: list[tuple[str, str]]
+) -> None:
+    whole: list[Chunk] = [
+        {"id": f"call_{n}", "type": "function", "function": {"name": f"f{name}", "arguments": arguments}}
+        for n, (name, arguments) in enumerate(calls)
+    ]
+    chunks = [delta({"reasoning_content": piece}) for piece in cut(data, thoughts)]
+    chunks += [delta({"content": piece}) for piece in cut(data, text)]
+    chunks += [delta({"tool_calls": [{"index": n, "id": call["id"], "function": {"name": call["function"]["name"]}}]})
+               for n, call in enumerate(whole)]  # fmt: skip
+    waiting = [cut(data, arguments) for _, arguments in calls]
+    # The calls' pieces mixed, each call's own in their order.
+    order = data.draw(st.permutations([n for n, mine in enumerate(waiting) for _ in mine]))
+    pieces = [delta({"tool_calls": [{"index": n, "function": {"arguments": waiting[n].pop(0)}}]}) for n in order]
+    response, events = run([*chunks, *pieces, delta({}, "stop"), usage_chunk()])
+    made = builder()
+    made.feed_completion(completion({"reasoning_content": thoughts, "content": text, "tool_calls": whole}))
+    made.end()
+    assert fold(events) == response["output"]
+    assert response["output"] == made.response["output"]
+    assert response["usage"] == made.response["usage"]
+    assert [item["arguments"] for item in response["output"] if item["type"] == "function_call"] == [
+        arguments for _, arguments in calls
+    ]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+
+
+def call(index: int, arguments: str, name: str | None = None) -> Chunk:
+    start = {"id": f"call_{index}"} if name else {}
+    return delta({"tool_calls": [{"index": index, **start, "function": {"name": name, "arguments": arguments}}]})
+
+
+def test_a_call_is_told_while_it_arrives_unless_another_is_not_complete() -> None:
+    made = builder()
+    told = [
+        [event.get("delta") for event in events_of(made.feed(chunk)) if event["type"].endswith("arguments.delta")]
+        for chunk in (
+            call(0, "", "f"), call(0, '{"a":'), call(0, "1}"), call(1, "", "g"), call(1, '{"b":'), call(2, "{}", "h"),
+            call(1, "2"), call(2, " "), call(0, "\n"),
+        )
+    ]  # fmt: skip
+    assert told == [[], ['{"a":'], ["1}"], [], ['{"b":'], [], ["2"], [], []]
+    with pytest.raises(AnswerError, match="after its end"):
+        made.feed(call(0, "{}"))
+    events = events_of(made.feed(call(1, "}")))
+    assert [event.get("delta") for event in events if event["type"].endswith("arguments.delta")] == ["}", "{} "]
+    made.end()
+    assert [item["arguments"] for item in made.response["output"]] == ['{"a":1}', '{"b":2}', "{} "]
+
+
+def test_a_call_without_a_name_fails_what_was_said_stays() -> None:
+    made = builder()
+    made.feed(delta({"content": "a"}))
+    made.feed(call(0, "{}"))
+    with pytest.raises(AnswerError, match="name"):
+        made.end()
+    made.fail(ApiError(502, "x"))
+    (message,) = made.response["output"]
+    assert (message["status"], message["content"][0]["text"]) == ("completed", "a")
+
+
+def test_text_and_refusal_are_parts_of_one_message() -> None:
+    response, events = run([delta({"content": "a"}), delta({"refusal": "No"}), delta({}, "stop")])
+    (message,) = response["output"]
+    assert [part["type"] for part in message["content"]] == ["output_text", "refusal"]
+    assert fold(events) == response["output"]
+    assert [event["type"] for event in events if "refusal" in event["type"]] == [
+        "response.refusal.delta",
+        "response.refusal.done",
+    ]
+
+
+@pytest.mark.parametrize("wanted", [None, "auto"])
+@pytest.mark.parametrize("finish_reason", ["stop", "length", None])
+def test_events_are_of_the_sdks_types(wanted: str | None, finish_reason: str | None) -> None:
+    usage = {
+        "prompt_tokens": 1, "prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "completion_tokens": 1, "completion_tokens_details": {"reasoning_tokens": 0},
+    }  # fmt: skip
+    said = [delta({"reasoning_content": "t"}), delta({"content": "x"}), delta({"refusal": "r"}), call(0, "{}", "f")]
+    made = builder(reasoning={"summary": wanted})
+    data = made.start() + b"".join(map(made.feed, [*said, delta({}, finish_reason), usage_chunk(usage)]))
+    data += made.end() + made.finish() if finish_reason else made.fail(ApiError(502, "x"))
+    for event in events_of(data):
+        SDK_EVENT.validate_python(event, strict=True)
+
+
+def test_thoughts_after_words_are_another_item() -> None:
+    chunks = [delta({"thinking": "a"}), delta({"content": "b"}), delta({"thinking": "c"}), delta({"content": "d"})]
+    response, events = run(chunks)
+    assert [item["type"] for item in response["output"]] == ["reasoning", "message", "reasoning", "message"]
+    assert fold(events) == response["output"]
+    assert {response_of_item(item["id"]) for item in response["output"]} == {RESPONSE_ID}
+    assert len({item["id"] for item in response["output"]}) == 4
+
+
+def test_details_of_the_usage_are_those_of_the_backend() -> None:
+    usage = {"prompt_tokens": 5, "completion_tokens": 3, "completion_tokens_details": {"reasoning_tokens": 2, "x": "y"}}
+    response, _ = run([delta({"content": "a"}), usage_chunk(usage)])
+    assert response["usage"] == {
+        "input_tokens": 5,
+        "output_tokens": 3,
+        "total_tokens": 8,
+        "output_tokens_details": {"reasoning_tokens": 2},
+    }
+
+
+def test_what_is_built_is_bounded() -> None:
+    made = builder(limit=600)
+    made.feed(delta({"content": "x" * 60}))
+    with pytest.raises(AnswerError, match="without end"):
+        made.feed(delta({"reasoning": "x" * 41}))
+    made = builder(limit=1_000)
+    with pytest.raises(AnswerError, match="held"):
+        for index in range(100):
+            made.feed(delta({"tool_calls": [{"index": index, "id": f"c{index}"}]}))
+    made = builder(limit=2_000)
+    entry = {"token": "x", "logprob": 0.0}
+    with pytest.raises(AnswerError, match="without end"):
+        for _ in range(2):
+            made.feed(delta({"content": "x"}, logprobs={"content": [entry] * 10}))
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where a JSON value could be another."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
+
+
+def replaced(value: Any, path: tuple[Any, ...], by: Any) -> Any:
+    if not path:
+        return by
+    value = copy.copy(value)
+    value[path[0]] = replaced(value[path[0]], path[1:], by)
+    return value
+
+
+@given(place=st.sampled_from(places(GOOD_CHUNK)[1:]), by=JSON, then=JSON)
+def test_no_chunk_raises_what_is_not_documented(place: tuple[Any, ...], by: Any, then: Any) -> None:
+    made = builder(stream_options={"include_obfuscation": True})
+    data = made.start()
+    try:
+        for chunk in (GOOD_CHUNK, replaced(GOOD_CHUNK, place, by), replaced(GOOD_CHUNK, place, then), {}):
+            data += made.feed(chunk)
+        data += made.end() + made.finish()
+    except AnswerError:
+        data += made.fail(ApiError(502, "x"))
+    events = events_of(data)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[-1]["type"] in ("response.completed", "response.failed", "response.incomplete")
+    dump(made.response)
+
+
+def test_each_field_of_the_sdk_is_decided_on() -> None:
+    """A field that a new SDK brings is to be looked at, not forwarded unseen."""
+    params = response_create_params.ResponseCreateParamsBase.__annotations__
+    assert set(params) <= set(ResponsesRequest.__annotations__) | set(REFUSED)
+
+
+def translate(request: bytes) -> None:
+    checked = parse(request, REQUEST)
+    check(checked)
+    chat = to_chat(checked, [item for item in read_items(checked, make_ids(RESPONSE_ID)) if len(item) > 2])
+    dump(chat)
+    dump(begin(checked, RESPONSE_ID))
+
+
+def test_the_good_request_is_good() -> None:
+    translate(dump(GOOD_REQUEST))
+
+
+def assert_taken_or_refused_by_name(request: Any) -> None:
+    try:
+        translate(json.dumps(request).encode())
+    except ApiError as error:
+        assert error.status == 400
+        assert error.code in ("invalid_value", "invalid_json", "unsupported_parameter")
+        if isinstance(request, dict):
+            assert error.param or error.code == "invalid_json"
+
+
+@given(place=st.sampled_from(places(GOOD_REQUEST)), by=JSON)
+def test_no_request_raises_but_an_error_that_names_its_place(place: tuple[Any, ...], by: Any) -> None:
+    assert_taken_or_refused_by_name(replaced(GOOD_REQUEST, place, by))
+
+
+@pytest.mark.parametrize("name", ["tool_calls", "tool_call_id", "reasoning_content", "function", "type", "role", "id"])
+@given(index=st.integers(0, len(GOOD_REQUEST["input"]) - 1), value=JSON, has_type=st.booleans())
+def test_fields_that_an_item_has_not_are_no_defect_either(name: str, index: int, value: Any, has_type: bool) -> None:
+    """Whatever else an item holds goes on, so it may meet what is made of its neighbours."""
+    items = [dict(item) for item in GOOD_REQUEST["input"]]
+    items[index] |= {**({"type": items[index].get("type", "message")} if has_type else {}), name: value}
+    assert_taken_or_refused_by_name({**GOOD_REQUEST, "input": [*items, CALL_A]})
+
+
+@pytest.mark.parametrize(
+    ("items", "messages"),
+    [
+        ([{"role": "developer", "content": "d"}, {"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
+         [{"role": "system", "content": "I\n\nd\n\ns"}, {"role": "user", "content": "u"}]),
+        ([{"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]}],
+         [{"role": "system", "content": "I"},
+          {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]),
+        ([{"role": "user", "name": "n", "content": [{"type": "input_image", "image_url": "u", "detail": "low"}]}],
+         [{"role": "system", "content": "I"},
+          {"role": "user", "name": "n",
+           "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "low"}}]}]),
+        ([{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+          {"type": "function_call", "call_id": "b", "name": "g", "arguments": "{}"},
+          {"role": "assistant", "content": "said"},
+          {"type": "function_call_output", "call_id": "b", "output": "2"},
+          {"type": "function_call_output", "call_id": "a", "output": [{"type": "input_text", "text": "1"}]}],
+         [{"role": "system", "content": "I"},
+          {"role": "assistant", "content": "said", "tool_calls": [
+              {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+              {"id": "b", "type": "function", "function": {"name": "g", "arguments": "{}"}}]},
+          {"role": "tool", "tool_call_id": "b", "content": "2"},
+          {"role": "tool", "tool_call_id": "a", "content": "1"}]),
+        ([{"role": "assistant", "content": "one"}, {"role": "assistant", "content": "two"},
+          {"type": "reasoning", "summary": [{"type": "summary_text", "text": "led nowhere"}]},
+          {"role": "user", "content": "u"}],
+         [{"role": "system", "content": "I"}, {"role": "assistant", "content": "one"},
+          {"role": "assistant", "content": "two"}, {"role": "user", "content": "u"}]),
+        ([{"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "A?"}]}, CALL_A,
+          {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "B?"}]},
+          {**CALL_A, "call_id": "b"}],
+         [{"role": "system", "content": "I"},
+          {"role": "assistant", "content": None, "reasoning_content": "A?B?",
+           "tool_calls": [CALLED_A, {**CALLED_A, "id": "b"}]}]),
+        ([CALL_A, {**CALL_A, "call_id": "b"},
+          {"type": "function_call_output", "call_id": "a", "output": [
+              {"type": "input_text", "text": "see"}, {"type": "input_image", "image_url": "u", "detail": "low"}]},
+          {"type": "function_call_output", "call_id": "b", "output": [{"type": "input_image", "image_url": "v"}]},
+          {"role": "user", "content": "Well?"}],
+         [{"role": "system", "content": "I"},
+          {"role": "assistant", "content": None, "tool_calls": [CALLED_A, {**CALLED_A, "id": "b"}]},
+          {"role": "tool", "tool_call_id": "a", "content": "see"},
+          {"role": "tool", "tool_call_id": "b", "content": ""},
+          {"role": "user", "content": [
+              {"type": "text", "text": "From the result of tool call a:"},
+              {"type": "image_url", "image_url": {"url": "u", "detail": "low"}},
+              {"type": "text", "text": "From the result of tool call b:"},
+              {"type": "image_url", "image_url": {"url": "v", "detail": "auto"}}]},
+          {"role": "user", "content": "Well?"}]),
+        ([{"role": "assistant", "content": None, "refusal": None, "reasoning_content": "A?",
+           "tool_calls": [{**CALLED_A, "extra_content": {"sign": "x"}}]}],
+         [{"role": "system", "content": "I"},
+          {"role": "assistant", "content": "", "reasoning_content": "A?",
+           "tool_calls": [{**CALLED_A, "extra_content": {"sign": "x"}}]}]),
+        ([{"type": "message", "role": "assistant", "content": "said", "tool_calls": [CALLED_A]},
+          {**CALL_A, "call_id": "b"}],
+         [{"role": "system", "content": "I"},
+          {"role": "assistant", "content": "said", "tool_calls": [CALLED_A, {**CALLED_A, "id": "b"}]}]),
+    ],
+    ids=[
+        "system", "text parts", "image", "parallel calls", "two said, one thought", "a thought for each call",
+        "images of tools", "a chat's message with more fields", "a message with calls",
+    ],
+)  # fmt: skip
+def test_items_as_a_chat(items: list[dict[str, Any]], messages: list[dict[str, Any]]) -> None:
+    request = {"input": items, "instructions": "I"}
+    assert to_chat(request, read_items(request, make_ids(RESPONSE_ID)))["messages"] == messages
+
+
+def test_an_id_that_comes_again_becomes_another() -> None:
+    said = {"type": "message", "role": "user", "content": []}
+    own = with_own_ids([{**said, "id": "x"}, {**said, "id": "y"}, {**said, "id": "x"}], make_ids(RESPONSE_ID))
+    assert [item["id"] for item in own] == ["x", "y", f"msg_{'0' * 32}1"]
+
+
+def test_allowed_tools_are_the_only_ones() -> None:
+    tools = [{"type": "function", "name": name, "parameters": {}} for name in "fg"]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]}
+    request = {"input": "Hi", "tools": tools, "tool_choice": choice}
+    chat = to_chat(request, read_items(request, make_ids(RESPONSE_ID)))
+    assert [tool["function"]["name"] for tool in chat["tools"]] == ["g"]
+    assert chat["tool_choice"] == "required"
