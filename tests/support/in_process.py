@@ -174,7 +174,7 @@ class InProcess:
     def settle(self) -> int:
         """Forgets what backends did wrong; tells how many of their slots are still taken."""
         for backend in self.app.registry.backends:
-            backend.succeed()
+            backend.close_circuit()
             backend.healthy = backend.ready = True
         self.double.seen.clear()
         return sum(slots.inflight for one in self.app.registry.backends for slots in one.slots.values())

@@ -142,17 +142,17 @@ def test_half_a_head_is_a_first_byte_too(tmp_path: Path, path: str) -> None:
         assert (len(here.seen), len(there.seen)) == (1, 0)
 
 
-def test_host_that_answers_wrongly_rests_while_another_is_there(tmp_path: Path) -> None:
+def test_circuit_of_a_host_that_answers_wrongly_is_open_while_another_is_there(tmp_path: Path) -> None:
     with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url) as running:
         here.always = "status-500"
         statuses = [running.chat("echo").status_code for _ in range(20)]
         assert statuses[:3] == [502] * 3
-        # Its rests are of 1 s, 2 s, 4 s and so on: on a slow machine it gets another chance, or two.
+        # Its circuit is open for 1 s, 2 s, 4 s and so on: on a slow machine it is half-open in between, once or twice.
         assert len(there.seen) == statuses.count(200) > 10
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
-def test_only_failures_in_a_row_make_a_host_rest(tmp_path: Path, path: str) -> None:
+def test_only_failures_in_a_row_open_a_circuit(tmp_path: Path, path: str) -> None:
     body = {"model": "echo", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
     with upstream() as here, upstream() as there, two_hosts(tmp_path, here.url, there.url) as running:
         for always, status in [("status-500", 502), ("status-500", 502), ("", 200)] * 2:

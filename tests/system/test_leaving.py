@@ -277,7 +277,7 @@ class Late(Upstream):
             self.working -= 1
 
 
-def test_slot_rests_after_a_hang_up_until_its_backend_has_noticed(tmp_path: Path) -> None:
+def test_slot_cools_down_after_a_hang_up_until_its_backend_has_noticed(tmp_path: Path) -> None:
     with serve(Late()) as backend:
         write_files(tmp_path, backend.url, concurrency_limits={"chat": 2}, cooldown_ms=2_000)
         with gateway(tmp_path) as running:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from gateway.backends.queue import SWITCH_TURNS, FairQueue
 from gateway.backends.records import BackendsFile
-from gateway.backends.registry import STRIKES_MAX, Registry, Slots
+from gateway.backends.registry import CIRCUIT_OPENS_AFTER, Registry, Slots
 from gateway.errors import ApiError
 
 from tests.support.scripted import Run
@@ -220,26 +220,26 @@ def test_who_leaves_has_used_no_turn(run: Run) -> None:
     in_line(run, test)
 
 
-def test_backend_that_rests_serves_who_has_no_other(run: Run) -> None:
+def test_backend_whose_circuit_is_open_serves_who_has_no_other(run: Run) -> None:
     async def test(line: Line) -> None:
         await line.join("patient", "a")
-        for _ in range(STRIKES_MAX):
-            line.slots.backend.strike()
+        for _ in range(CIRCUIT_OPENS_AFTER):
+            line.slots.backend.strain_circuit()
         assert not line.slots.backend.is_usable
         assert await line.serve(1) == ["patient"]
 
     in_line(run, test)
 
 
-def test_backend_that_rests_leaves_the_line_to_others(run: Run) -> None:
+def test_backend_whose_circuit_is_open_leaves_the_line_to_others(run: Run) -> None:
     async def test() -> None:
         both = registry(a=record(1, queue=QUEUE), b=record(1, queue=QUEUE))
         route = both.route("m", b"", "chat")
         first, second = (both.take(route) for _ in range(2))
         assert first is not None
         assert second is not None
-        for _ in range(STRIKES_MAX):
-            first.backend.strike()
+        for _ in range(CIRCUIT_OPENS_AFTER):
+            first.backend.strain_circuit()
         waiting = asyncio.create_task(route.slots[0].queue.wait(route.slots, "a", 0, "m"))  # type: ignore[union-attr]  # it has one
         await asyncio.sleep(0)
         first.release()

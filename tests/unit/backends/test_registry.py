@@ -6,7 +6,7 @@ import pytest
 from gateway.backends import registry as module
 from gateway.backends.protocols.ollama import OllamaAdapter
 from gateway.backends.records import BackendRecord, BackendsFile
-from gateway.backends.registry import ROUTES_MAX, STRIKES_MAX, Backend, Registry, Route, backend_maker
+from gateway.backends.registry import CIRCUIT_OPENS_AFTER, ROUTES_MAX, Backend, Registry, Route, backend_maker
 from gateway.config.settings import load_settings
 from gateway.errors import ApiError
 from gateway.routing.aliases import Alias
@@ -72,30 +72,30 @@ def test_the_host_that_failed_is_not_tried_again() -> None:
         alone.take(alone.route("m", b"", "chat"), alone.backends[0])
 
 
-def test_host_that_keeps_failing_rests_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_circuit_of_a_host_that_keeps_failing_opens_and_closes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
     both = registry(a=record(), b=record())
     route = both.route("m", b"", "chat")
-    for _ in range(STRIKES_MAX - 1):
-        both.backends[0].strike()
+    for _ in range(CIRCUIT_OPENS_AFTER - 1):
+        both.backends[0].strain_circuit()
     assert taken(both, route) == "a"
-    both.backends[0].strike()
+    both.backends[0].strain_circuit()
     assert [taken(both, route) for _ in range(3)] == ["b", "b", "b"]
     now += 1
     assert taken(both, route) == "a"
-    both.backends[0].strike()  # twice as long
+    both.backends[0].strain_circuit()  # twice as long
     now += 1
     assert taken(both, route) == "b"
     now += 1
-    both.backends[0].succeed()
+    both.backends[0].close_circuit()
     assert both.backends[0].is_usable
 
 
-def test_a_host_that_rests_is_better_than_none() -> None:
+def test_a_host_whose_circuit_is_open_is_better_than_none() -> None:
     alone = registry(a=record())
-    for _ in range(STRIKES_MAX):
-        alone.backends[0].strike()
+    for _ in range(CIRCUIT_OPENS_AFTER):
+        alone.backends[0].strain_circuit()
     assert taken(alone, alone.route("m", b"", "chat")) == "a"
 
 
@@ -223,11 +223,11 @@ def test_what_is_under_way_is_counted_over_reloads(edit: str) -> None:
     one = registry(a=record(2))
     route = one.route("m", b"", "chat")
     held = [one.take(route), one.take(route)]
-    one.backends[0].strike()
+    one.backends[0].strain_circuit()
     for records in [EDITS[edit], {"a": record(2)}] * 4:
         one.replace(BackendsFile(records, {}), ALIASES)
     host, slots = one.backends[0], one.backends[0].slots["chat"]
-    assert (slots.inflight, host.strikes, host.models) == (2, 1, ("m",))
+    assert (slots.inflight, host.circuit_failures, host.models) == (2, 1, ("m",))
     assert one.take(one.route("m", b"", "chat")) is None
     for old in held:
         assert old is not None

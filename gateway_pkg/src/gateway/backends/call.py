@@ -54,8 +54,8 @@ class Admitted:
             return
         slots.release()
         if error is None:
-            if slots.backend.strikes:
-                slots.backend.succeed()
+            if slots.backend.circuit_failures:
+                slots.backend.close_circuit()
         else:
             explain(error, slots)
 

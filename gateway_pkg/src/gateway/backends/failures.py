@@ -21,7 +21,7 @@ def failure(error: UpstreamError, backend: Backend) -> ApiError:
     """503 where the backend was not there, 504 where it was too slow, 502 where it answered wrongly or broke off.
 
     Only a backend that cannot be connected to is out until a probe finds it. One that ends a connection may do so
-    because of the request: that is a strike, so that no request can take a backend from all others.
+    because of the request: that strains its circuit, so that no request can take a backend from all others.
     """
     name = backend.record.backend_class
     backend.count_failure(_kind(error))
@@ -30,7 +30,7 @@ def failure(error: UpstreamError, backend: Backend) -> ApiError:
     if isinstance(error, ConnectFailed):
         backend.fail(str(error))
         return not_ready(name)
-    backend.strike()
+    backend.strain_circuit()
     if isinstance(error, UpstreamClosed) and not error.sent_first_byte:
         return not_ready(name)
     if isinstance(error, UpstreamTimeout):
@@ -56,7 +56,7 @@ def refused(status: int, body: bytes, backend: Backend) -> ApiError:
             headers=not_ready(name).headers,
         )
     if status >= 500:
-        backend.strike()
+        backend.strain_circuit()
     if 400 <= status < 500 and status not in (401, 403, 407):
         headers = overloaded(name).headers if status == 429 else ()
         return ApiError(status, message, param=param, code=code, headers=headers)
@@ -66,7 +66,7 @@ def refused(status: int, body: bytes, backend: Backend) -> ApiError:
 def wrong_answer(error: AnswerError, backend: Backend) -> ApiError:
     """502: the backend's answer is none, or tells of an error in its own way."""
     backend.count_failure("answer")
-    backend.strike()
+    backend.strain_circuit()
     words = str(error)[:QUOTED_CHARS]
     return ApiError(502, f"Backend '{backend.record.backend_class}' answered wrongly: {words}", code="upstream_error")
 

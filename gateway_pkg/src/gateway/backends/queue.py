@@ -255,5 +255,5 @@ class FairQueue:
 
 
 def _may_serve(slots: Slots, own: Sequence[Slots]) -> bool:
-    """A backend that rests serves those for whom there is no other."""
+    """A backend whose circuit is open serves those for whom there is no other."""
     return slots.backend.is_usable or not any(one.backend.is_usable for one in own)

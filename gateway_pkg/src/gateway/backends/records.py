@@ -79,7 +79,7 @@ class BackendRecord(BaseModel):
     `llamacpp` is OpenAI's, but for the words in which one function is asked for; and it counts tokens.
 
     `stream_usage`: whether it understands `stream_options`, and so can tell a stream's usage. `cooldown_ms`: how long a
-    slot rests when the gateway hung up before an answer's end, because the backend goes on until it has noticed.
+    slot cools down when the gateway hung up before an answer's end, because the backend goes on until it has noticed.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)

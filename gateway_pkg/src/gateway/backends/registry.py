@@ -53,9 +53,9 @@ PATHS = {
 BOUNDED = ("chat", "completions")  # whose answers an alias's caps are for
 BUILTIN_EMBEDDER = {"builtin": "gateway_embed"}  # the earlier EMBEDDINGS_BACKEND's word for it
 ROUTES_MAX = 1_000
-# A host that failed so often in a row, though its probes are answered, rests while others of its class are there.
-STRIKES_MAX = 3
-REST_MAX_SEC = 60.0
+# The circuit breaker of a host whose probes are answered: it opens after so many failures in a row.
+CIRCUIT_OPENS_AFTER = 3
+CIRCUIT_OPEN_MAX_SEC = 60.0
 _SAFE_IN_HEADER = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
@@ -83,7 +83,7 @@ class Slots:
     def bound(self, limit: int, cooldown_ms: int) -> None:
         """Takes over the limits of a record."""
         self.limit = limit
-        self.on_hang_up = self._rest if cooldown_ms and limit < sys.maxsize else None
+        self.on_hang_up = self._cool_down if cooldown_ms and limit < sys.maxsize else None
 
     @property
     def is_free(self) -> bool:
@@ -102,10 +102,10 @@ class Slots:
         if self.queue is not None:
             self.queue.wake(self)
 
-    def _rest(self) -> None:
+    def _cool_down(self) -> None:
         """The backend may go on for a while with what was hung up on: somebody more has a slot for so long."""
         if self.heir is not None:
-            self.heir._rest()
+            self.heir._cool_down()
             return
         self.inflight += 1
         asyncio.get_running_loop().call_later(self.backend.record.cooldown_ms / 1000, self.release)
@@ -128,8 +128,8 @@ class Backend:
         self.last_check: float | None = None
         self.on_failure: Callable[[], object] = _nobody_listens
         self.failures: dict[str, int] = {}  # by kind, of which there are a dozen
-        self.strikes = 0  # requests in a row that got no proper answer
-        self.rests_until = 0.0  # time.monotonic seconds; 0 while it does not
+        self.circuit_failures = 0  # requests in a row that got no proper answer
+        self.circuit_open_until = 0.0  # time.monotonic seconds, then half-open; 0 while the circuit is closed
 
     def take_over(self, record: BackendRecord, adapter: Adapter | None) -> None:
         """Follows another record of the same host: what is known of it, and what is under way, stays counted."""
@@ -161,7 +161,7 @@ class Backend:
 
     @property
     def is_usable(self) -> bool:
-        return self.ready and (not self.rests_until or self.rests_until <= monotonic())
+        return self.ready and (not self.circuit_open_until or self.circuit_open_until <= monotonic())
 
     def count_failure(self, kind: str) -> None:
         self.failures[kind] = self.failures.get(kind, 0) + 1
@@ -172,15 +172,20 @@ class Backend:
         self.error = error
         self.on_failure()
 
-    def strike(self) -> None:
-        """A request got no proper answer. Some in a row, and the backend rests; each time for twice as long."""
-        self.strikes += 1
-        if self.strikes >= STRIKES_MAX:
-            self.rests_until = monotonic() + min(2.0 ** (self.strikes - STRIKES_MAX), REST_MAX_SEC)
+    def strain_circuit(self) -> None:
+        """Counts a request without a proper answer. Some in a row open the circuit: others of the class go first.
 
-    def succeed(self) -> None:
-        self.strikes = 0
-        self.rests_until = 0.0
+        Once half-open it is tried again; each failure then opens it for twice as long.
+        """
+        self.circuit_failures += 1
+        if self.circuit_failures >= CIRCUIT_OPENS_AFTER:
+            seconds = min(2.0 ** (self.circuit_failures - CIRCUIT_OPENS_AFTER), CIRCUIT_OPEN_MAX_SEC)
+            self.circuit_open_until = monotonic() + seconds
+
+    def close_circuit(self) -> None:
+        """A request got its answer."""
+        self.circuit_failures = 0
+        self.circuit_open_until = 0.0
 
     def wake(self) -> None:
         """It has become ready: who waits for it may go on."""
@@ -417,12 +422,12 @@ class Registry:
                 slots.inflight < slots.limit
                 and (best is None or slots.inflight < best.inflight)
                 and backend.ready
-                and (not backend.rests_until or backend.is_usable)
+                and (not backend.circuit_open_until or backend.is_usable)
                 and backend is not failed
             ):
                 best = slots
         if best is None:
-            # One that rests is better than none.
+            # One whose circuit is open is better than none.
             best = next((one for one in route.slots if one.is_free and one.backend is not failed), None)
         if best is None:
             ready = [slots for slots in route.slots if slots.backend.ready and slots.backend is not failed]

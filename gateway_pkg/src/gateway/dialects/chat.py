@@ -161,8 +161,8 @@ class HotHandler:
                 quoted = content_type[:100].decode("latin-1")
                 wanted = "events or JSON" if is_streamed else "JSON"
                 raise ProtocolViolation(f"content type '{quoted}' instead of {wanted}", sent_first_byte=True)
-            if slots.backend.strikes:
-                slots.backend.succeed()
+            if slots.backend.circuit_failures:
+                slots.backend.close_circuit()
         finally:
             if response is not None:
                 response.close()
