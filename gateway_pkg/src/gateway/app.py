@@ -129,13 +129,13 @@ class App:
         self.images = images.make_store(settings)
         endpoints = self._endpoints()
         shown_metrics = self.metrics if settings.metrics_enabled else None
-        record = Recorder({endpoint.path for endpoint, _ in endpoints}, self.metrics, self.request_log, self.tracer)
+        recorder = Recorder({endpoint.path for endpoint, _ in endpoints}, self.metrics, self.request_log, self.tracer)
         self.api = Middleware(
             self._pages(endpoints, shown_metrics),
             endpoints,
             self.authenticator,
             settings,
-            record,
+            recorder.record,
             pages.OPEN_PATHS,
             pages.OPEN_DIRECTORIES,
         )

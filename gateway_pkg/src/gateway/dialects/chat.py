@@ -82,7 +82,7 @@ EMBEDDINGS = Endpoint(
 
 def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
     requests = (CHAT, CHAT_REQUEST), (COMPLETIONS, COMPLETION_REQUEST), (EMBEDDINGS, EMBEDDING_REQUEST)
-    return [(endpoint, HotHandler(dispatcher, request)) for endpoint, request in requests]
+    return [(endpoint, HotHandler(dispatcher, request).answer) for endpoint, request in requests]
 
 
 class HotHandler:
@@ -94,7 +94,7 @@ class HotHandler:
         self._take = dispatcher.registry.take
         self._max_response_bytes = dispatcher.max_response_bytes
 
-    async def __call__(self, exchange: Exchange, endpoint: Endpoint) -> None:
+    async def answer(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Raises ApiError, also after the stream has begun; ClientDisconnected."""
         body = await exchange.body()
         request = self._parse(body)

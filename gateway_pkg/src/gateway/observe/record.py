@@ -53,7 +53,7 @@ class Recorder:
         # By a route's log fields, which tell it from all others and whose hash is made once, status and caller.
         self._rows: dict[tuple[bytes, int, Caller | None], _Row] = {}
 
-    def __call__(self, exchange: Exchange) -> None:
+    def record(self, exchange: Exchange) -> None:
         duration_ms = (perf_counter() - exchange.started) * 1000
         if exchange.abort_reason is not None:
             self._metrics.aborted(exchange.abort_reason)

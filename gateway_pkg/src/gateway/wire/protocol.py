@@ -41,14 +41,6 @@ class _Enough(Exception):
     """What comes now is not looked at any more."""
 
 
-class _Nowhere(list[tuple[bytes, bytes]]):
-    """Where trailers go: they are no headers (RFC 9110, 6.5.1), and nothing here has a use for them."""
-
-    def append(self, _: tuple[bytes, bytes]) -> None:
-        pass
-
-
-_NOWHERE = _Nowhere()
 # The request of a connection that is gone, for who still asks. The true one would keep the connection in a circle.
 _GONE: Any = SimpleNamespace(
     disconnected=True,
@@ -67,14 +59,14 @@ class _ServerLines:
         self._headers: list[tuple[bytes, bytes]] = []
         self._lines = b""
 
-    def __call__(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+    def of(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         if headers is not self._headers:
             self._headers = headers
             self._lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         return self._lines
 
 
-_server_lines = _ServerLines()
+_server_lines = _ServerLines().of
 
 
 class _JoiningTransport:
@@ -85,7 +77,10 @@ class _JoiningTransport:
         self._loop = loop
         self._owner: Protocol | None = owner
         self._held = b""
-        # Bound here once: what `__getattr__` finds costs an AttributeError each time.
+        # The rest of what uvicorn and this protocol call. A `__getattr__` would slow every attribute down.
+        self.abort = transport.abort
+        self.get_extra_info = transport.get_extra_info
+        self.get_write_buffer_size = transport.get_write_buffer_size
         self.is_closing = transport.is_closing
         self.pause_reading = transport.pause_reading
         self.resume_reading = transport.resume_reading
@@ -109,9 +104,6 @@ class _JoiningTransport:
         """The connection is: its owner is let go, which else would keep itself by way of this."""
         self._owner = None
         self._held = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
 
     def _flush(self) -> None:
         if self._held:
@@ -147,6 +139,7 @@ class Protocol(HttpToolsProtocol):
     # Called once, when the client leaves; None while nobody works for it. One request at a time is under way here.
     on_disconnect: Callable[[], object] | None = None
     _answering: RequestResponseCycle | None = None  # whose handler runs, or ran last; `cycle` is the newest
+    _is_in_head = False  # of a request has come, but not its end
     _has_moved = False  # a request has begun, its head has ended, or some of its body has come
     _loose_bytes = 0  # that came since then
     _is_deaf = False  # what comes is thrown away
@@ -160,6 +153,7 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
+        self._named: dict[bytes, bytes] = {}  # `headers` by name
         # It would keep this protocol in a circle where the connection ends before it is made: within TLS's handshake.
         self.parser = None  # type: ignore[assignment]  # as uvicorn has it at the end
 
@@ -187,7 +181,7 @@ class Protocol(HttpToolsProtocol):
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()
         self.transport.write(b"".join((*head, _server_lines(cycle.default_headers), b"\r\n", body)))
-        cycle.on_response()
+        self.on_response_complete()
         return True
 
     def take_body(self) -> bytes | None:
@@ -217,45 +211,46 @@ class Protocol(HttpToolsProtocol):
         if before is not None and not before.keep_alive:
             raise _Enough
         self.url = b""
-        self.expect_100_continue = False
-        headers: list[tuple[bytes, bytes]] = []
-        self.headers = headers
-        scope: dict[str, Any] = {
+        self.headers = []
+        self._named = {}
+        self._is_in_head = self._has_moved = True
+        self._head_due = NEVER
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        self.headers.append((name, value))
+        self._named[name] = value
+
+    def on_headers_complete(self) -> None:
+        """Makes the request's cycle; its handler begins, or waits for those before it."""
+        self._has_moved = True
+        self._is_in_head = False
+        parser, headers, named = self.parser, self.headers, self._named
+        version = parser.get_http_version()
+        if len(named) != len(headers) or b"host" not in named or b"transfer-encoding" in named:
+            check_head(version, headers)
+        raw_path, query = self.url, b""
+        if raw_path[:1] != b"/" or raw_path.find(b"?") >= 0 or raw_path.find(b"#") >= 0:
+            parsed = parse_url(raw_path)
+            raw_path, query = parsed.path, parsed.query or b""
+        path = raw_path.decode("ascii")
+        scope: Any = {
             "type": "http",
             "asgi": ASGI,
-            "http_version": "1.1",
+            "http_version": version,
             "server": self.server,
             "client": self.client,
             "scheme": self.scheme,
             "root_path": "",
             "headers": headers,
             "extensions": {EXTENSION: self},
+            NAMED_HEADERS: named,
+            "method": parser.get_method().decode("ascii"),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": raw_path,
+            "query_string": query,
         }
-        self.scope = cast(Any, scope)
-        self._has_moved = True
-        self._head_due = NEVER
-
-    def on_headers_complete(self) -> None:
-        """Makes the request's cycle; its handler begins, or waits for those before it."""
-        self._has_moved = True
-        parser, headers, scope = self.parser, self.headers, cast(Any, self.scope)
-        scope[NAMED_HEADERS] = named = dict(headers)
-        version = parser.get_http_version()
-        if len(named) != len(headers) or b"host" not in named or b"transfer-encoding" in named:
-            check_head(version, headers)
-        scope["method"] = parser.get_method().decode("ascii")
-        scope["http_version"] = version
-        target = self.url
-        if target[:1] == b"/" and target.find(b"?") < 0 and target.find(b"#") < 0:
-            raw_path, query = target, b""
-        else:
-            parsed = parse_url(target)
-            raw_path, query = parsed.path, parsed.query or b""
-        path = raw_path.decode("ascii")
-        scope["path"] = unquote(path) if "%" in path else path
-        scope["raw_path"] = raw_path
-        scope["query_string"] = query
-        self.headers = _NOWHERE
+        self.headers, self._named = [], {}  # trailers are no headers (RFC 9110, 6.5.1), and nothing here reads them
         before = self.cycle
         self.cycle = cycle = RequestResponseCycle(
             scope,
@@ -266,7 +261,7 @@ class Protocol(HttpToolsProtocol):
             self.access_log,
             self.server_state.default_headers,
             asyncio.Event(),
-            self.expect_100_continue,
+            b"expect" in named and named[b"expect"].lower() == b"100-continue",
             version != "1.0" and parser.should_keep_alive(),
             self.on_response_complete,
         )
@@ -301,7 +296,7 @@ class Protocol(HttpToolsProtocol):
 
     def _check_idle(self) -> None:
         self._idle_timer = None
-        if self.cycle.response_complete and "method" in cast(Any, self.scope) and not self.transport.is_closing():
+        if self.cycle.response_complete and not self._is_in_head and not self.transport.is_closing():
             if self._idle_due > self.loop.time():
                 self._idle_timer = self.loop.call_at(self._idle_due, self._check_idle)
             else:
@@ -352,10 +347,7 @@ class Protocol(HttpToolsProtocol):
                     )
                 )
                 return
-        if self.scope is None:
-            return
-        # The method is set at the head's end.
-        if ("method" not in self.scope or self.cycle.response_complete) and self._head_due == NEVER:
+        if self._head_due == NEVER and (self._is_in_head or self.cycle.response_complete):
             self._wait_for_head()
 
     def _receive_in_pieces(self, data: bytes) -> None:
@@ -402,7 +394,7 @@ class Protocol(HttpToolsProtocol):
         """Ends what the client may send by an error, which is sent where no answer before it is outstanding."""
         self._is_deaf = True
         broken = self.cycle
-        if broken is not None and broken.scope is self.scope and broken.more_body:
+        if broken is not None and not self._is_in_head and broken.more_body:
             broken.disconnected = True  # its body has no end: whoever reads it learns that
             broken.message_event.set()
             if broken is not self._answering:
@@ -440,7 +432,7 @@ class Protocol(HttpToolsProtocol):
         elif self.cycle is not None and not self.cycle.response_complete:
             self._wait_for_head()  # the answer before it has all the time that it needs
         else:
-            if self.scope is None or "method" in self.scope:  # nothing of a head has come
+            if not self._is_in_head:  # nothing of it has come
                 self.transport.close()
                 return
             self._answer_last(
@@ -511,6 +503,6 @@ class Protocol(HttpToolsProtocol):
             self.on_disconnect()
             self.on_disconnect = None
         self.pipeline.clear()
-        self.parser = self.scope = self._ending = None  # type: ignore[assignment]  # as uvicorn has them
+        self.parser = self._ending = None  # type: ignore[assignment]  # as uvicorn has it
         self.cycle = self._answering = _GONE
         cast(_JoiningTransport, self.transport).lost()
