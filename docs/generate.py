@@ -177,8 +177,14 @@ def _entry_point(name: str, spec: Mapping[str, Any]) -> Iterator[str]:
     if "description" in spec:
         yield f"\n{markdown(spec['description'])}\n"
     if spec.get("options"):
-        rows = [[code(key), *_option(option)] for key, option in spec["options"].items()]
-        yield "\n" + table(["variable", "type", "default", ""], rows)
+        yield "\n" + table(["variable", "type", "default", ""], _options("", spec["options"]))
+
+
+def _options(prefix: str, options: Mapping[str, Any]) -> Iterator[list[str]]:
+    """A row for each option; what a dict or a list of dicts holds follows it, as `outer.inner`."""
+    for name, option in options.items():
+        yield [code(prefix + name), *_option(option)]
+        yield from _options(f"{prefix}{name}.", option.get("options", {}))
 
 
 def _option(option: Mapping[str, Any]) -> list[str]:

@@ -45,7 +45,7 @@ PLAY = """
 
 # What site.yml calls of each role, in this order; gateway_embed has nothing to refuse.
 ENTRY_POINTS = {"gateway": ["preflight", "main"], "llamacpp": ["preflight", "main"], "gateway_embed": ["main"]}
-REMOVE = {product: ["remove"] for product in ENTRY_POINTS}
+REMOVE: dict[str, Any] = {"entry_points": {product: ["main"] for product in ENTRY_POINTS}, "product_state": "absent"}
 
 DOUBLES = {
     "service/tasks/main.yml": """
@@ -284,11 +284,11 @@ def test_what_the_gateway_refuses_is_not_written_and_nothing_restarts(project: P
 def test_removal_of_the_gateway_keeps_what_was_edited(project: Project) -> None:
     project.play()
     (project.app / "model_aliases.json").write_text(OWN_ALIASES)
-    project.play(entry_points=REMOVE)
+    project.play(**REMOVE)
     assert project.definition()["state"] == "absent"
     assert not (project.root / "var/lib/gateway/env").exists()
     assert sorted(path.name for path in project.app.iterdir()) == [".written.json", "model_aliases.json"]
-    assert project.play("gateway", "--check", entry_points=REMOVE).changed == 0
+    assert project.play("gateway", "--check", **REMOVE).changed == 0
 
 
 def test_llamacpp(project: Project) -> None:
@@ -314,7 +314,7 @@ def test_llamacpp(project: Project) -> None:
         *("--model-name", "own", "--context-size", "512", "--parallel", "2"),
         *("--threads", "3", "--model", "/srv/models/own.gguf"),
     ]
-    project.play("llamacpp", entry_points=REMOVE)
+    project.play("llamacpp", **REMOVE)
     assert list(home.iterdir()) == []
 
 
@@ -340,5 +340,5 @@ def test_the_embedder(project: Project) -> None:
 
     project.play("gateway_embed", gateway_embed_threads=2)
     assert project.definition("gateway_embed")["argv"] == [*command, "--threads", "2"]
-    project.play("gateway_embed", entry_points=REMOVE)
+    project.play("gateway_embed", **REMOVE)
     assert list(home.iterdir()) == []

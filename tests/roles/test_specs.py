@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-SHARED = {"service", "firewall", "release"}
+SHARED = {"service", "firewall", "release", "product"}
 ROLES = sorted(path.parent for path in (ROOT / "roles").glob("*/meta"))
 CATALOG: dict[str, Any] = yaml.safe_load((ROOT / "playbooks/group_vars/all/services.yml").read_text())[
     "appliance_catalog"
@@ -49,9 +49,8 @@ def test_every_variable_is_described_typed_and_named_after_its_role(role: Path) 
 
 @pytest.mark.parametrize("role", ROLES, ids=by_name)
 def test_a_role_has_the_anatomy_of_all_roles(role: Path) -> None:
-    tasks = ["main"] if role.name in SHARED else ["main", "install", "configure", "remove"]
-    expected = ["defaults/main.yml", "meta/argument_specs.yml", "meta/main.yml", "README.md"]
-    expected += [f"tasks/{name}.yml" for name in tasks]
+    expected = ["defaults/main.yml", "meta/argument_specs.yml", "meta/main.yml", "tasks/main.yml", "README.md"]
+    expected += [] if role.name in SHARED else ["vars/main.yml"]
     assert [path for path in expected if not (role / path).is_file()] == []
     meta = yaml.safe_load((role / "meta/main.yml").read_text())["galaxy_info"]
     assert (meta["author"], meta["license"]) == ("AI Appliance", "Apache-2.0")

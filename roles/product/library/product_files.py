@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""The gateway's files on a host: rendered ones and the operator's own, checked together before any is replaced."""
+"""A product's files on a host: rendered ones and the operator's own, checked together before any is replaced."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 ---
-module: gateway_config
-short_description: Write the gateway's files together, or none of them
+module: product_files
+short_description: Write a product's files together, or none of them
 description:
   - A file of the operator's is written when it is absent or still what an earlier run wrote. One that was edited on the
     host is kept, and a warning shows how it differs from what would have been written.
   - The program in O(check) judges the files as they will be, before any is replaced; its refusal is this module's.
   - What a run wrote is remembered by hash in C(.written.json) beside the files.
 options:
-  path: {description: Directory of the files., type: path, required: true}
+  path: {description: Directory of the files; it is created., type: path, required: true}
   state:
     description: C(absent) removes the files, but not the operator's edited ones.
     type: str
     choices: [present, absent]
     default: present
   files:
-    description: All files that the gateway reads.
+    description: All files that the product reads.
     type: list
     elements: dict
     required: true
@@ -42,6 +42,7 @@ options:
       secret: {description: Its text when nobody may see it; of lines NAME=value the names are shown., type: str}
       operator: {description: Whether the operator may edit it on the host., type: bool, default: false}
   overwrite: {description: Names of edited files to be replaced all the same., type: list, elements: str, default: []}
+  setting: {description: The variable that O(overwrite) comes from, for messages., type: str, default: overwrite}
   owner: {description: Owner of the files., type: str}
   group: {description: Group that may read them., type: str}
   check:
@@ -54,7 +55,7 @@ author: AI Appliance
 
 EXAMPLES = r"""
 - name: Write the configuration
-  gateway_config:
+  product_files:
     path: /var/lib/gateway/app
     files:
       - {name: .env, secret: "GATEWAY_BEARER_TOKEN=secret-of-16-characters\n", operator: true}
@@ -114,7 +115,7 @@ def read(path: str) -> Optional[str]:
         return None
 
 
-class Config:
+class Files:
     """The files below one directory."""
 
     def __init__(self, module: AnsibleModule) -> None:
@@ -137,8 +138,8 @@ class Config:
         for name in names:
             if name not in own:
                 self._module.fail_json(
-                    msg="gateway_config_overwrite: {}: no file of the operator's; there are {}".format(
-                        name, ", ".join(own)
+                    msg="{}: {} is not a file of the operator's; there are {}".format(
+                        self._module.params["setting"], name, ", ".join(own)
                     )
                 )
         return names
@@ -146,15 +147,22 @@ class Config:
     def present(self) -> Dict[str, Any]:
         for file in self._kept:
             self._module.warn(
-                "{}: edited on the host and kept; -e gateway_config_overwrite={} replaces it\n{}".format(
-                    os.path.join(self._path, file.name), file.name, file.difference()
+                "{}: edited on the host and kept; -e {}={} replaces it\n{}".format(
+                    os.path.join(self._path, file.name), self._module.params["setting"], file.name, file.difference()
                 )
             )
         stale = [file for file in self._files if file not in self._kept and file.found != file.wanted]
         if not self._module.check_mode:
+            self._directory()
             self._write(stale)
         attributes = [self._attributes(file.name) for file in self._files]
         return {"changed": bool(stale) or any(attributes), "diff": [self._shown(file) for file in stale]}
+
+    def _directory(self) -> None:
+        """Create the directory: everybody may list it, only its owner may write there."""
+        if not os.path.isdir(self._path):
+            os.mkdir(self._path)
+            os.chmod(self._path, 0o755)  # noqa: S103 - the files in it are closed, and the umask may say less
 
     def _write(self, stale: List[File]) -> None:
         """Check all files as they will be, then move the stale ones into place."""
@@ -245,6 +253,7 @@ def main() -> None:
                 "mutually_exclusive": [("content", "secret")],
             },
             "overwrite": {"type": "list", "elements": "str", "default": []},
+            "setting": {"type": "str", "default": "overwrite"},
             "owner": {"type": "str"},
             "group": {"type": "str"},
             "check": {"type": "list", "elements": "str"},
@@ -253,11 +262,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        config = Config(module)
-        done = config.present() if module.params["state"] == "present" else config.absent()
+        files = Files(module)
+        done = files.present() if module.params["state"] == "present" else files.absent()
     except (OSError, ValueError) as error:
         module.fail_json(msg="{}: {}; correct it and run again".format(module.params["path"], error))
-    module.exit_json(kept=config.kept(), **done)
+    module.exit_json(kept=files.kept(), **done)
 
 
 if __name__ == "__main__":

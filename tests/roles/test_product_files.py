@@ -1,4 +1,4 @@
-"""The module gateway_config, called as Ansible calls it: files are written together or not at all, edits are kept."""
+"""The module product_files, called as Ansible calls it: files are written together or not at all, edits are kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-MODULE = Path(__file__).parents[2] / "roles/gateway/library/gateway_config.py"
+MODULE = Path(__file__).parents[2] / "roles/product/library/product_files.py"
 GATEWAY = Path(sys.executable).parent / "gateway"
 
 TOKEN = "a-token-for-this-test"
@@ -28,7 +28,6 @@ class Host:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.path.mkdir()
 
     def run(self, check_mode: bool = False, **options: Any) -> dict[str, Any]:
         """The module's answer; no secret may be in it."""
@@ -41,6 +40,7 @@ class Host:
         arguments = {
             "path": str(self.path),
             "files": files,
+            "setting": "gateway_config_overwrite",
             "check": [str(GATEWAY), "check", "--env-file", f"{self.path}/.env"],
             "environment": {
                 "GATEWAY_BACKENDS_PATH": f"{self.path}/backends.yaml",
@@ -100,7 +100,7 @@ def test_all_files_are_written_once(written: Host) -> None:
 def test_a_dry_run_writes_nothing_and_shows_all_but_secrets(host: Host) -> None:
     dry = host.run(check_mode=True)
     assert dry["changed"]
-    assert host.content() == {}
+    assert not host.path.exists()
     secret, aliases, backends = dry["diff"]
     assert secret == {"prepared": f"{host.path}/.env: other values, not shown, of: GATEWAY_BEARER_TOKEN\n"}
     assert (aliases["before"], aliases["after"]) == ("", ALIASES)
@@ -140,6 +140,7 @@ def test_an_edited_file_is_replaced_when_that_is_asked_for(written: Host) -> Non
 
 
 def test_a_file_that_was_there_first_is_kept(host: Host) -> None:
+    host.path.mkdir()
     (host.path / "model_aliases.json").write_text(OWN)
     assert host.run()["kept"] == ["model_aliases.json"]
     assert host.text() == OWN
@@ -194,7 +195,8 @@ def test_a_file_that_was_edited_and_broken_is_refused_though_nothing_is_to_be_wr
 
 def test_only_files_of_the_operators_can_be_overwritten(written: Host) -> None:
     refused = written.run(overwrite=["backends.yaml"])
-    assert "backends.yaml: no file of the operator's; there are .env, model_aliases.json" in refused["msg"]
+    said = "gateway_config_overwrite: backends.yaml is not a file of the operator's; there are .env, model_aliases.json"
+    assert said in refused["msg"]
 
 
 def test_a_record_that_is_not_json_is_refused_in_one_line(written: Host) -> None:
