@@ -97,7 +97,7 @@ def fetch(release: Release, root: Path = WHEELHOUSE) -> tuple[Path, int]:
     shelf = root / release.target.name
     directory = shelf / f"{release.package}-{release.version}"
     shelf.mkdir(parents=True, exist_ok=True)
-    with _locked(shelf / ".lock"):
+    with locked(shelf / ".lock"):
         if _whole(directory):
             return directory, 0
         with tempfile.TemporaryDirectory(dir=shelf, prefix=".unfinished-") as scratch:
@@ -201,7 +201,7 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Several hosts of one kind are provisioned at once: the first downloads, the others wait and find it done."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 from release.lock import pins
 
 ROOT = Path(__file__).parents[2]
-LOCKS = sorted((ROOT / "release/locks").glob("*.txt"))
+LOCKS = sorted((ROOT / "release/locks").glob("*.txt"))  # cut from one resolution; a role's own lock is not
 GATEWAY = tomllib.loads((ROOT / "gateway_pkg/pyproject.toml").read_text())["project"]
 TARGETS = [
     {

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from release.lock import pins
 from release.wheelhouse import WHEELHOUSE, sha256
-from tests.support.ansible_run import Run, ansible_playbook
+from tests.support.ansible_run import ROOT, Run, ansible_playbook
 from tests.support.tiny_wheel import tiny_wheel
 
 PYTHON = str(Path(sys.executable).resolve())
@@ -173,6 +174,20 @@ def test_a_missing_or_old_python_is_refused_with_what_to_type(host: Host, wheel:
     assert not host.home.exists()
 
 
+def test_a_lock_of_its_own_may_contradict_the_tests_own(
+    host: Host, wheel: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch of one backend and torch of another, say; here the `packaging` that Ansible runs on."""
+    other = tiny_wheel(host.place / "index", name="packaging", version="0.0.1")
+    tested = {pin.version for pin in pins(ROOT / "release/locks/test.txt", {}) if pin.name == "packaging"}
+    assert tested and "0.0.1" not in tested
+    monkeypatch.setenv("PIP_FIND_LINKS", str(other.parent))
+    run = host.play(wheel(), lock=f"packaging==0.0.1 --hash=sha256:{sha256(other)}\n")
+    assert run.succeeded().changed == 1
+    said = subprocess.run([host.home / "env/bin/packaging"], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "0.0.1"
+
+
 def test_removal_leaves_what_the_program_wrote(host: Host, wheel: Callable[..., Path]) -> None:
     host.play(wheel()).succeeded()
     (host.home / "data").mkdir()
@@ -213,4 +228,7 @@ def test_a_host_without_python_gets_the_standalone_one_that_was_named(host: Host
     assert host.play(wheel(), **named).succeeded().changed == 0
 
     named["release_python_sha256"] = "0" * 64
-    assert "not release_python_sha256" in refusal(host.play(wheel(), **named))
+    assert f"has the sha256 {sha256(archive)}, not {'0' * 64}" in refusal(host.play(wheel(), **named))
+
+    own = {"archive": str(archive), "sha256": sha256(archive)}
+    assert host.play(wheel(), release_python=own).succeeded().changed == 0  # for this release alone, the same one

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-SHARED = {"service", "firewall", "release", "product"}
+SHARED = {"service", "firewall", "release", "product", "models"}
 ROLES = sorted(path.parent for path in (ROOT / "roles").glob("*/meta"))
 CATALOG: dict[str, Any] = yaml.safe_load((ROOT / "playbooks/group_vars/all/services.yml").read_text())[
     "appliance_catalog"

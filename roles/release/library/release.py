@@ -1,13 +1,14 @@
 #!/usr/bin/python
-"""A release on a host: a finished virtual environment in a directory of its own, and the symlink that selects it."""
+"""A release on a host: a virtual environment or a vendor's archive in a directory of its own, and the symlink to it."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: release
-short_description: Install a versioned virtual environment and switch to it
+short_description: Install a versioned release and switch to it
 description:
-  - Makes I(path)/releases/<version> from wheels, without a network, and switches I(path)/env to it by rename.
+  - Makes I(path)/releases/<version> from wheels, an archive or a program, without a network, and switches I(path)/env
+    to it by rename.
   - The release that was selected before stays beside it as I(path)/previous.
   - A release counts only when its marker is there, which is written last; an interrupted install is done again.
   - Without I(version) it only reports what is installed and what the interpreter is.
@@ -18,7 +19,13 @@ options:
   python_archive: {type: path, description: Archive of a standalone CPython on the host, unpacked when it is absent.}
   python_sha256: {type: str, description: Its sha256; replaces I(python) by the interpreter inside.}
   version: {type: str, description: The release to install and select.}
-  source: {type: path, description: Directory or tar archive on the host with wheels, requirements.txt and pip's wheel.}
+  source: {type: path, description: "On the host: wheels with requirements.txt and pip, an archive or a program."}
+  form:
+    type: str
+    default: wheels
+    choices: [wheels, archive, program]
+    description: What I(source) is; an archive's one outermost directory is left out, a program becomes bin/I(program).
+  program: {type: str, description: Name of a single program.}
   keep: {type: int, default: 2, description: How many releases stay, the selected and the previous one among them.}
   state: {type: str, default: present, choices: [present, absent], description: Whether there are any releases.}
 author: [AI Appliance maintainers]
@@ -37,16 +44,21 @@ RETURN = r"""
 current: {type: str, returned: always, description: The selected release; empty when there is none.}
 previous: {type: str, returned: always, description: The release that was selected before it.}
 installed: {type: list, elements: str, returned: always, description: All finished releases, oldest first.}
-interpreter: {type: dict, returned: without version, description: PEP 508 markers and platform of the interpreter.}
+interpreter: {type: dict, returned: with python and without version, description: PEP 508 markers and its platform.}
+platform: {type: str, returned: always, description: "System and architecture as uname says, such as linux-x86_64."}
 """
 
 import contextlib
 import json
 import os
+import posixpath
 import shutil
+import stat
 import subprocess
 import tarfile
-from typing import Any, Dict, List, Tuple
+import zipfile
+import zlib
+from typing import IO, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -113,6 +125,7 @@ class Releases:
             "current": self.selected("env"),
             "previous": self.selected("previous"),
             "installed": self.installed(),
+            "platform": "{0.sysname}-{0.machine}".format(os.uname()).lower(),
         }
 
     def select(self, version: str) -> None:
@@ -185,13 +198,29 @@ def interpreter(python: str) -> Dict[str, Any]:
     return facts
 
 
-def install(releases: Releases, version: str, python: str, source: str, scratch: str) -> None:
+def install(releases: Releases, options: Dict[str, Any], python: str, scratch: str) -> None:
     """Make the release in place, since scripts name their interpreter, and mark it when it is whole."""
+    version, source = options["version"], options["source"]
     directory = releases.directory(version)
     if os.path.lexists(directory):
         shutil.rmtree(directory)
     os.makedirs(directory)
-    wheels = source if os.path.isdir(source) else unpack(source, os.path.join(scratch, "wheels"))
+    if options["form"] == "archive":
+        unpack(source, directory)
+    elif options["form"] == "program":
+        os.mkdir(os.path.join(directory, "bin"))
+        shutil.copyfile(source, os.path.join(directory, "bin", options["program"]))
+        os.chmod(os.path.join(directory, "bin", options["program"]), 0o755)  # noqa: S103 - everybody may run it
+    else:
+        install_wheels(directory, python, source if os.path.isdir(source) else unpack(source, scratch))
+    marker = os.path.join(directory, MARKER)
+    with open(marker + ".new", "w") as file:
+        json.dump({"version": version, "python": python}, file)
+    os.sync()  # the marker says that the files are there, after a power cut too
+    os.replace(marker + ".new", marker)
+
+
+def install_wheels(directory: str, python: str, wheels: str) -> None:
     run([python, "-m", "venv", "--without-pip", directory])
     inside = os.path.join(directory, "bin", "python")
     pip = next(name for name in os.listdir(wheels) if name.startswith("pip-") and name.endswith(".whl"))
@@ -202,11 +231,6 @@ def install(releases: Releases, version: str, python: str, source: str, scratch:
         *("--requirement", os.path.join(wheels, "requirements.txt")),
     ])  # fmt: skip
     compile_sources(inside, directory)
-    marker = os.path.join(directory, MARKER)
-    with open(marker + ".new", "w") as file:
-        json.dump({"version": version, "python": python}, file)
-    os.sync()  # the marker says that the files are there, after a power cut too
-    os.replace(marker + ".new", marker)
 
 
 def compile_sources(python: str, directory: str) -> None:
@@ -217,15 +241,105 @@ def compile_sources(python: str, directory: str) -> None:
         run([python, "-m", "compileall", "-q", "-j", "0", *mode, os.path.join(directory, "lib")])
 
 
+class Member(NamedTuple):
+    """One entry of an archive; `target` is where a link leads."""
+
+    name: str
+    kind: int  # S_IFREG, S_IFDIR, S_IFLNK; a hard link is a second S_IFREG; another kind is refused
+    executable: bool
+    size: int
+    target: str
+    open: Callable[[], Optional[IO[bytes]]]
+
+
+def tar_members(tar: tarfile.TarFile) -> Iterator[Member]:
+    kinds = {tarfile.DIRTYPE: stat.S_IFDIR, tarfile.SYMTYPE: stat.S_IFLNK}
+    for info in tar:
+        regular = info.isreg() or info.islnk()
+        kind = stat.S_IFREG if regular else kinds.get(info.type, 0)
+        # A hard link's bytes are those of the entry that it names; one that is not in the archive is a KeyError.
+        opener = lambda info=info: tar.extractfile(info)  # noqa: E731
+        yield Member(info.name, kind, bool(info.mode & 0o100), info.size, info.linkname, opener)
+
+
+def zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
+    for info in archive.infolist():
+        mode = info.external_attr >> 16
+        kind = stat.S_IFDIR if info.is_dir() else stat.S_IFMT(mode) or stat.S_IFREG
+        target = archive.read(info).decode() if kind == stat.S_IFLNK and info.file_size < 4096 else ""
+        opener = lambda info=info: archive.open(info)  # noqa: E731
+        yield Member(info.filename, kind, bool(mode & 0o100), info.file_size, target, opener)
+
+
 def unpack(archive: str, directory: str) -> str:
-    """Unpack an archive that the control node made or checked by its sha256."""
-    os.makedirs(directory)
-    with tarfile.open(archive) as tar:
-        if hasattr(tarfile, "data_filter"):
-            tar.extractall(directory, filter="data")
-        else:
-            tar.extractall(directory)  # noqa: S202 - a Python without filters; the archive is ours
+    """Unpack a tar or zip archive, without the one directory that holds all of it.
+
+    Nothing is written outside of `directory`, no link leads there, and modes and owners are ours.
+
+    Raises:
+        Refusal: an entry would break this, or the archive is damaged or does not fit on the disk.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            if tarfile.is_tarfile(archive):
+                found = list(tar_members(stack.enter_context(tarfile.open(archive))))
+            else:
+                found = list(zip_members(stack.enter_context(zipfile.ZipFile(archive))))
+            os.makedirs(directory, exist_ok=True)
+            place(found, directory)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, KeyError, RuntimeError, zlib.error) as error:
+        raise Refusal(
+            "{} is not a whole archive: {}; take another one".format(os.path.basename(archive), error)
+        ) from None
     return directory
+
+
+def place(members: List[Member], directory: str) -> None:
+    named = [(below(member.name, member.name), member) for member in members]
+    tops = {name.partition("/")[0] for name, _ in named} - {"."}
+    single = len(tops) == 1 and all(member.kind == stat.S_IFDIR for name, member in named if "/" not in name)
+    free, needed = shutil.disk_usage(directory).free, sum(member.size for member in members)
+    if needed > free:
+        sizes = (free // 1000000, directory, needed // 1000000)
+        raise Refusal("{} MB are free for {}, {} MB are needed; make room there".format(*sizes))
+    outermost = tops.pop() if single else "."
+    links: Set[str] = set()
+    for name, member in named:
+        path = posixpath.relpath(name, outermost)
+        if any(path == link or path.startswith(link + "/") for link in links):
+            raise Refusal("{} lies behind a link of the same archive; take another one".format(member.name))
+        if path not in (".", ".."):  # the directory itself, and what stands for it above the outermost one
+            write(member, path, os.path.join(directory, path))
+        if member.kind == stat.S_IFLNK:
+            links.add(path)
+
+
+def below(path: str, name: str) -> str:
+    """The path, normalised, when it does not lead out of the archive's directory."""
+    normal = posixpath.normpath(path)
+    if normal.startswith(("/", "../")) or normal == ".." or "\0" in normal:
+        raise Refusal("{} leads out of the archive; take another one".format(name))
+    return normal
+
+
+def write(member: Member, path: str, destination: str) -> None:
+    if member.kind == stat.S_IFDIR:
+        os.makedirs(destination, exist_ok=True)
+        return
+    os.makedirs(os.path.dirname(destination), exist_ok=True)
+    if member.kind == stat.S_IFLNK:
+        # `..` only at the beginning, where it climbs over directories; after a name it could climb over a link.
+        if member.target.startswith("/") or "/../" in member.target.lstrip("./") + "/":
+            raise Refusal("{} is a link to {}; take another archive".format(member.name, member.target))
+        below(posixpath.join(posixpath.dirname(path), member.target), member.name)
+        os.symlink(member.target, destination)
+        return
+    source = member.open() if member.kind == stat.S_IFREG else None
+    if source is None:
+        raise Refusal("{} is neither a file nor a directory nor a link; take another archive".format(member.name))
+    with source, open(destination, "wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
+    os.chmod(destination, 0o755 if member.executable else 0o644)
 
 
 def standalone(releases: Releases, archive: str, sha256: str, check_mode: bool) -> Tuple[str, bool]:
@@ -236,10 +350,7 @@ def standalone(releases: Releases, archive: str, sha256: str, check_mode: bool) 
         return python, not os.path.exists(home)
     unfinished = home + ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    unpack(archive, unfinished)
-    inner = os.listdir(unfinished)
-    os.rename(os.path.join(unfinished, inner[0]) if len(inner) == 1 else unfinished, home)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    os.rename(unpack(archive, unfinished), home)
     return python, True
 
 
@@ -263,13 +374,13 @@ def present(module: AnsibleModule, releases: Releases) -> Dict[str, Any]:
             return {"changed": True, "python_missing": True}
     version = options["version"]
     if not version:
-        return {"changed": changed, "python": python, "interpreter": interpreter(python)}
+        return {"changed": changed, "python": python, "interpreter": interpreter(python) if python else None}
     before, missing = releases.selected("env"), not releases.complete(version)
     if not module.check_mode:
         if missing and not options["source"]:
-            raise Refusal("release {} is not installed and no wheels were given".format(version))
+            raise Refusal("release {} is not installed and no source was given".format(version))
         if missing:
-            install(releases, version, python, options["source"], module.tmpdir)
+            install(releases, options, python, os.path.join(module.tmpdir, "wheels"))
         releases.select(version)
         releases.prune(options["keep"])
     return {
@@ -287,17 +398,18 @@ def main() -> None:
             "python_sha256": {"type": "str"},
             "version": {"type": "str"},
             "source": {"type": "path"},
+            "form": {"type": "str", "default": "wheels", "choices": ["wheels", "archive", "program"]},
+            "program": {"type": "str"},
             "keep": {"type": "int", "default": 2},
             "state": {"type": "str", "default": "present", "choices": ["present", "absent"]},
         },
-        required_if=[("state", "present", ("python", "python_sha256"), True)],
         supports_check_mode=True,
     )
     os.umask(0o022)  # root owns it, everybody reads it, nobody else writes it
     releases = Releases(module.params["path"])
     try:
         result = absent(module, releases) if module.params["state"] == "absent" else present(module, releases)
-    except (Refusal, Failed, OSError, tarfile.TarError) as error:
+    except (Refusal, Failed, OSError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**dict(releases.report(), **result))
 
