@@ -7,13 +7,13 @@ from typing import Any
 import yaml
 
 
-def model_manifests(paths: Iterable[str]) -> dict[str, Any]:
-    """The manifests by their file's name; the first of a name counts, so the operator's files come first.
+def model_manifests(directories: Iterable[str]) -> dict[str, Any]:
+    """The manifests by their file's name; the first of a name counts, so the operator's directory comes first.
 
-    What is no YAML is the text of its error, for preflight to refuse.
+    A file that is not YAML is the text of its error, for preflight to refuse.
     """
     found: dict[str, Any] = {}
-    for path in map(Path, paths):
+    for path in (path for directory in directories for path in sorted(Path(directory).glob("*.yml"))):
         if path.stem not in found:
             try:
                 found[path.stem] = yaml.safe_load(path.read_text())

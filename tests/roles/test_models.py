@@ -116,15 +116,12 @@ def test_a_transfer_to_another_host_comes_in_pieces_and_goes_on(hosts: Hosts, tm
 
 
 def test_the_operators_manifest_of_a_name_comes_first(tmp_path: Path) -> None:
-    paths = []
     for directory, source in (("own", "https://a.example/x/tiny.gguf"), ("shipped", "b")):
         (tmp_path / directory).mkdir()
-        path = tmp_path / directory / "tiny.yml"
         manifest = {"source": source, "sha256": "0" * 64, "bytes": 1, "licence": "MIT", "for": ["llamacpp"]}
-        path.write_text(yaml.safe_dump(manifest))
-        paths.append(str(path))
+        (tmp_path / directory / "tiny.yml").write_text(yaml.safe_dump(manifest))
     (tmp_path / "own/broken.yml").write_text("a: [")
-    manifests = model_manifests([*paths, str(tmp_path / "own/broken.yml")])
+    manifests = model_manifests(str(tmp_path / name) for name in ("own", "absent", "shipped"))
     assert "expected the node content" in manifests.pop("broken")
     assert models_of(manifests, "llamacpp") == [
         {"file": "tiny.gguf", "source": "https://a.example/x/tiny.gguf", "sha256": "0" * 64, "bytes": 1}
