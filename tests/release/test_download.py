@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 
 from release.download import TRIES, DownloadError, fetch
-from tests.ports import NOBODYS
+from tests.support.ports import NOBODYS
 
 CONTENT = bytes(range(256)) * 20_000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

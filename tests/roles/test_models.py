@@ -12,7 +12,7 @@ import pytest
 import yaml
 from models import model_manifests, models_of
 
-from tests.ansible_run import Run, ansible_playbook
+from tests.support.ansible_run import Run, ansible_playbook
 
 # A connection that is local and does not say so: what it needs is copied, as to a host elsewhere.
 ELSEWHERE = """

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from release.wheelhouse import sha256
-from tests.ansible_run import ROOT, Run, ansible_playbook
+from tests.support.ansible_run import ROOT, Run, ansible_playbook
 
 PLATFORM = "-".join((os.uname().sysname, os.uname().machine)).lower()
 SAYS = b"#!/bin/sh\necho %s\n"
