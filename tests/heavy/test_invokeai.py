@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from gateway.backends.converse import Abandoned, Ask, Refused, Reply, Steps
 from gateway.backends.protocols import invokeai
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.image_request import Painting, Upload, read_request
+from gateway.backends.protocols.steps import Abandoned, Ask, Refused, Reply, Steps
 from gateway.errors import ApiError
 
 from tests.support.environments import environment

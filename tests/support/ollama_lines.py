@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.backends.protocols.base import Adapter
-from gateway.backends.protocols.ollama import OllamaAdapter
+from gateway.backends.protocols.ollama.answer import OllamaAdapter
 from hypothesis import strategies as st
 
 from tests.support.faces.ollama import go_json

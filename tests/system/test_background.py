@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-import httpx
 import pytest
 from gateway import background
 from gateway.access.usage import TOKENS_MAX, TokenUsage
@@ -118,7 +117,7 @@ async def event_loop_lag(home: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 async def prober(home: Path, patch: pytest.MonkeyPatch) -> None:
-    prober = Prober(registry(a=record(1)), httpx.AsyncClient(), 0.01, 1)
+    prober = Prober(registry(a=record(1)), None, 0.01, 1)
     probe = FailsOnce(prober, "_probe", patch)
     await prober.start()
     await until(lambda: probe.calls >= 2)

@@ -9,10 +9,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 from gateway.backends import converse as module
-from gateway.backends.converse import NOTHING, Abandoned, Ask, Pause, Reply, Steps, converse, settled
+from gateway.backends.converse import converse, settled
 from gateway.backends.protocols.base import AnswerError, json_object
+from gateway.backends.protocols.steps import NOTHING, Abandoned, Ask, Pause, Reply, Steps
 from gateway.backends.records import BackendRecord
-from gateway.backends.registry import Backend
+from gateway.backends.slots import Backend
 from gateway.errors import ApiError
 from gateway.wire.errors import ProtocolViolation, UpstreamClosed, UpstreamError
 
@@ -27,7 +28,7 @@ async def backend() -> AsyncIterator[tuple[scripted.Backend, Backend]]:
     async with scripted.backend() as server, scripted.pool(server) as pool:
         url = f"http://127.0.0.1:{server.port}"
         record = {"class": "test", "base_url": url, "supported_capabilities": ["images"], "api_key": "key"}
-        yield server, Backend("test@here", BackendRecord.model_validate(record), pool, None)
+        yield server, Backend("test@here", BackendRecord.model_validate(record), pool)
         await settled()
 
 

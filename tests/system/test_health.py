@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import httpx
 import pytest
 from gateway.backends.health import Prober
 from gateway.backends.records import BackendsFile
-from gateway.backends.registry import Backend
+from gateway.backends.slots import Backend
 
 from tests.support.scripted import OK, Run, backend, until
 from tests.support.scripted import Backend as Server
@@ -25,7 +24,7 @@ ENDLESS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 async def probed(server: Server, longest: float = 5) -> AsyncIterator[Backend]:
     """A backend that is asked every 10 ms."""
     made = registry(a=record(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="secret"))
-    prober = Prober(made, httpx.AsyncClient(trust_env=False), 0.01, longest)
+    prober = Prober(made, None, 0.01, longest)
     starting = asyncio.create_task(prober.start())
     try:
         yield made.backends[0]
@@ -56,7 +55,7 @@ def test_no_backends_are_probed_but_those_of_now(run: Run) -> None:
         async with backend() as server:
             one = record(base_url=f"http://127.0.0.1:{server.port}/v1")
             made = registry(a=one)
-            prober = Prober(made, httpx.AsyncClient(trust_env=False), 60, 5)
+            prober = Prober(made, None, 60, 5)
             await prober.start()
             assert probes() == {"probe a"}
             made.replace(BackendsFile({"b": one, "c": one}, {}), {})
@@ -67,14 +66,48 @@ def test_no_backends_are_probed_but_those_of_now(run: Run) -> None:
     run(test)
 
 
-def test_backend_that_lives_and_is_not_ready(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("head", "error"),
+    [
+        (b"503 X", "/v1/models answered 503"),
+        (b"307 X\r\nLocation: /health", "/v1/models answered 307, and no redirect is followed: correct the path"),
+    ],
+)
+def test_backend_that_lives_and_is_not_ready(run: Run, head: bytes, error: str) -> None:
     async def test() -> None:
         async with backend() as server, probed(server) as one:
             peer = await server.accept()
             await peer.answer(OK)
-            await peer.answer(b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n")
+            await peer.answer(b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % head)
             await until(lambda: one.last_check is not None)
-            assert (one.healthy, one.ready, one.error) == (True, False, "/v1/models answered 503")
+            assert (one.healthy, one.ready, one.error) == (True, False, error)
+
+    run(test)
+
+
+def test_connection_of_a_probe_is_no_request_s(run: Run) -> None:
+    """With every connection that requests may have in use, the backend is probed, and is ready."""
+
+    async def test() -> None:
+        async with backend() as server:
+            made = registry(a=record(base_url=f"http://127.0.0.1:{server.port}/v1", max_connections=1))
+            (one,) = made.backends
+            asking = asyncio.create_task(one.pool.request(b"GET", b"/long", b""))
+            busy = await server.accept()
+            await busy.request()
+            prober = Prober(made, None, 60, 5)
+            starting = asyncio.create_task(prober.start())
+            peer = await server.accept()
+            await peer.answer(OK)
+            await peer.answer(LISTED)
+            await starting
+            await until(lambda: one.last_check is not None)
+            assert (one.ready, one.pool.open_connections, one.pool.waiting) == (True, 1, 0)
+            await peer.gone()  # nothing is kept between two looks
+            await busy.send(OK)
+            assert await (await asking).read(2) == b"ok"
+            await prober.stop()
+            await one.pool.close()
 
     run(test)
 
@@ -94,8 +127,8 @@ def test_an_answer_without_end_is_a_failure(run: Run, monkeypatch: pytest.Monkey
                 await peer.offer(b"%x\r\n%b\r\n" % (size, b"x" * size))
                 await asyncio.sleep(pause)
             assert not one.ready
-            expected = "/health did not answer within 0.3 s" if pause else "/health answered more than 100000 bytes"
-            assert one.error == expected
+            why = " did not answer within 0.3 s" if pause else ": response body longer than 100000 bytes"
+            assert one.error == "/health" + why
             await peer.gone()
 
     run(test)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gateway.backends import tokenizer
-from gateway.backends.registry import Backend
+from gateway.backends.slots import Backend
 from gateway.backends.tokenizer import COUNTED_MAX_BYTES, count
 
 from tests.support import scripted

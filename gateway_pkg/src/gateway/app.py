@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from difflib import get_close_matches
 from functools import partial
 
-import httpx
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -28,9 +27,9 @@ from gateway.api.openapi import describe
 from gateway.backends.call import Dispatcher
 from gateway.backends.converse import settled
 from gateway.backends.health import Prober
-from gateway.backends.protocols.ollama import OllamaAdapter
 from gateway.backends.records import load_backends
-from gateway.backends.registry import Registry, backend_maker
+from gateway.backends.registry import Registry
+from gateway.backends.slots import backend_maker
 from gateway.config.reload import Reloader, Source
 from gateway.config.settings import Settings
 from gateway.config.tls import client_context
@@ -59,8 +58,6 @@ log = logging.getLogger(__name__)
 # A step of the stop that takes longer is left: more than what is still said to backends has (FAREWELL_SEC).
 STOP_STEP_SEC = 6.0
 CUT_STEP_SEC = 0.5  # the same after a second signal
-# Backends that speak OpenAI's protocol need none.
-ADAPTERS = {"ollama": OllamaAdapter()}
 
 
 class App:
@@ -101,7 +98,7 @@ class App:
             backends.content,
             aliases.content,
             settings,
-            backend_maker(timeouts, self.tls, ADAPTERS),
+            backend_maker(timeouts, self.tls),
         )
 
         def put_in_force() -> None:
@@ -194,9 +191,8 @@ class App:
             await self._step(running, self.music.start, self.music.stop)
             await self._step(running, self.responses.start, self.responses.stop)
             await self._step(running, self.images.start, self.images.stop)
-            client = httpx.AsyncClient(timeout=None, verify=self.tls, trust_env=False)  # noqa: S113  # the prober has one
             interval, timeout = self.settings.health_check_interval_sec, self.settings.health_check_timeout_sec
-            prober = Prober(self.registry, client, interval, timeout)
+            prober = Prober(self.registry, self.tls, interval, timeout)
             await self._step(running, prober.start, prober.stop)
             self._running = running.pop_all()
 

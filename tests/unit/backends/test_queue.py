@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from gateway.backends.queue import SWITCH_TURNS, FairQueue
 from gateway.backends.records import BackendsFile
-from gateway.backends.registry import CIRCUIT_OPENS_AFTER, Registry, Slots
+from gateway.backends.registry import Registry
+from gateway.backends.slots import CIRCUIT_OPENS_AFTER, Slots
 from gateway.errors import ApiError
 
 from tests.support.scripted import Run

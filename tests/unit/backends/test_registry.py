@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from gateway.backends import registry as module
-from gateway.backends.protocols.ollama import OllamaAdapter
+from gateway.backends import slots as module
 from gateway.backends.records import BackendRecord, BackendsFile
-from gateway.backends.registry import CIRCUIT_OPENS_AFTER, ROUTES_MAX, Backend, Registry, Route, backend_maker
+from gateway.backends.registry import ROUTES_MAX, Registry, Route
+from gateway.backends.slots import CIRCUIT_OPENS_AFTER, Backend, backend_maker
 from gateway.config.settings import load_settings
 from gateway.errors import ApiError
 from gateway.routing.aliases import Alias
@@ -28,7 +28,7 @@ def record(limit: int | None = None, **fields: Any) -> BackendRecord:
 
 
 def registry(**records: BackendRecord) -> Registry:
-    make = backend_maker(Timeouts(), None, {"ollama": OllamaAdapter()})  # type: ignore[arg-type]  # no https here
+    make = backend_maker(Timeouts(), None)  # type: ignore[arg-type]  # no https here
     made = Registry(BackendsFile(records, {}), ALIASES, load_settings(), make)
     for backend in made.backends:
         backend.models = ("m",)
@@ -182,7 +182,7 @@ def test_unchanged_backends_stay_what_they_are() -> None:
 def test_alias_may_name_a_class_as_it_was_called_before() -> None:
     named: Any = {"class": "local_mlx"}
     file = BackendsFile({"a": record(**named)}, {"mlx": "local_mlx"})
-    make = backend_maker(Timeouts(), None, {})  # type: ignore[arg-type]  # no https here
+    make = backend_maker(Timeouts(), None)  # type: ignore[arg-type]  # no https here
     made = Registry(file, {"old": Alias("mlx", "m")}, load_settings(), make)
     decision = made.route("old", b"", "chat").decision
     assert (decision.backend_class, decision.model) == ("local_mlx", "m")

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from gateway.access.tokens import Authenticator, Caller
-from gateway.backends.registry import Backend, Registry, Slots
+from gateway.backends.registry import Registry
+from gateway.backends.slots import Backend, Slots
 from gateway.config.reload import Reloader, ReloadReport
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.backends.failures import failure, refused, told_in_200, wrong_answer
 from gateway.backends.protocols.base import AnswerError, json_object, json_object_in_steps
-from gateway.backends.registry import Registry, Route, Slots
+from gateway.backends.registry import Registry, Route
+from gateway.backends.slots import Slots
 from gateway.backends.tokenizer import count
 from gateway.backends.usage import usage_of
 from gateway.config.settings import Settings
 from gateway.errors import ApiError, overloaded
-from gateway.routing.body import ask_for_usage, dump, with_one_tool
+from gateway.routing.body import ask_for_usage, dump
 from gateway.routing.caps import within_limits
 from gateway.routing.policy import Facts, unknown_model, worth_counting
 from gateway.web.exchange import ClientDisconnected, Exchange
@@ -408,10 +409,8 @@ def asks_for_usage(request: Mapping[str, Any]) -> bool:
 
 
 def as_understood(slots: Slots, request: Mapping[str, Any], body: bytes) -> bytes:
-    """The body for a backend without an adapter. llama.cpp would take a chat's object `tool_choice` for `auto`."""
-    if isinstance(request.get("tool_choice"), dict) and slots.capability == "chat":
-        return with_one_tool(body) if slots.backend.record.protocol == "llamacpp" else body
-    return body
+    """The body for a backend without an adapter, in the words of its protocol."""
+    return body if slots.change_body is None else slots.change_body(request, body)
 
 
 def check_end(response: Response, cutter: EventCutter) -> None:

@@ -1,117 +1,23 @@
-"""Talks of several requests with one backend: submit, poll, fetch.
-
-What is said is a generator without I/O, so that it is tested byte by byte: it yields an Ask and is sent the Reply, or
-yields a Pause and is sent an empty one. `converse` does the talking.
-"""
+"""Does what the steps of a talk with one backend ask: see `protocols.steps`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
 from typing import Any, TypeVar
-
-import orjson
 
 from gateway import background
 from gateway.backends.failures import refused
-from gateway.backends.protocols.base import AnswerError, written
-from gateway.backends.registry import Backend
+from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.steps import NOTHING, Abandoned, Ask, Pause, Refused, Reply, Steps
+from gateway.backends.slots import Backend
 from gateway.wire.connection import HangUp
 from gateway.wire.errors import ConnectFailed, UpstreamClosed, UpstreamError
-from gateway.wire.stepwise import LongTexts, TooMuchJson, loads, parsed
 
 log = logging.getLogger(__name__)
 
 FAREWELL_SEC = 5.0  # what an abandoned conversation may still take to stop its job
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One request. `path` is below the backend's base_url."""
-
-    method: str
-    path: str
-    body: bytes = b""
-    content_type: str = "application/json"
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer of any status, as it came."""
-
-    status: int
-    content_type: str
-    body: bytes
-
-    def content(self) -> bytes:
-        """The body of a 2xx.
-
-        Raises:
-            Refused: another status.
-        """
-        if not 200 <= self.status < 300:
-            raise Refused(self)
-        return self.body
-
-    def json(self) -> dict[str, Any]:
-        """The JSON object of a 2xx.
-
-        Raises:
-            Refused: another status.
-            AnswerError: the body is no JSON object.
-        """
-        return self._object(lambda body: (loads(body), {}))[0]
-
-    def json_and_texts(self) -> tuple[dict[str, Any], LongTexts]:
-        """The same with names instead of its long texts, and these by their names; raises as `json`."""
-        return self._object(parsed)
-
-    def _object(self, parse: Callable[[bytes], tuple[Any, LongTexts]]) -> tuple[dict[str, Any], LongTexts]:
-        try:
-            content, texts = parse(self.content())
-        except TooMuchJson as error:
-            raise AnswerError(error.msg) from None
-        except orjson.JSONDecodeError:
-            raise AnswerError(f"no JSON in an answer of type '{self.content_type[:100]}'") from None
-        if not isinstance(content, dict):
-            raise AnswerError("an answer that is no JSON object")
-        written(content)  # a part of it is told to the client
-        return content, texts
-
-
-class Refused(Exception):
-    """The backend said no."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.status)
-        self.reply = reply
-
-
-class Abandoned(Exception):
-    """Thrown into the steps when nobody waits for their end any more; they may ask once more, to stop their job."""
-
-
-Steps = Generator[Ask | Pause, Reply, T]
-NOTHING = Reply(0, "", b"")
-
-
-def paced(work: Generator[None, None, T]) -> Steps[T]:
-    """What `work` returns; the event loop has its turn where it stops."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        yield Pause(0)
 
 
 _farewells: set[asyncio.Task[None]] = set()
@@ -163,7 +69,9 @@ async def _do(backend: Backend, step: Ask | Pause, max_response_bytes: int) -> R
     headers = backend.auth_headers
     if step.body:
         headers += f"Content-Type: {step.content_type}\r\n".encode("latin-1")
-    target = backend.pool.origin.prefix + step.path.encode("latin-1")
+    # Records of the earlier system name the server alone, others OpenAI's root.
+    prefix = backend.origin.prefix
+    target = prefix + (step.path.removeprefix("/v1") if prefix else step.path).encode("latin-1")
     response = await backend.pool.request(step.method.encode("ascii"), target, headers, step.body)
     try:
         body = await response.read(max_response_bytes)

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from gateway.backends.protocols.base import AnswerError, quoted
-from gateway.backends.registry import Backend
+from gateway.backends.slots import Backend
 from gateway.errors import ApiError, not_ready, overloaded
 from gateway.wire.http1 import ConnectFailed, PoolExhausted, UpstreamClosed, UpstreamError, UpstreamTimeout
 

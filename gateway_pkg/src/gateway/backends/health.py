@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from functools import partial
 
-import httpx
-
 from gateway import background
-from gateway.backends.protocols import ollama
 from gateway.backends.protocols.base import AnswerError
-from gateway.backends.registry import Backend, Registry
-from gateway.wire.stepwise import loads
+from gateway.backends.protocols.wire_protocol import Listing
+from gateway.backends.registry import Registry
+from gateway.backends.slots import Backend
+from gateway.wire.errors import ProtocolViolation, UpstreamError
+from gateway.wire.http1 import Pool, Timeouts
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,10 @@ class _ProbeFailed(Exception):
 class Prober:
     """One task per backend of the registry, from `start` to `stop`."""
 
-    def __init__(self, registry: Registry, client: httpx.AsyncClient, interval: float, timeout: float) -> None:
+    def __init__(self, registry: Registry, tls: ssl.SSLContext | None, interval: float, timeout: float) -> None:
         """`interval` between two probes of a ready backend, `timeout` for each answer, both in seconds."""
         self._registry = registry
-        self._client = client
+        self._tls = tls
         self._interval = interval
         self._timeout = timeout
         self._tasks: dict[Backend, asyncio.Task[None]] = {}
@@ -56,7 +57,6 @@ class Prober:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-        await self._client.aclose()
 
     def _follow(self) -> list[asyncio.Future[None]]:
         """Watches the backends that the registry has now, and no others."""
@@ -92,18 +92,29 @@ class Prober:
     async def _probe(self, backend: Backend) -> None:
         healthy = ready = False
         error: str | None = None
-        paths = backend.record.health
+        paths, protocol = backend.record.health, backend.protocol
+        # A connection of its own for each look: requests never wait for it, and however many are under way, it is made.
+        late = Timeouts(*[2 * self._timeout] * 4)
+        pool = Pool(backend.origin, max_connections=1, timeouts=late, ssl_context=self._tls)
         try:
-            await self._get(backend, paths.liveness)
+            await self._get(pool, backend, paths.liveness)
             healthy = True
             if paths.readiness != paths.liveness:
-                await self._get(backend, paths.readiness)
-            await self._list_models(backend)
+                await self._get(pool, backend, paths.readiness)
+            if protocol.models is not None and MODEL_CAPABILITIES & backend.slots.keys():
+                models = await self._names(pool, backend, protocol.models, MODELS_MAX)
+                if protocol.loaded is not None:
+                    backend.loaded = await self._names(pool, backend, protocol.loaded, LOADED_MAX)
+                if models != backend.models:
+                    backend.models = models
+                    self._registry.refresh_names()
             ready = True
         except _ProbeFailed as failure:
             error = str(failure)
-        except (httpx.HTTPError, ValueError, AnswerError) as failure:
+        except (UpstreamError, ValueError, AnswerError) as failure:
             error = f"{type(failure).__name__}: {failure}"[:300]
+        finally:
+            await pool.close()
         if ready != backend.ready or (ready and backend.last_check is None):
             log.log(
                 logging.INFO if ready else logging.WARNING,
@@ -116,45 +127,29 @@ class Prober:
         if ready and not was_ready:
             backend.wake()
 
-    async def _list_models(self, backend: Backend) -> None:
-        if backend.record.protocol == "ollama":
-            models = ollama.models(await self._get(backend, ollama.MODELS_PATH))[:MODELS_MAX]
-            backend.loaded = ollama.loaded(await self._get(backend, ollama.LOADED_PATH))[:LOADED_MAX]
-        elif MODEL_CAPABILITIES & backend.slots.keys():
-            models = _openai_models(await self._get(backend, backend.origin.prefix.decode() + "/models"))
-        else:
-            return
-        if models != backend.models:
-            backend.models = models
-            self._registry.refresh_names()
+    async def _names(self, pool: Pool, backend: Backend, listing: Listing, most: int) -> tuple[str, ...]:
+        path = backend.origin.prefix.decode() + listing.path
+        return listing.read(await self._get(pool, backend, path))[:most]
 
-    async def _get(self, backend: Backend, path: str) -> bytes:
-        """The body of an answer of 200 to 299; raises _ProbeFailed, httpx.HTTPError."""
-        url = httpx.URL(backend.record.base_url).join(path)
-        headers = {"Accept-Encoding": "identity"}  # so that its bytes are what it costs
-        if backend.record.api_key:
-            headers["Authorization"] = f"Bearer {backend.record.api_key}"
-        body = bytearray()
+    async def _get(self, pool: Pool, backend: Backend, path: str) -> bytes:
+        """The body of an answer of 200 to 299; raises _ProbeFailed, UpstreamError."""
+        headers = b"Accept-Encoding: identity\r\n" + backend.auth_headers  # so that its bytes are what it costs
         try:
-            # httpx's own timeouts would be for each piece, of which there may be any number.
-            async with asyncio.timeout(self._timeout), self._client.stream("GET", url, headers=headers) as response:
-                async for piece in response.aiter_raw():
-                    body += piece
-                    if len(body) > ANSWER_MAX_BYTES:
-                        raise _ProbeFailed(f"{path} answered more than {ANSWER_MAX_BYTES} bytes")
+            async with asyncio.timeout(self._timeout):
+                response = await pool.request(b"GET", path.encode(), headers)
+                try:
+                    body = await response.read(ANSWER_MAX_BYTES)
+                finally:
+                    response.close()
         except TimeoutError:
             raise _ProbeFailed(f"{path} did not answer within {self._timeout:g} s") from None
-        if not response.is_success:
-            raise _ProbeFailed(f"{path} answered {response.status_code}")
-        return bytes(body)
-
-
-def _openai_models(body: bytes) -> tuple[str, ...]:
-    content = loads(body)
-    data = content.get("data") if isinstance(content, dict) else None
-    if not isinstance(data, list):
-        raise ValueError("/models has no list 'data'")
-    return tuple(str(item["id"]) for item in data[:MODELS_MAX] if isinstance(item, dict) and "id" in item)
+        except ProtocolViolation as error:
+            raise _ProbeFailed(f"{path}: {error}") from None
+        if 300 <= response.status < 400:
+            raise _ProbeFailed(f"{path} answered {response.status}, and no redirect is followed: correct the path")
+        if not 200 <= response.status < 300:
+            raise _ProbeFailed(f"{path} answered {response.status}")
+        return body
 
 
 def _nothing() -> None:

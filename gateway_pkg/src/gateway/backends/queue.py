@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gateway.errors import not_ready, overloaded
 
 if TYPE_CHECKING:
-    from gateway.backends.registry import Slots
+    from gateway.backends.slots import Slots
 
 # Loading another model costs a backend about as long as a few answers take.
 SWITCH_TURNS = 4

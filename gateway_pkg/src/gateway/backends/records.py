@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
+from gateway.backends.protocols import BY_NAME, PROTOCOLS
+from gateway.backends.protocols.wire_protocol import Implied, WireProtocol
 from gateway.config.files import read_text, validation_refusal
 from gateway.config.settings import Settings
 from gateway.errors import Refusal
@@ -22,26 +24,9 @@ from gateway.wire.origin import is_address
 HINT = "set GATEWAY_BACKENDS_PATH or pass --backends FILE"
 NO_BACKENDS = "or OLLAMA_BASE_URL, MLX_BASE_URL to a server's address"
 Capability = Literal["chat", "completions", "embeddings", "rerank", "images", "tts", "transcription", "music"]
-Protocol = Literal["openai", "llamacpp", "ollama", "a1111", "comfyui", "invokeai", "nexa", "heartmula"]
-# What each protocol has an adapter for; openai's own routes go through as they come, also to llama.cpp.
-SPOKEN: Mapping[str, frozenset[str]] = {
-    "openai": frozenset({"chat", "completions", "embeddings", "rerank", "images", "tts", "transcription"}),
-    "llamacpp": frozenset({"chat", "completions", "embeddings", "rerank"}),
-    "ollama": frozenset({"chat", "completions", "embeddings"}),
-    "a1111": frozenset({"images"}),
-    "comfyui": frozenset({"images"}),
-    "invokeai": frozenset({"images"}),
-    "nexa": frozenset({"chat", "completions", "embeddings", "rerank", "images", "tts", "transcription"}),
-    "heartmula": frozenset({"music"}),
-}
-# Where servers of other protocols answer a probe, that have no `/health`.
-PROBES: Mapping[str, str] = {
-    "ollama": "/api/version",
-    "a1111": "/sdapi/v1/samplers",
-    "comfyui": "/prompt",
-    "invokeai": "/api/v1/app/version",
-    "nexa": "/v1/models",
-}
+# The settings that make a backend without a record, each with what it makes; an image server's depends on another.
+IMPLIED = {implied.url_setting: (protocol, implied) for protocol in PROTOCOLS for implied in protocol.implied}
+IMAGES_URL = "images_http_base_url"
 Path_ = Annotated[str, Field(pattern=r'^/([!"$-.0-~][!"$-~]*)?$', max_length=200)]  # `//` would begin another host
 
 
@@ -74,9 +59,7 @@ class PayloadPolicy(BaseModel):
 
 
 class BackendRecord(BaseModel):
-    """One backend: a server that speaks `protocol`; OpenAI's API is below `base_url`, the others' below its host.
-
-    `llamacpp` is OpenAI's, but for the words in which one function is asked for; and it counts tokens.
+    """One backend: a server that speaks the wire protocol of this name below `base_url`.
 
     `stream_usage`: whether it understands `stream_options`, and so can tell a stream's usage. `cooldown_ms`: how long a
     slot cools down when the gateway hung up before an answer's end, because the backend goes on until it has noticed.
@@ -87,7 +70,7 @@ class BackendRecord(BaseModel):
     backend_class: str = Field(alias="class", pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)
     base_url: str
     description: str = ""
-    protocol: Protocol = "openai"
+    protocol: str = PROTOCOLS[0].name
     supported_capabilities: list[Capability] = Field(min_length=1)
     concurrency_limits: dict[Capability, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     health: Health = Field(default_factory=Health)
@@ -105,18 +88,27 @@ class BackendRecord(BaseModel):
         Origin.parse(value)
         return value
 
+    @field_validator("protocol")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in BY_NAME:
+            near = get_close_matches(value, BY_NAME, n=1)
+            meant = f"; did you mean '{near[0]}'?" if near else ";"
+            raise ValueError(f"no protocol '{value[:100]}'{meant} there are {', '.join(BY_NAME)}")
+        return value
+
     @model_validator(mode="after")
     def _is_spoken(self) -> Self:
+        spoken = BY_NAME[self.protocol].capabilities
         for capability in self.supported_capabilities:
-            if capability not in SPOKEN[self.protocol]:
-                raise ValueError(
-                    f"protocol '{self.protocol}' has no {capability}; it has {', '.join(sorted(SPOKEN[self.protocol]))}"
-                )
+            if capability not in spoken:
+                raise ValueError(f"protocol '{self.protocol}' has no {capability}; it has {', '.join(sorted(spoken))}")
         return self
 
     @model_validator(mode="after")
     def _is_probed_where_it_answers(self) -> Self:
-        if "health" not in self.model_fields_set and (path := PROBES.get(self.protocol)):
+        if "health" not in self.model_fields_set:
+            path = BY_NAME[self.protocol].probe
             self.health = Health(liveness=path, readiness=path)
         return self
 
@@ -214,53 +206,35 @@ def implied_records(settings: Settings) -> dict[str, BackendRecord]:
     Raises:
         Refusal: a value is not the URL of a server.
     """
-    chat = ["chat", "completions", "embeddings"]
-    image_protocol = {"http_a1111": "a1111", "http_comfyui": "comfyui", "http_invokeai": "invokeai"}
-    given: dict[str, dict[str, Any]] = {
-        "ollama_base_url": {
-            "class": "ollama",
-            "protocol": "ollama",
-            "supported_capabilities": chat,
-            "concurrency_limits": {"chat": 4, "embeddings": 4},
-        },
-        "mlx_base_url": {
-            "class": "mlx",
-            "supported_capabilities": chat,
-            "concurrency_limits": {"chat": 2, "embeddings": 2},
-            "health": {"liveness": "/v1/models", "readiness": "/v1/models"},
-        },
-        "images_http_base_url": {
-            "class": settings.images_backend_class,
-            "protocol": (protocol := image_protocol.get(settings.images_backend, "openai")),
-            "health": _probed(PROBES.get(protocol, "/v1/models")),
-            "supported_capabilities": ["images"],
-            "concurrency_limits": {"images": 2},
-        },
-        "heartmula_base_url": {
-            "class": settings.music_backend_class,
-            "protocol": "heartmula",
-            "supported_capabilities": ["music"],
-            "concurrency_limits": {"music": 2},
-        },
-        "tts_base_url": {
-            "class": settings.tts_backend_class,
-            "supported_capabilities": ["tts"],
-            "concurrency_limits": {"tts": 4},
-        },
-    }
-    records = {}
-    for name, record in given.items():
-        url: str = getattr(settings, name)
-        if url:
-            try:
-                records[record["class"]] = BackendRecord.model_validate({**record, "base_url": url})
-            except ValidationError as error:
-                raise Refusal(f"{name.upper()}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    records: dict[str, BackendRecord] = {}
+    for name in Settings.model_fields:
+        url: str = getattr(settings, name) if name in IMPLIED or name == IMAGES_URL else ""
+        if not url:
+            continue
+        protocol, implied = IMPLIED.get(name) or _implied_images(settings)
+        probe = implied.probe or protocol.probe
+        backend_class: str = implied.backend_class or getattr(settings, implied.class_setting)
+        record = {
+            "class": backend_class,
+            "protocol": protocol.name,
+            "base_url": url,
+            "supported_capabilities": list(implied.capabilities),
+            "concurrency_limits": dict(implied.limits),
+            "health": {"liveness": probe, "readiness": probe},
+        }
+        try:
+            records[backend_class] = BackendRecord.model_validate(record)
+        except ValidationError as error:
+            raise Refusal(f"{name.upper()}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
     return records
 
 
-def _probed(path: str) -> dict[str, str]:
-    return {"liveness": path, "readiness": path}
+def _implied_images(settings: Settings) -> tuple[WireProtocol, Implied]:
+    """The image server is spoken to as IMAGES_BACKEND says; small ones of OpenAI's API have no `/health`."""
+    usual = PROTOCOLS[0]
+    protocol = next((one for one in PROTOCOLS if settings.images_backend == one.images_backend), usual)
+    probe = "/v1/models" if protocol is usual else ""
+    return protocol, Implied(IMAGES_URL, ("images",), {"images": 2}, class_setting="images_backend_class", probe=probe)
 
 
 def _fill(value: Any, variable: Callable[[str], str], path: Path) -> Any:

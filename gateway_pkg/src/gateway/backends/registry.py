@@ -1,26 +1,22 @@
-"""The backends as they are now: who lives, who is busy, who serves which model; and the slots of admission."""
+"""The backends as they are now, by class: which of them gets a request, and which models they serve."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
-import ssl
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from time import monotonic
 from typing import NamedTuple
 from urllib.parse import quote
 
 import orjson
 
-from gateway.backends.protocols.base import Adapter
+from gateway.backends.protocols.wire_protocol import OPENAI_PATHS, VERSION
 from gateway.backends.queue import FairQueue
-from gateway.backends.records import BackendRecord, BackendsFile
+from gateway.backends.records import BackendsFile
+from gateway.backends.slots import Backend, MakeBackend, Slots
 from gateway.config.settings import Settings
 from gateway.errors import RETRY_NOT_READY_SEC, ApiError, not_ready, retry_after
-from gateway.routing.aliases import Alias
+from gateway.routing.aliases import Alias, models_by_class
 from gateway.routing.body import Rename
 from gateway.routing.policy import (
     AUTO,
@@ -35,163 +31,13 @@ from gateway.routing.policy import (
     decide_embedder,
     decide_in_class,
 )
-from gateway.wire.http1 import Origin, Pool, Timeouts
 
 log = logging.getLogger(__name__)
 
-# What OpenAI's capabilities are below a backend's base_url; other protocols have paths of their own.
-PATHS = {
-    "chat": b"/chat/completions",
-    "completions": b"/completions",
-    "embeddings": b"/embeddings",
-    "rerank": b"/rerank",
-    "images": b"/images/generations",
-    "tts": b"/audio/speech",
-    "transcription": b"/audio/transcriptions",
-    "music": b"/music/generations",
-}
 BOUNDED = ("chat", "completions")  # whose answers an alias's caps are for
 BUILTIN_EMBEDDER = {"builtin": "gateway_embed"}  # the earlier EMBEDDINGS_BACKEND's word for it
 ROUTES_MAX = 1_000
-# The circuit breaker of a host whose probes are answered: it opens after so many failures in a row.
-CIRCUIT_OPENS_AFTER = 3
-CIRCUIT_OPEN_MAX_SEC = 60.0
 _SAFE_IN_HEADER = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-
-
-class Slots:
-    """One capability of one backend: where it is asked for, how many requests are under way, and how many may be.
-
-    `adapter` is None where the backend speaks OpenAI's protocol; `queue` where the class asks for none. `on_hang_up` is
-    to be called when the gateway ends an answer before its end; None where the record asks for no cooldown. `heir` has
-    the count of requests since a reload has put it in this one's place.
-    """
-
-    __slots__ = ("adapter", "backend", "capability", "heir", "inflight", "limit", "on_hang_up", "queue", "target")
-
-    def __init__(self, backend: Backend, capability: str, target: bytes, adapter: Adapter | None) -> None:
-        self.backend = backend
-        self.capability = capability
-        self.target = target
-        self.limit = sys.maxsize
-        self.adapter = adapter
-        self.queue: FairQueue | None = None
-        self.heir: Slots | None = None
-        self.on_hang_up: Callable[[], object] | None = None
-        self.inflight = 0
-
-    def bound(self, limit: int, cooldown_ms: int) -> None:
-        """Takes over the limits of a record."""
-        self.limit = limit
-        self.on_hang_up = self._cool_down if cooldown_ms and limit < sys.maxsize else None
-
-    @property
-    def is_free(self) -> bool:
-        return self.inflight < self.limit and self.backend.ready
-
-    def take(self, model: str) -> None:
-        """Counts a request; `release` counts it down again."""
-        self.inflight += 1
-        self.backend.last_model = model
-
-    def release(self) -> None:
-        if self.heir is not None:
-            self.heir.release()
-            return
-        self.inflight -= 1
-        if self.queue is not None:
-            self.queue.wake(self)
-
-    def _cool_down(self) -> None:
-        """The backend may go on for a while with what was hung up on: somebody more has a slot for so long."""
-        if self.heir is not None:
-            self.heir._cool_down()
-            return
-        self.inflight += 1
-        asyncio.get_running_loop().call_later(self.backend.record.cooldown_ms / 1000, self.release)
-
-
-class Backend:
-    """One backend and its state. `loaded` are the models that it has in memory, where it tells."""
-
-    def __init__(self, name: str, record: BackendRecord, pool: Pool, adapter: Adapter | None) -> None:
-        self.name = name
-        self.pool = pool
-        self._all_slots: dict[str, Slots] = {}  # also of capabilities that it has no more
-        self.take_over(record, adapter)
-        self.models: tuple[str, ...] = ()
-        self.loaded: tuple[str, ...] = ()
-        self.last_model = ""
-        # Until the first probe is back nothing is known, and a request is the best probe.
-        self.healthy = self.ready = True
-        self.error: str | None = None
-        self.last_check: float | None = None
-        self.on_failure: Callable[[], object] = _nobody_listens
-        self.failures: dict[str, int] = {}  # by kind, of which there are a dozen
-        self.circuit_failures = 0  # requests in a row that got no proper answer
-        self.circuit_open_until = 0.0  # time.monotonic seconds, then half-open; 0 while the circuit is closed
-
-    def take_over(self, record: BackendRecord, adapter: Adapter | None) -> None:
-        """Follows another record of the same host: what is known of it, and what is under way, stays counted."""
-        self.record = record
-        self.auth_headers = f"Authorization: Bearer {record.api_key}\r\n".encode("ascii") if record.api_key else b""
-        self.request_headers = self.auth_headers + b"Content-Type: application/json\r\n"
-        self.slots: dict[str, Slots] = {}
-        for capability in record.supported_capabilities:
-            old = slots = self._all_slots.get(capability)
-            if slots is None or slots.adapter is not adapter:
-                slots = Slots(self, capability, self.pool.origin.prefix + PATHS[capability], adapter)
-            if old is not None and old is not slots:  # answers under way are still read as the old protocol has them
-                slots.inflight, old.heir = old.inflight, slots
-            slots.bound(record.concurrency_limits.get(capability, sys.maxsize), record.cooldown_ms)
-            self.slots[capability] = self._all_slots[capability] = slots
-
-    @property
-    def all_slots(self) -> Iterable[Slots]:
-        """Also those of capabilities that it has no more."""
-        return self._all_slots.values()
-
-    @property
-    def is_busy(self) -> bool:
-        return any(slots.inflight for slots in self._all_slots.values())
-
-    @property
-    def origin(self) -> Origin:
-        return self.pool.origin
-
-    @property
-    def is_usable(self) -> bool:
-        return self.ready and (not self.circuit_open_until or self.circuit_open_until <= monotonic())
-
-    def count_failure(self, kind: str) -> None:
-        self.failures[kind] = self.failures.get(kind, 0) + 1
-
-    def fail(self, error: str) -> None:
-        """A request found that the backend cannot be reached; the prober looks at it until it can."""
-        self.healthy = self.ready = False
-        self.error = error
-        self.on_failure()
-
-    def strain_circuit(self) -> None:
-        """Counts a request without a proper answer. Some in a row open the circuit: others of the class go first.
-
-        Once half-open it is tried again; each failure then opens it for twice as long.
-        """
-        self.circuit_failures += 1
-        if self.circuit_failures >= CIRCUIT_OPENS_AFTER:
-            seconds = min(2.0 ** (self.circuit_failures - CIRCUIT_OPENS_AFTER), CIRCUIT_OPEN_MAX_SEC)
-            self.circuit_open_until = monotonic() + seconds
-
-    def close_circuit(self) -> None:
-        """A request got its answer."""
-        self.circuit_failures = 0
-        self.circuit_open_until = 0.0
-
-    def wake(self) -> None:
-        """It has become ready: who waits for it may go on."""
-        for slots in self.slots.values():
-            if slots.queue is not None:
-                slots.queue.wake(slots)
 
 
 class Route(NamedTuple):
@@ -212,9 +58,6 @@ class Route(NamedTuple):
     log_fields: bytes
     queue: FairQueue | None
     limits: Alias | None
-
-
-MakeBackend = Callable[[str, BackendRecord, Backend | None], Backend]
 
 
 class Registry:
@@ -307,12 +150,9 @@ class Registry:
             backend_class: frozenset(capability for backend in backends for capability in backend.slots)
             for backend_class, backends in self._by_class.items()
         }
-        by_rank = (
-            {"ollama": settings.ollama_model_strong, "mlx": settings.mlx_model_strong},
-            {"ollama": settings.ollama_model_fast, "mlx": settings.mlx_model_fast},
-        )
         strong, fast = (
-            {self._synonyms.get(name, name): model for name, model in rank.items() if model} for rank in by_rank
+            {self._synonyms.get(name, name): model for name, model in rank.items() if model}
+            for rank in models_by_class(settings)
         )
         self.names = Names(
             self._aliases,
@@ -372,7 +212,7 @@ class Registry:
     def tokenizer_of(self, alias: Alias) -> Backend | None:
         """A ready backend that can count tokens for the alias's model, None where there is none."""
         hosts = self._by_class.get(alias.backend, ())
-        return next((one for one in hosts if one.record.protocol == "llamacpp" and one.is_usable), None)
+        return next((one for one in hosts if one.protocol.tokens is not None and one.is_usable), None)
 
     def route_in_class(self, model: str, backend_header: bytes, capability: str, usual: str, path: str) -> Route:
         """The route of a request of a kind that has a class of its own, such as images.
@@ -396,7 +236,7 @@ class Registry:
             head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n" + lines
             rename = None if decision.model == model else Rename(model, decision.model)
             slots = self._slots(decision.backend_class, capability)
-            fields = _log_fields(decision, path or f"/v1{PATHS[capability].decode()}")
+            fields = _log_fields(decision, path or VERSION + OPENAI_PATHS[capability])
             is_bounded = decision.alias is not None and decision.alias.limits and capability in BOUNDED
             limits = decision.alias if is_bounded else None
             route = Route(decision, capability, slots, headers, head, rename, fields, slots[0].queue, limits)
@@ -458,29 +298,6 @@ class Registry:
                 code="capability_not_supported",
             )
         return slots
-
-
-def backend_maker(timeouts: Timeouts, tls: ssl.SSLContext, adapters: Mapping[str, Adapter]) -> MakeBackend:
-    """Makes backends with these timeouts, this TLS context, and the adapters of protocols that are not OpenAI's.
-
-    One that is known already, by its name and address, takes over its record instead.
-    """
-
-    def make(name: str, record: BackendRecord, known: Backend | None) -> Backend:
-        adapter = adapters.get(record.protocol)
-        # A piece of music begins to be answered when it is made; how long that may take is for each piece to say.
-        own = replace(timeouts, first_byte=math.inf) if "music" in record.supported_capabilities else timeouts
-        if known is None:
-            origin = Origin.parse(record.base_url)
-            pool = Pool(origin, max_connections=record.max_connections, timeouts=own, ssl_context=tls)
-            return Backend(name, record, pool, adapter)
-        if known.record != record:
-            known.take_over(record, adapter)
-            known.on_failure()  # it is probed as the record now says
-        known.pool.take_over(record.max_connections, own)
-        return known
-
-    return make
 
 
 def _names_none(model: str) -> bool:

@@ -14,8 +14,9 @@ from gateway.backends.call import EVENTS_TYPE, Dispatcher, Work
 from gateway.backends.failures import refused
 from gateway.backends.protocols import speech
 from gateway.backends.protocols.base import AnswerError
-from gateway.backends.protocols.paths import below
-from gateway.backends.registry import Backend, Route, Slots
+from gateway.backends.protocols.wire_protocol import below
+from gateway.backends.registry import Route
+from gateway.backends.slots import Backend, Slots
 from gateway.backends.usage import usage_in
 from gateway.config.settings import Settings
 from gateway.errors import ApiError

@@ -27,7 +27,8 @@ from gateway.backends.protocols.base import (
     json_object_in_steps,
     written,
 )
-from gateway.backends.registry import Backend, Route, Slots
+from gateway.backends.registry import Route
+from gateway.backends.slots import Backend, Slots
 from gateway.backends.usage import usage_in, usage_of
 from gateway.routing.body import dump
 from gateway.routing.caps import within_limits

@@ -8,10 +8,11 @@ from typing import Annotated, Any, NotRequired
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from gateway.backends.call import Dispatcher
+from gateway.backends.call import Dispatcher, as_understood
 from gateway.backends.failures import refused, told_in_200
 from gateway.backends.protocols.base import json_value
-from gateway.backends.registry import Route, Slots
+from gateway.backends.registry import Route
+from gateway.backends.slots import Slots
 from gateway.backends.usage import usage_of
 from gateway.dialects.ranking import cosines, ranking, scores_of, text_of, vectors_of
 from gateway.errors import ApiError
@@ -124,12 +125,9 @@ class _Handler:
         self, exchange: Exchange, route: Route, request: dict[str, Any], texts: list[str]
     ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
         def post(slots: Slots) -> Awaitable[Response]:
-            asked, target = _asked(request, texts, route.decision.model), slots.target
-            if slots.backend.record.protocol == "nexa":
-                target = slots.backend.origin.prefix.removesuffix(b"/v1") + b"/v1/reranking"
-                asked.pop("top_n", None)
-                asked.setdefault("batch_size", len(texts))  # its own default is none at all
-            return self._dispatcher.post(exchange, slots, target, slots.backend.request_headers, dump(asked))
+            asked = _asked(request, texts, route.decision.model)
+            body = as_understood(slots, asked, dump(asked))
+            return self._dispatcher.post(exchange, slots, slots.target, slots.backend.request_headers, body)
 
         async with self._dispatcher.slot(exchange, route) as slots:
             slots, response = await self._dispatcher.ask(exchange, route, slots, post)

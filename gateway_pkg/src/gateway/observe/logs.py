@@ -90,6 +90,5 @@ def configure(level: str) -> None:
     writer.start()
     atexit.register(writer.stop)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # A line for each probe, and each of the two servers' beginning and end: the gateway has lines of its own.
-    for name in ("httpx", "uvicorn.error"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Each of the two servers' beginning and end: the gateway has lines of its own.
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

@@ -28,7 +28,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from gateway import __version__, background
-from gateway.backends.registry import Backend, Slots
+from gateway.backends.slots import Backend, Slots
 from gateway.errors import Refusal
 from gateway.web.exchange import Exchange
 from gateway.wire.origin import Origin

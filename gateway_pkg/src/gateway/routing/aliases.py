@@ -113,17 +113,23 @@ def _parse(text: str, source: Path | str) -> dict[str, Alias]:
     return {name.casefold(): Alias(**record.model_dump()) for name, record in records.items()}
 
 
+def models_by_class(settings: Settings) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """The strong and the fast models that settings name, by the earlier gateway's backend classes; "" for no model."""
+    return (
+        {"ollama": settings.ollama_model_strong, "mlx": settings.mlx_model_strong},
+        {"ollama": settings.ollama_model_fast, "mlx": settings.mlx_model_fast},
+    )
+
+
 def _implied(settings: Settings) -> dict[str, Alias]:
     """The earlier gateway's built-in aliases, as far as the settings name their models."""
-    ollama, mlx = ("ollama", settings.ollama_model_strong), ("mlx", settings.mlx_model_strong)
-    strong = {"ollama": ollama, "mlx": mlx}.get(settings.default_backend or "ollama", ("", ""))
-    fast = {"ollama": ("ollama", settings.ollama_model_fast), "mlx": ("mlx", settings.mlx_model_fast)}.get(
-        settings.default_backend or "ollama", ("", "")
-    )
+    strong, fast = models_by_class(settings)
+    first, second = strong
+    usual = settings.default_backend or first
     aliases = {
-        "default": Alias(*strong, tools=True),
-        "fast": Alias(*fast, tools=False),
-        "coder": Alias(*ollama, tools=True),
-        "long": Alias(*mlx, tools=False),
+        "default": Alias(usual, strong.get(usual, ""), tools=True),
+        "fast": Alias(usual, fast.get(usual, ""), tools=False),
+        "coder": Alias(first, strong[first], tools=True),
+        "long": Alias(second, strong[second], tools=False),
     }
     return {name: alias for name, alias in aliases.items() if alias.model}

@@ -9,7 +9,6 @@ from typing import Any
 import orjson
 from pydantic_core import from_json
 
-from gateway.errors import ApiError
 from gateway.wire.collector import paused
 
 ASK_FOR_USAGE = b'"stream_options":{"include_usage":true},'
@@ -39,10 +38,10 @@ class Rename:
 
 def set_fields(body: bytes, fields: Mapping[str, Any]) -> bytes:
     """The JSON object `body` with other values for `fields`."""
-    return dump(_load(body) | dict(fields))
+    return dump(load(body) | dict(fields))
 
 
-def _load(body: bytes) -> dict[str, Any]:
+def load(body: bytes) -> dict[str, Any]:
     """A JSON object with exact numbers, where orjson's are 64 bits wide."""
     with paused(len(body)):
         try:
@@ -58,22 +57,6 @@ def dump(content: Mapping[str, Any]) -> bytes:
         return orjson.dumps(content)
     except (TypeError, orjson.JSONEncodeError):
         return json.dumps(content, separators=(",", ":")).encode()
-
-
-def with_one_tool(body: bytes) -> bytes:
-    """A chat whose `tool_choice` is an object, in other words: `required`, and no tool but the one that it names.
-
-    Raises:
-        ApiError: 400, it names no function of `tools`.
-    """
-    content = _load(body)
-    choice = content["tool_choice"]
-    for tool in content.get("tools") or ():
-        function = tool.get("function")
-        if isinstance(function, dict) and choice == {"type": "function", "function": {"name": function.get("name")}}:
-            return dump({**content, "tools": [tool], "tool_choice": "required"})
-    problem = "'tool_choice': an object must name one function of 'tools' on this backend"
-    raise ApiError(400, problem, param="tool_choice", code="invalid_value")
 
 
 def ask_for_usage(body: bytes, request: Mapping[str, Any]) -> bytes:

@@ -14,21 +14,25 @@ from gateway.routing.aliases import Alias
 
 # Either bounds a chat, and OpenAI's own server takes no two of them; a completion is bounded by the first alone.
 OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens")
-# By server: its names for how long an answer may become.
-_TOKENS: Mapping[str, tuple[str, ...]] = {
-    "openai": (*OUTPUT_LIMITS, "max_output_tokens", "max_tokens_to_sample"),
-    "llamacpp": ("n_predict",),  # beats both of OpenAI's
-    "ollama": ("num_predict",),
-    "vllm": ("min_tokens",),
-    "tgi": ("max_new_tokens", "min_new_tokens"),
-    "tabbyapi": ("max_length", "min_length"),
-}
-# By server: its names for the highest temperature.
-_TEMPERATURES: Mapping[str, tuple[str, ...]] = {
-    "openai": ("temperature",),
-    "tabbyapi": ("max_temp", "min_temp", "dynatemp_low", "dynatemp_high"),
-    "aphrodite": ("dynatemp_min", "dynatemp_max"),
-}
+# Names for how long an answer may become.
+_TOKEN_NAMES = frozenset(
+    {
+        *(*OUTPUT_LIMITS, "max_output_tokens", "max_tokens_to_sample"),  # OpenAI's
+        "n_predict",  # llama.cpp's, which beats both of OpenAI's
+        "num_predict",  # Ollama's
+        "min_tokens",  # vLLM's
+        *("max_new_tokens", "min_new_tokens"),  # TGI's
+        *("max_length", "min_length"),  # TabbyAPI's
+    }
+)
+# Names for the highest temperature: OpenAI's, TabbyAPI's, Aphrodite's.
+_TEMPERATURE_NAMES = frozenset(
+    {
+        "temperature",
+        *("max_temp", "min_temp", "dynatemp_low", "dynatemp_high"),
+        *("dynatemp_min", "dynatemp_max"),
+    }
+)
 _SPREAD = "dynatemp_range"  # llama.cpp's: how far the temperature goes up and down
 _TOOLS = ("tools", "functions")  # the latter is OpenAI's name of 2023, which servers still take
 # Objects within a request whose fields servers take as the request's own: Ollama's, LiteLLM's, TGI's and SGLang's,
@@ -42,8 +46,6 @@ _UNDONE_BY: Mapping[str, tuple[str, ...]] = {
     "max_tokens_cap": (*_LITELLM, "auto_max_new_tokens", "preset"),
     "temperature_cap": (*_LITELLM, "preset", "samplers"),
 }
-_TOKEN_NAMES = frozenset(name for names in _TOKENS.values() for name in names)
-_TEMPERATURE_NAMES = frozenset(name for names in _TEMPERATURES.values() for name in names)
 _ALL = _TOKEN_NAMES | _TEMPERATURE_NAMES | {_SPREAD, *_TOOLS, *PLACES}.union(*_UNDONE_BY.values())
 _LEAST = frozenset({"min_tokens", "min_new_tokens", "min_length"})  # they lengthen an answer, and end none
 

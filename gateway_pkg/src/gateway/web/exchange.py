@@ -15,7 +15,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.access.tokens import Caller
-from gateway.backends.registry import Route, Slots
+from gateway.backends.registry import Route
+from gateway.backends.slots import Slots
 from gateway.backends.usage import Usage
 from gateway.errors import OPENAI_ERRORS, ApiError, ErrorShape
 from gateway.wire.protocol import EXTENSION, NAMED_HEADERS, Protocol

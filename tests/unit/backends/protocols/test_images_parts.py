@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import orjson
 import pytest
-from gateway.backends.converse import Abandoned, Ask, Pause, Refused, Reply, Steps
-from gateway.backends.protocols import a1111, comfyui, invokeai, nexa, openai_images
+from gateway.backends.protocols import a1111, comfyui, image_parts, invokeai, nexa, openai
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.image_formats import SEGMENTS_MAX, has_alpha, kind_of, size_of
 from gateway.backends.protocols.image_request import ImageRequest, Painting, Upload, read_request
+from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Refused, Reply, Steps
 from gateway.errors import ApiError
 from gateway.features.images import mock
 from gateway.features.images.choice import ImageModels, choose_model
@@ -123,11 +123,11 @@ def edit() -> ImageRequest:
 
 
 TALKS: dict[str, Callable[[], Steps[Painting]]] = {
-    "openai": lambda: openai_images.paint(request(), "/v1"),
-    "openai edit": lambda: openai_images.paint(edit(), "/v1"),
-    "nexa": lambda: nexa.paint(request(), "/v1"),
-    "a1111": lambda: a1111.paint(request(), 20),
-    "a1111 edit": lambda: a1111.paint(edit(), 20),
+    "openai": lambda: openai.paint(request()),
+    "openai edit": lambda: openai.paint(edit()),
+    "nexa": lambda: nexa.paint(request()),
+    "a1111": lambda: a1111.paint(request()),
+    "a1111 edit": lambda: a1111.paint(edit()),
     "comfyui": lambda: comfyui.paint(request()),
     "comfyui edit": lambda: comfyui.paint(edit()),
     "invokeai": lambda: invokeai.paint(request()),
@@ -193,7 +193,7 @@ def test_any_answers_end_in_images_or_a_known_error(kind: str, replies: list[tup
 
 def test_a1111_interrupts_its_own_task_only() -> None:
     def after(*states: dict[str, bool]) -> list[str]:
-        steps = a1111.paint(request(), 20)
+        steps = a1111.paint(request())
         ask = next(steps)
         assert isinstance(ask, Ask)
         task = orjson.loads(ask.body)["force_task_id"]
@@ -219,7 +219,7 @@ def test_a1111_interrupts_its_own_task_only() -> None:
 
 
 def test_a1111_without_pages_is_left_alone() -> None:
-    steps = a1111.paint(request(), 20)
+    steps = a1111.paint(request())
     next(steps)
     step = steps.throw(Abandoned())
     assert isinstance(step, Ask)
@@ -260,7 +260,7 @@ def test_failure_of_a_graph_is_told_whatever_the_queue_says_then(queue: Reply) -
 
 def test_upload_of_a_hostile_name_stays_one_part() -> None:
     upload = Upload('a"\r\nX-Evil: 1.png', "image/png", b"data")
-    body, content_type = openai_images.multipart([("image", upload), ("prompt", "x\r\n--y")])
+    body, content_type = image_parts.multipart([("image", upload), ("prompt", "x\r\n--y")])
     boundary = content_type.rpartition("=")[2].encode()
     assert body.count(b"--" + boundary) == 3
     assert b"\r\nX-Evil" not in body

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gateway.backends.protocols.base import AnswerError, StreamTranslator
-from gateway.backends.protocols.ollama import OllamaStream
+from gateway.backends.protocols.ollama.answer import OllamaStream
 from gateway.wire.ndjson import LINE_MAX_BYTES
 from hypothesis import given
 from hypothesis import strategies as st

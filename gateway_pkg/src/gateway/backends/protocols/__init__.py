@@ -1,0 +1,20 @@
+"""The wire protocols, one file each; the first is what a record speaks that names none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gateway.backends.protocols import a1111, comfyui, heartmula, invokeai, llamacpp, nexa, ollama, openai
+from gateway.backends.protocols.wire_protocol import WireProtocol
+
+PROTOCOLS: tuple[WireProtocol, ...] = (
+    openai.PROTOCOL,
+    llamacpp.PROTOCOL,
+    ollama.PROTOCOL,
+    nexa.PROTOCOL,
+    a1111.PROTOCOL,
+    comfyui.PROTOCOL,
+    invokeai.PROTOCOL,
+    heartmula.PROTOCOL,
+)
+BY_NAME: Mapping[str, WireProtocol] = {protocol.name: protocol for protocol in PROTOCOLS}

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import orjson
 
-from gateway.backends.converse import Abandoned, Ask, Pause, Steps, paced
 from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.image_parts import image_bytes
 from gateway.backends.protocols.image_request import (
     GUIDANCE,
     STEPS,
@@ -18,30 +18,32 @@ from gateway.backends.protocols.image_request import (
     native_size,
     one_image,
 )
-from gateway.backends.protocols.openai_images import image_bytes
+from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Steps, paced
+from gateway.backends.protocols.wire_protocol import WireProtocol
 from gateway.errors import ApiError
 from gateway.wire.stepwise import encoded
 
+NAME = "a1111"
 GUIDANCE_SCALE = 7.0  # the server's own default
 STRENGTH = 0.75  # likewise
 LEAVE_POLL_SEC = 0.25
 INFO_MAX_CHARS = 200_000
 
 
-def paint(request: ImageRequest, default_steps: int) -> Steps[Painting]:
+def paint(request: ImageRequest) -> Steps[Painting]:
     """Asks for images, or for an edit of the request's one; raises ApiError 400 for what the server cannot do.
 
     The images of a batch have the seeds from `seed` on.
     """
-    options = diffusion_options(request, "a1111")
-    size = native_size(request, "a1111")
+    options = diffusion_options(request, NAME)
+    size = native_size(request, NAME)
     sent: dict[str, Any] = {
         "prompt": request.prompt,
         "negative_prompt": options.take("negative_prompt") or "",
         "width": size.width,
         "height": size.height,
         "batch_size": request.n,
-        "steps": options.take(*STEPS) or default_steps,
+        "steps": options.take(*STEPS) or request.usual_steps,
         "cfg_scale": _or(options.take(*GUIDANCE), GUIDANCE_SCALE),
         "seed": _or(options.take("seed"), -1),
     }
@@ -51,7 +53,7 @@ def paint(request: ImageRequest, default_steps: int) -> Steps[Painting]:
     if request.model:
         sent["override_settings"] = {"sd_model_checkpoint": request.model}
     if request.images:
-        one_image(request, "a1111")
+        one_image(request, NAME)
         sent["denoising_strength"] = _or(options.take("strength"), STRENGTH)
         if request.mask is not None:
             # The server edits where the mask is opaque, OpenAI's masks say it by transparency.
@@ -123,3 +125,13 @@ def _seeds(info: Any) -> list[int]:
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+PROTOCOL = WireProtocol(
+    name=NAME,
+    about="AUTOMATIC1111's web UI: `/sdapi/v1/txt2img`, `img2img`",
+    capabilities=frozenset({"images"}),
+    probe="/sdapi/v1/samplers",
+    paint=paint,
+    images_backend="http_a1111",
+)

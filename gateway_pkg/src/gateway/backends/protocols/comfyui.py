@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import orjson
 
-from gateway.backends.converse import Abandoned, Ask, Pause, Refused, Reply, Steps
 from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.image_parts import check_image, multipart
 from gateway.backends.protocols.image_request import (
     GUIDANCE,
     STEPS,
@@ -22,10 +22,12 @@ from gateway.backends.protocols.image_request import (
     native_size,
     one_image,
 )
-from gateway.backends.protocols.openai_images import check_image, multipart
+from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Refused, Reply, Steps
+from gateway.backends.protocols.wire_protocol import WireProtocol
 from gateway.errors import ApiError
 from gateway.wire.stepwise import loads
 
+NAME = "comfyui"
 POLL_SEC = 0.25  # as the earlier system's shim
 STEPS_DEFAULT = 20  # these four as in ComfyUI's own first graph
 GUIDANCE_SCALE = 8.0
@@ -44,7 +46,7 @@ def paint(request: ImageRequest) -> Steps[Painting]:
     The images of one request are one batch, which has one seed. Without a model the server's first checkpoint is
     used. A mask keeps what is opaque in it.
     """
-    options = diffusion_options(request, "comfyui")
+    options = diffusion_options(request, NAME)
     view = _view(options)
     sampler = {
         "seed": _seed(options.take("seed")),
@@ -56,10 +58,10 @@ def paint(request: ImageRequest) -> Steps[Painting]:
     }
     size: dict[str, int] = {}
     if request.images:
-        one_image(request, "comfyui")
+        one_image(request, NAME)
         sampler["denoise"] = _or(options.take("strength"), STRENGTH)
     if request.size is not None or not request.images:
-        size = native_size(request, "comfyui")._asdict()
+        size = native_size(request, NAME)._asdict()
     negative = options.take("negative_prompt") or ""
     options.finish()
     return _run(request, sampler, size, negative, view)
@@ -259,3 +261,13 @@ def _seed(seed: int | None) -> int:
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+PROTOCOL = WireProtocol(
+    name=NAME,
+    about="ComfyUI's own API: `/prompt` with a graph of its own nodes, `/history`, `/view`",
+    capabilities=frozenset({"images"}),
+    probe="/prompt",
+    paint=paint,
+    images_backend="http_comfyui",
+)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.backends.protocols.base import AnswerError, json_object, quoted
+from gateway.backends.protocols.wire_protocol import AUDIO_FILE, Implied, Music, WireProtocol
 from gateway.errors import ApiError
 
 USUAL_DURATION_SEC = 30.0  # the server's, where a request names none
-ANSWER_MAX_BYTES = 1024 * 1024
 WORDS = ("prompt", "lyrics", "style", "input")
 FAILED = ("failed", "error", "cancelled")
-# A name and nothing else: no separator, no leading dot, nothing that has to be escaped in a URL.
-FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
 def music_request(request: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -64,6 +62,16 @@ def audio_file(content: Mapping[str, Any]) -> str:
         name = urlsplit(url).path.rpartition("/")[2] if isinstance(url, str) else ""
     except ValueError:
         name = ""
-    if not FILE.fullmatch(name):
+    if not AUDIO_FILE.fullmatch(name):
         raise AnswerError(f"its audio_url names no file: {quoted(url, 200)!r}")
     return name
+
+
+PROTOCOL = WireProtocol(
+    name="heartmula",
+    about="HeartMula's music server: one request a piece, whose audio is fetched by its file's name",
+    capabilities=frozenset({"music"}),
+    music=Music(music_request, time_limit, piece, audio_file, "/audio/"),
+    first_byte_sec=math.inf,  # it begins to answer when the piece is made, within the piece's own time_limit
+    implied=(Implied("heartmula_base_url", ("music",), {"music": 2}, class_setting="music_backend_class"),),
+)

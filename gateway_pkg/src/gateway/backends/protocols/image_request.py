@@ -31,7 +31,10 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """`fields` are all others that the client gave, as it gave them. `size` is None where an edit names none."""
+    """`fields` are all others that the client gave, as it gave them. `size` is None where an edit names none.
+
+    `usual_steps` are those of a request that names none, for a server without a figure of its own: IMAGES_A1111_STEPS.
+    """
 
     prompt: str
     n: int
@@ -40,6 +43,7 @@ class ImageRequest:
     fields: Mapping[str, Any]
     images: tuple[Upload, ...] = ()
     mask: Upload | None = None
+    usual_steps: int = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ def read_request(
     max_pixels: int,
     images: tuple[Upload, ...] = (),
     mask: Upload | None = None,
+    usual_steps: int = 20,
 ) -> ImageRequest:
     """The request for `model` out of a body whose types are checked.
 
@@ -80,7 +85,7 @@ def read_request(
     if size is None and not images:
         size = DEFAULT_SIZE
     fields = {name: value for name, value in given.items() if name not in _OURS}
-    return ImageRequest(given["prompt"], n, size, model, fields, images, mask)
+    return ImageRequest(given["prompt"], n, size, model, fields, images, mask, usual_steps)
 
 
 def _read_size(text: str | None, max_pixels: int) -> Size | None:

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import orjson
 
-from gateway.backends.converse import Abandoned, Ask, Pause, Refused, Reply, Steps
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.image_formats import Size
+from gateway.backends.protocols.image_parts import check_image, multipart
 from gateway.backends.protocols.image_request import (
     GUIDANCE,
     STEPS,
@@ -21,10 +21,12 @@ from gateway.backends.protocols.image_request import (
     native_size,
     one_image,
 )
-from gateway.backends.protocols.openai_images import check_image, multipart
+from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Refused, Reply, Steps
+from gateway.backends.protocols.wire_protocol import WireProtocol
 from gateway.errors import ApiError
 from gateway.wire.stepwise import loads
 
+NAME = "invokeai"
 POLL_SEC = 0.25  # as the earlier system's shim
 STEPS_DEFAULT = 30  # these three as in InvokeAI's own page
 GUIDANCE_SCALE = 7.5
@@ -47,19 +49,19 @@ def paint(request: ImageRequest) -> Steps[Painting]:
 
     The images have the seeds from `seed` on. Without a model the first that a graph is known for is used.
     """
-    options = diffusion_options(request, "invokeai")
-    size = native_size(request, "invokeai")
+    options = diffusion_options(request, NAME)
+    size = native_size(request, NAME)
     denoise: dict[str, Any] = {
         "steps": options.take(*STEPS) or STEPS_DEFAULT,
         "cfg_scale": _or(options.take(*GUIDANCE), GUIDANCE_SCALE),
         "scheduler": options.take("scheduler") or SCHEDULER,
     }
     if request.images:
-        one_image(request, "invokeai")
+        one_image(request, NAME)
         # The server counts from the other end: how much of the noise has been removed already.
         denoise["denoising_start"] = 1 - _or(options.take("strength"), STRENGTH)
         if request.mask is not None:
-            message = "A backend of protocol 'invokeai' takes no mask here"
+            message = f"A backend of protocol '{NAME}' takes no mask here"
             raise ApiError(400, message, param="mask", code="unsupported_value")
     negative = options.take("negative_prompt") or ""
     first = options.take("seed")
@@ -281,3 +283,13 @@ def _image_path(name: str) -> str:
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+PROTOCOL = WireProtocol(
+    name=NAME,
+    about="InvokeAI's own API: `/api/v1/queue/default/enqueue_batch`, `/api/v1/images`; SD 1, SD 2 and SDXL models",
+    capabilities=frozenset({"images"}),
+    probe="/api/v1/app/version",
+    paint=paint,
+    images_backend="http_invokeai",
+)

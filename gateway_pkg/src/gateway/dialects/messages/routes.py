@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 from gateway.backends.call import EVENTS_TYPE, Call, Dispatcher, as_understood
 from gateway.backends.failures import refused
 from gateway.backends.protocols.base import AnswerError
-from gateway.backends.registry import Route, Slots
+from gateway.backends.registry import Route
+from gateway.backends.slots import Slots
 from gateway.dialects.messages.answer import Facts, MessageStream, message
 from gateway.dialects.messages.request import CountRequest, MessagesRequest, prefill, shows_thinking, to_chat
 from gateway.errors import ApiError, ErrorShape

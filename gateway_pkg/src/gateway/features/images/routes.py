@@ -14,11 +14,12 @@ from starlette.datastructures import UploadFile
 from typing_extensions import TypedDict
 
 from gateway.backends.call import Dispatcher
-from gateway.backends.converse import Steps, converse
-from gateway.backends.protocols import a1111, comfyui, invokeai, nexa, openai_images
+from gateway.backends.converse import converse
+from gateway.backends.protocols import PROTOCOLS
 from gateway.backends.protocols.image_formats import MEDIA_TYPES, kind_of
 from gateway.backends.protocols.image_request import GUIDANCE, ImageRequest, Painting, Upload, read_request
-from gateway.backends.registry import Backend, Slots
+from gateway.backends.protocols.wire_protocol import WireProtocol, promised
+from gateway.backends.slots import Backend, Slots
 from gateway.backends.usage import usage_of
 from gateway.config.settings import Settings
 from gateway.errors import ApiError
@@ -35,14 +36,6 @@ log = logging.getLogger(__name__)
 
 CAPABILITY = "images"
 FILES = "/ui/images"
-# What IMAGES_BACKEND makes of the class's servers, whatever their records say; `_gateway.backend` names them so.
-FORCED = {
-    "http_a1111": "a1111",
-    "http_openai_images": "openai",
-    "http_invokeai": "invokeai",
-    "http_comfyui": "comfyui",
-}
-NAMES = {protocol: name for name, protocol in FORCED.items()} | {"nexa": "http_openai_images"}
 IMAGES_IN_MAX = 16  # as OpenAI's
 # What an answer of OpenAI's has beside its images, passed on where the backend has it.
 _OPENAI_FIELDS = ("background", "output_format", "quality", "size", "usage")
@@ -210,7 +203,8 @@ class Images:
             return
         usual = self._settings.images_backend_class
         route = self._dispatcher.route_in_class(exchange, CAPABILITY, model, usual)
-        request = read_request(given, route.decision.model, self._settings.images_max_pixels, images, mask)
+        pixels, steps = self._settings.images_max_pixels, self._settings.images_a1111_steps
+        request = read_request(given, route.decision.model, pixels, images, mask, steps)
         async with self._dispatcher.slot(exchange, route) as slots:
             backend = slots.backend
             policy = backend.record.payload_policy
@@ -219,7 +213,8 @@ class Images:
             painting = await self._paint(slots, protocol, request)
             exchange.usage = usage_of(painting.upstream.get("usage"))
             _check_sizes(painting, backend)
-            about = _about(NAMES[protocol], route.decision.backend_class, request, reason, painting)
+            name = protocol.images_backend or protocol.name
+            about = _about(name, route.decision.backend_class, request, reason, painting)
             body = await self._body(exchange, painting, about, wanted, allow_base64=policy.images_allow_base64)
             await exchange.answer(200, body, [JSON])
 
@@ -234,17 +229,19 @@ class Images:
             return False
         return decide_in_class(model, "", CAPABILITY, usual, names).reason == "direct:model"
 
-    def _protocol(self, backend: Backend) -> str:
-        forced = FORCED.get(self._settings.images_backend)
-        protocol = backend.record.protocol
-        if forced is None or backend.record.backend_class != self._settings.images_backend_class:
-            return protocol
-        return protocol if (forced, protocol) == ("openai", "nexa") else forced
+    def _protocol(self, backend: Backend) -> WireProtocol:
+        """What IMAGES_BACKEND says that the servers of its class speak, whatever their records say."""
+        forced, own = self._settings.images_backend, backend.protocol
+        if not forced or forced == own.images_backend:
+            return own
+        if backend.record.backend_class != self._settings.images_backend_class:
+            return own
+        return next((one for one in PROTOCOLS if one.images_backend == forced), own)
 
-    async def _paint(self, slots: Slots, protocol: str, request: ImageRequest) -> Painting:
+    async def _paint(self, slots: Slots, protocol: WireProtocol, request: ImageRequest) -> Painting:
         backend, limit = slots.backend, self._dispatcher.max_response_bytes
         seconds = self._settings.images_http_timeout_sec
-        steps = self._steps(backend, protocol, request)
+        steps = promised(protocol.paint)(request)
         try:
             async with asyncio.timeout(seconds):
                 return await converse(backend, steps, max_response_bytes=limit, on_hang_up=slots.on_hang_up)
@@ -252,21 +249,6 @@ class Images:
             name = backend.record.backend_class
             message = f"Backend '{name}' made no image within {seconds:g} s, the limit set by IMAGES_HTTP_TIMEOUT_SEC"
             raise ApiError(504, message, code="upstream_timeout") from None
-
-    def _steps(self, backend: Backend, protocol: str, request: ImageRequest) -> Steps[Painting]:
-        # Records of the earlier system name the server alone, ours OpenAI's root.
-        root = "" if backend.origin.prefix else "/v1"
-        match protocol:
-            case "a1111":
-                return a1111.paint(request, self._settings.images_a1111_steps)
-            case "comfyui":
-                return comfyui.paint(request)
-            case "invokeai":
-                return invokeai.paint(request)
-            case "nexa":
-                return nexa.paint(request, root)
-            case _:
-                return openai_images.paint(request, root)
 
     async def _body(
         self,

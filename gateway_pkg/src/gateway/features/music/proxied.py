@@ -10,7 +10,8 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.backends.failures import failure, refused, wrong_answer
 from gateway.backends.protocols.base import AnswerError
-from gateway.backends.registry import Backend
+from gateway.backends.protocols.wire_protocol import promised
+from gateway.backends.slots import Backend
 from gateway.errors import ApiError
 from gateway.web.exchange import Exchange
 from gateway.wire.errors import UpstreamError, UpstreamTimeout
@@ -81,9 +82,10 @@ class ProxiedAudio(Response):
             if shape.fullmatch(value):
                 lines += b"%b: %b\r\n" % (name.title(), value)
         prefix = self._backend.origin.prefix.removesuffix(b"/v1")
+        directory = promised(self._backend.protocol.music).audio_path.encode()
         try:
             async with asyncio.timeout(self._seconds):
-                target = b"%b/audio/%b" % (prefix, self._file.encode())
+                target = prefix + directory + self._file.encode()
                 return await self._backend.pool.request(b"GET", target, lines)
         except TimeoutError:
             raise UpstreamTimeout(f"no audio within {self._seconds:g} s", "first_byte") from None

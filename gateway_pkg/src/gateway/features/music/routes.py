@@ -19,9 +19,9 @@ from typing_extensions import TypedDict
 
 from gateway.backends.call import Admitted, Dispatcher
 from gateway.backends.failures import refused
-from gateway.backends.protocols import heartmula
-from gateway.backends.protocols.paths import below
-from gateway.backends.registry import Backend, Route, Slots
+from gateway.backends.protocols.wire_protocol import AUDIO_FILE, Music, below, promised
+from gateway.backends.registry import Route
+from gateway.backends.slots import Backend, Slots
 from gateway.config.settings import Settings
 from gateway.errors import ApiError, retry_after
 from gateway.features.music.jobs import Job, MusicJobs
@@ -39,9 +39,10 @@ from gateway.wire.http1 import UpstreamTimeout
 LEAST_WAIT_SEC = 0.1
 DURATION_MAX_SEC = 3600
 POLL_SEC = 5
+ANSWER_MAX_BYTES = 1024 * 1024
 PREFER_MAX_BYTES = 1_000  # that are read of the header
 JOB_ID = Annotated[str, Path(pattern="^music-[0-9a-f]{24}$")]
-FILE_NAME = Annotated[str, Path(pattern=f"^{heartmula.FILE.pattern}$")]
+FILE_NAME = Annotated[str, Path(pattern=f"^{AUDIO_FILE.pattern}$")]
 
 
 @with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
@@ -207,7 +208,7 @@ class MusicHandler:
         settings = self._settings
         model = request.get("model") or ""
         route = self._dispatcher.route_in_class(exchange, "music", model, settings.music_backend_class, request)
-        wanted = heartmula.music_request(request, route.decision.model)
+        wanted = _music(route.slots[0]).request(request, route.decision.model)
         job = self._jobs.begin(_owner(exchange), lambda job: self._make(job, exchange, route, wanted))
         wait = wanted_wait(exchange.headers.get(b"prefer", b""), settings.music_wait_sec)
         await self._wait(exchange, job, max(wait, LEAST_WAIT_SEC))
@@ -241,7 +242,7 @@ class MusicHandler:
     async def _make(self, job: Job, exchange: Exchange, route: Route, wanted: Mapping[str, Any]) -> None:
         """The job's own task: admission, the request, and what the client is told of the answer."""
         path = self._settings.heartmula_generate_path
-        limit = heartmula.time_limit(wanted, self._settings.heartmula_timeout_sec)
+        limit = _music(route.slots[0]).time_limit(wanted, self._settings.heartmula_timeout_sec)
         with Admitted(exchange):
             slots = await self._dispatcher.admit(exchange, route)
             job.status, job.started_at = "running", int(time())
@@ -254,7 +255,7 @@ class MusicHandler:
                 raise UpstreamTimeout(f"no music within {limit:g} s", "first_byte") from None
             finally:
                 exchange.upstream_ms = (perf_counter() - began) * 1000
-            job.backend, job.file = slots.backend.name, heartmula.audio_file(content)
+            job.backend, job.file = slots.backend.name, _music(slots).file(content)
             job.result = self._told(slots.backend, content, job.file, path, exchange.upstream_ms)
 
     async def _ask(
@@ -268,12 +269,12 @@ class MusicHandler:
 
         slots, response = await self._dispatcher.ask(exchange, route, slots, post)
         try:
-            answer = await response.read(heartmula.ANSWER_MAX_BYTES)
+            answer = await response.read(ANSWER_MAX_BYTES)
         finally:
             response.close()
         if response.status != 200:
             raise refused(response.status, answer, slots.backend)
-        return slots, heartmula.piece(answer)
+        return slots, _music(slots).read(answer)
 
     def _told(
         self, backend: Backend, content: Mapping[str, Any], file: str, path: str, latency_ms: float
@@ -291,6 +292,10 @@ class MusicHandler:
                 "upstream_audio_url": content["audio_url"],
             },
         }
+
+
+def _music(slots: Slots) -> Music:
+    return promised(slots.protocol.music)
 
 
 def wanted_wait(prefer: bytes, most: float) -> float:

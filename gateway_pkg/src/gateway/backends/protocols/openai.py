@@ -1,24 +1,34 @@
-"""OpenAI's image API as small servers speak it: the InvokeAI shim, sd.cpp's and their like."""
+"""OpenAI's own API, as it is and as small servers speak it: bodies and answers go through as they come."""
 
 from __future__ import annotations
 
 from typing import Any
-from uuid import uuid4
 
 import orjson
 
-from gateway.backends.converse import Ask, Steps, paced
 from gateway.backends.protocols.base import AnswerError, quoted
 from gateway.backends.protocols.image_formats import kind_of
-from gateway.backends.protocols.image_request import GUIDANCE, ImageRequest, Painting, Upload
+from gateway.backends.protocols.image_parts import Part, image_bytes, multipart
+from gateway.backends.protocols.image_request import GUIDANCE, ImageRequest, Painting
+from gateway.backends.protocols.steps import Ask, Steps
+from gateway.backends.protocols.wire_protocol import Implied, Listing, WireProtocol
 from gateway.routing.body import dump
-from gateway.wire.stepwise import LongTexts, decoded
+from gateway.wire.stepwise import LongTexts, loads
 
-Part = tuple[str, str | Upload]
+CHATTING = ("chat", "completions", "embeddings")
 
 
-def paint(request: ImageRequest, root: str) -> Steps[Painting]:
-    """Asks for images, or for an edit of those that the request has; below `root`, such as `/v1`.
+def models(body: bytes) -> tuple[str, ...]:
+    """The ids in an answer of /models; raises AnswerError, and ValueError where it is no JSON."""
+    content = loads(body)
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, list):
+        raise AnswerError("/models has no list 'data'")
+    return tuple(str(item["id"]) for item in data if isinstance(item, dict) and "id" in item)
+
+
+def paint(request: ImageRequest) -> Steps[Painting]:
+    """Asks for images, or for an edit of those that the request has.
 
     All fields are forwarded. Distilled models, with "turbo" in their names, are made for no guidance: they get 0
     where the request names none.
@@ -33,9 +43,9 @@ def paint(request: ImageRequest, root: str) -> Steps[Painting]:
         sent["guidance_scale"] = 0
     if request.images:
         body, content_type = multipart(_parts(sent, request))
-        ask = Ask("POST", f"{root}/images/edits", body, content_type)
+        ask = Ask("POST", "/v1/images/edits", body, content_type)
     else:
-        ask = Ask("POST", f"{root}/images/generations", dump(sent))
+        ask = Ask("POST", "/v1/images/generations", dump(sent))
     return _asked(ask, request, sent)
 
 
@@ -67,22 +77,6 @@ def _image(item: Any, texts: LongTexts) -> Steps[bytes]:
     return (yield from image_bytes(texts.get(text, text)))
 
 
-def image_bytes(text: str | memoryview) -> Steps[bytes]:
-    """The image in a base64 text, which may have a `data:` prefix; raises AnswerError when it is none."""
-    try:
-        data = yield from paced(decoded(text))
-    except ValueError:
-        raise AnswerError("b64_json that is no base64") from None
-    check_image(data)
-    return data
-
-
-def check_image(data: bytes) -> None:
-    """Raises AnswerError for what is no image of a kind that the gateway passes on."""
-    if kind_of(data) is None:
-        raise AnswerError("something that is no PNG, JPEG, WebP or SVG")
-
-
 def _parts(sent: dict[str, Any], request: ImageRequest) -> list[Part]:
     parts: list[Part] = [
         (name, value if isinstance(value, str) else orjson.dumps(value).decode()) for name, value in sent.items()
@@ -94,20 +88,16 @@ def _parts(sent: dict[str, Any], request: ImageRequest) -> list[Part]:
     return parts
 
 
-def multipart(parts: list[Part]) -> tuple[bytes, str]:
-    """A multipart/form-data body and its content type."""
-    boundary = uuid4().hex
-    pieces = []
-    for name, value in parts:
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{_quoted(name)}"'
-        if isinstance(value, Upload):
-            head += f'; filename="{_quoted(value.filename)}"\r\nContent-Type: {value.content_type}'
-        data = value.data if isinstance(value, Upload) else value.encode("utf-8", "surrogatepass")
-        pieces += [head.encode("utf-8", "replace"), b"\r\n\r\n", data, b"\r\n"]
-    pieces.append(f"--{boundary}--\r\n".encode())
-    return b"".join(pieces), f"multipart/form-data; boundary={boundary}"
-
-
-def _quoted(text: str) -> str:
-    """As browsers write it (WHATWG HTML, multipart/form-data encoding)."""
-    return text.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+MODELS = Listing("/models", models)
+PROTOCOL = WireProtocol(
+    name="openai",
+    about="OpenAI's API: vLLM, MLX, LiteLLM, the InvokeAI shim and their like; all fields are forwarded",
+    capabilities=frozenset({*CHATTING, "rerank", "images", "tts", "transcription"}),
+    models=MODELS,
+    paint=paint,
+    images_backend="http_openai_images",
+    implied=(
+        Implied("mlx_base_url", CHATTING, {"chat": 2, "embeddings": 2}, backend_class="mlx", probe="/v1/models"),
+        Implied("tts_base_url", ("tts",), {"tts": 4}, class_setting="tts_backend_class"),
+    ),
+)

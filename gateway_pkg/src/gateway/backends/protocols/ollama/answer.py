@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
-from gateway.backends.protocols import ollama_request as outgoing
 from gateway.backends.protocols.base import AnswerError, Outgoing, json_object_in_steps, quoted, written
+from gateway.backends.protocols.ollama import request as outgoing
 from gateway.backends.usage import count_of
 from gateway.wire import rawjson
 from gateway.wire.ndjson import LineCutter, LineTooLong
@@ -18,8 +18,6 @@ from gateway.wire.stepwise import LongTexts, TooMuchJson, is_heavy, loads
 
 Json = dict[str, Any]
 
-MODELS_PATH = "/api/tags"
-LOADED_PATH = "/api/ps"
 DONE = b"data: [DONE]\n\n"
 QUOTED_CHARS = 500
 # Of a line, or an answer, with tool calls: each is looked at several times, to take its arguments out as they stand.
@@ -235,9 +233,6 @@ def models(body: bytes) -> tuple[str, ...]:
     if len(names) != len(listed):
         raise AnswerError("a model without a name")
     return names
-
-
-loaded = models
 
 
 def _reader(capability: str, request: Mapping[str, Any]) -> _Chat | _Text:

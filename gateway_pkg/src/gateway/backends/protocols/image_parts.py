@@ -1,0 +1,48 @@
+"""Images on their way: in base64, in a multipart body."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.image_formats import kind_of
+from gateway.backends.protocols.image_request import Upload
+from gateway.backends.protocols.steps import Steps, paced
+from gateway.wire.stepwise import decoded
+
+Part = tuple[str, str | Upload]
+
+
+def image_bytes(text: str | memoryview) -> Steps[bytes]:
+    """The image in a base64 text, which may have a `data:` prefix; raises AnswerError when it is none."""
+    try:
+        data = yield from paced(decoded(text))
+    except ValueError:
+        raise AnswerError("b64_json that is no base64") from None
+    check_image(data)
+    return data
+
+
+def check_image(data: bytes) -> None:
+    """Raises AnswerError for what is no image of a kind that the gateway passes on."""
+    if kind_of(data) is None:
+        raise AnswerError("something that is no PNG, JPEG, WebP or SVG")
+
+
+def multipart(parts: list[Part]) -> tuple[bytes, str]:
+    """A multipart/form-data body and its content type."""
+    boundary = uuid4().hex
+    pieces = []
+    for name, value in parts:
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{_quoted(name)}"'
+        if isinstance(value, Upload):
+            head += f'; filename="{_quoted(value.filename)}"\r\nContent-Type: {value.content_type}'
+        data = value.data if isinstance(value, Upload) else value.encode("utf-8", "surrogatepass")
+        pieces += [head.encode("utf-8", "replace"), b"\r\n\r\n", data, b"\r\n"]
+    pieces.append(f"--{boundary}--\r\n".encode())
+    return b"".join(pieces), f"multipart/form-data; boundary={boundary}"
+
+
+def _quoted(text: str) -> str:
+    """As browsers write it (WHATWG HTML, multipart/form-data encoding)."""
+    return text.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")

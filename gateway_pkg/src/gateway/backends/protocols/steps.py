@@ -1,0 +1,104 @@
+"""Talks of several requests with one backend, as steps without I/O: submit, poll, fetch.
+
+What is said is a generator, so that a test reads it byte by byte: it yields an Ask and is sent the Reply, or yields a
+Pause and is sent an empty one. `converse` does the talking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+
+from gateway.backends.protocols.base import AnswerError, written
+from gateway.wire.stepwise import LongTexts, TooMuchJson, loads, parsed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request. `path` is below the backend's base_url; one that begins with /v1 loses it where that has a path."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    content_type: str = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer of any status, as it came."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+    def content(self) -> bytes:
+        """The body of a 2xx.
+
+        Raises:
+            Refused: another status.
+        """
+        if not 200 <= self.status < 300:
+            raise Refused(self)
+        return self.body
+
+    def json(self) -> dict[str, Any]:
+        """The JSON object of a 2xx.
+
+        Raises:
+            Refused: another status.
+            AnswerError: the body is no JSON object.
+        """
+        return self._object(lambda body: (loads(body), {}))[0]
+
+    def json_and_texts(self) -> tuple[dict[str, Any], LongTexts]:
+        """The same with names instead of its long texts, and these by their names; raises as `json`."""
+        return self._object(parsed)
+
+    def _object(self, parse: Callable[[bytes], tuple[Any, LongTexts]]) -> tuple[dict[str, Any], LongTexts]:
+        try:
+            content, texts = parse(self.content())
+        except TooMuchJson as error:
+            raise AnswerError(error.msg) from None
+        except orjson.JSONDecodeError:
+            raise AnswerError(f"no JSON in an answer of type '{self.content_type[:100]}'") from None
+        if not isinstance(content, dict):
+            raise AnswerError("an answer that is no JSON object")
+        written(content)  # a part of it is told to the client
+        return content, texts
+
+
+class Refused(Exception):
+    """The backend said no."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.status)
+        self.reply = reply
+
+
+class Abandoned(Exception):
+    """Thrown into the steps when nobody waits for their end any more; they may ask once more, to stop their job."""
+
+
+Steps = Generator[Ask | Pause, Reply, T]
+NOTHING = Reply(0, "", b"")
+
+
+def paced(work: Generator[None, None, T]) -> Steps[T]:
+    """What `work` returns; the event loop has its turn where it stops."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        yield Pause(0)
