@@ -1,5 +1,5 @@
-"""Writes what the documentation repeats: ports, settings, metrics, routes, the READMEs of the roles, and which
-fields the tests prove to work with which backends.
+"""Writes what the documentation repeats: ports, settings, metrics, wire protocols, routes, the READMEs of the roles, and
+which fields the tests prove to work with which backends.
 
 python docs/generate.py            writes what is stale
 python docs/generate.py --check    names it and exits with 1
@@ -19,6 +19,7 @@ from typing import Any
 import proofs
 import yaml
 from gateway.app import App
+from gateway.backends.protocols import PROTOCOLS
 from gateway.config.settings import Settings, load_settings
 from gateway.observe.metrics import FAMILIES
 from pydantic import SecretStr
@@ -99,6 +100,14 @@ def metrics() -> str:
         for family in FAMILIES
     ]
     return table(["metric", "kind", "labels", ""], rows)
+
+
+def protocols() -> str:
+    rows = [
+        [code(each.name), ", ".join(sorted(each.capabilities)), code(each.probe), code(each.images_backend), each.about]
+        for each in PROTOCOLS
+    ]
+    return table(["protocol", "capabilities", "probed at", "`IMAGES_BACKEND`", ""], rows)
 
 
 def openapi() -> dict[str, Any]:
@@ -208,6 +217,7 @@ def pages() -> Iterator[tuple[Path, str]]:
         "ports": lambda: ports(catalog),
         "settings": settings,
         "metrics": metrics,
+        "protocols": protocols,
         "routes": routes,
         "compatibility": compatibility,
     }

@@ -7,6 +7,7 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 SETTABLE = (
@@ -34,6 +35,10 @@ MINIMUM_PYTHON = (3, 11)
 MINIMUM_DISK_MB = 1500  # two releases of everything: 2 x 450 MB of wheels unpacked, and room for logs
 MINIMUM_MEMORY_MB = 1000  # the model 360 MB, the embedder 200 MB, the gateway 90 MB, and the system
 SYSTEMS = {"Debian": 12, "Ubuntu": 22.04, "MacOSX": 13}
+
+# The gateway's own list, read and not imported: an operator's machine lacks what the gateway needs.
+_SOURCE = Path(__file__).parents[2] / "gateway_pkg/src/gateway/backends/protocols/__init__.py"
+PROTOCOLS = re.findall(r"^    (\w+)\.PROTOCOL,$", _SOURCE.read_text(encoding="utf-8"), re.MULTILINE)
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -77,7 +82,6 @@ FIELDS: Mapping[str, Check] = {
     "open_files": COUNT,
     "optional": BOOLEAN,
     "port": (_whole(1, 65535), "a whole number from 1 to 65535"),
-    "protocol": NAME,
     "stream_usage": BOOLEAN,
     "unit": NAME,
     "user": NAME,
@@ -112,6 +116,11 @@ def _compare(given: Any, known: Mapping[str, Any], path: str) -> Iterator[str]:
             yield f"{here} is not in the catalog; {_nearest(key, known)}"
         elif isinstance(known.get(key), Mapping):
             yield from _compare(value, known[key], here)
+        elif key == "protocol":
+            if value not in PROTOCOLS:
+                near = difflib.get_close_matches(str(value), PROTOCOLS, n=1)
+                meant = f"write {near[0]}; " if near else ""
+                yield f"{here} is {value!r}; {meant}there are {', '.join(PROTOCOLS)}"
         else:
             fits, wanted = FIELDS.get(key, COUNT)
             if not fits(value):
@@ -128,7 +137,7 @@ def inventory_problems(
 ) -> list[str]:
     """All that is wrong with the inventory, before any host is asked."""
     hosts = groups["all"]
-    problems = list(_group_problems(catalog, groups))
+    problems = [*_group_problems(catalog, groups), *_compare(catalog, catalog, "appliance_catalog")]
     overrides: dict[str, list[str]] = {}
     for host in hosts:
         variables = hostvars[host]

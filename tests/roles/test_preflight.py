@@ -68,6 +68,10 @@ def fleet(groups: dict[str, list[str]], **variables: dict[str, Any]) -> tuple[di
             {"llamacpp": {"backend": {"quue": {}}}},
             ["llamacpp.backend.quue is not in the catalog; write queue"],
         ),
+        (
+            {"llamacpp": {"backend": {"protocol": "lamacpp"}}},
+            ["llamacpp.backend.protocol is 'lamacpp'; write llamacpp; there are openai, llamacpp, "],
+        ),
         ({"llamcpp": {}}, ["llamcpp is not in the catalog; write llamacpp"]),
         ({"qqq": {}}, ["qqq is not in the catalog; it has gateway, gateway_embed, llamacpp"]),
         ({"llamacpp": {"prot": 1}}, ["llamacpp.prot is not in the catalog; write port"]),

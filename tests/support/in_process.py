@@ -181,7 +181,9 @@ class InProcess:
 
 
 @asynccontextmanager
-async def in_process(home: Path, answer: Answer, **settings: Any) -> AsyncIterator[InProcess]:
+async def in_process(
+    home: Path, answer: Answer, backends: Mapping[str, tuple[str, str, list[str]]] = BACKENDS, **settings: Any
+) -> AsyncIterator[InProcess]:
     loop = asyncio.get_running_loop()
     double = Double(answer)
     server = await loop.create_server(lambda: _Connection(double), "127.0.0.1", 0)
@@ -193,7 +195,7 @@ async def in_process(home: Path, answer: Answer, **settings: Any) -> AsyncIterat
             "base_url": url + prefix,
             "supported_capabilities": capabilities,
         }
-        for name, (protocol, prefix, capabilities) in BACKENDS.items()
+        for name, (protocol, prefix, capabilities) in backends.items()
     }
     (home / "backends.yaml").write_text(yaml.safe_dump({"backends": records}))
     given = {

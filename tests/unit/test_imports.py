@@ -1,17 +1,21 @@
-"""The package's rooms import in one direction: each line below may import itself and the lines after it."""
+"""What modules know of each other: rooms import in one direction, wire protocols are named in their files alone."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import gateway
+import preflight
+from gateway.backends.protocols import PROTOCOLS
 
 from tests.gateway.conftest import environment, write_files
 
 ROOT = Path(gateway.__file__).parent
+# Each line may import itself and the lines after it.
 ORDER = (
     {"__main__", "app", "cli", "server", "shims"},
     {"api"},
@@ -78,3 +82,42 @@ def test_no_second_http_client_is_in_the_serving_process(tmp_path: Path) -> None
         [sys.executable, "-c", SERVING], env=environment(tmp_path), capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+# What only has the name of a protocol.
+NAMESAKES = {
+    ("api/openapi.py", "openai"): "the tag of OpenAI's routes",
+    ("dialects/responses/routes.py", "openai"): "the tag of OpenAI's routes",
+    ("web/endpoint.py", "openai"): "the tag of OpenAI's routes",
+    ("config/settings.py", "ollama"): "the earlier system's backend class",
+    ("routing/aliases.py", "ollama"): "the earlier system's backend class",
+    ("features/music/routes.py", "heartmula"): "the earlier system's path of a piece's audio",
+}
+
+
+def test_wire_protocols_are_named_in_their_own_files_alone() -> None:
+    """In no text of the source: what else asks a protocol's record, and no name."""
+    found = {
+        (file, name)
+        for path in ROOT.rglob("*.py")
+        for file in [str(path.relative_to(ROOT))]
+        for text in _texts(ast.parse(path.read_text()))
+        for name in (each.name for each in PROTOCOLS)
+        if re.search(rf"\b{name}\b", text) and not file.startswith(f"backends/protocols/{name}")
+    }
+    assert found == set(NAMESAKES)
+
+
+def _texts(tree: ast.AST) -> list[str]:
+    """The strings and bytes of a source, but for docstrings."""
+    nodes = list(ast.walk(tree))
+    docs = [node.value for node in nodes if isinstance(node, ast.Expr)]
+    constants = [node.value for node in nodes if isinstance(node, ast.Constant) and node not in docs]
+    return [str(value) for value in constants if isinstance(value, str | bytes)]
+
+
+def test_wire_protocols_are_named_like_their_files_and_preflight_reads_them() -> None:
+    names = [each.name for each in PROTOCOLS]
+    assert names == preflight.PROTOCOLS
+    files = {path.stem for path in (ROOT / "backends/protocols").iterdir()}
+    assert set(names) <= files

@@ -1,0 +1,129 @@
+"""Wire protocols × golden turns: what a backend is asked for a client's request, and what the client is told.
+
+A turn is a file `wire_protocols/<protocol>/<capability>[-<variant>].txt` of parts that begin with `--- `: the client's
+request; then in turn what the backend was `asked` and what it `answered`; and last what the client was `told`. The
+request and the answers are written by hand; UPDATE_GOLDEN=1 writes the other parts as they are now. A protocol that
+lists its models as OpenAI's does is played OpenAI's turns of each capability that has no turn of the protocol's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from gateway.backends.protocols import PROTOCOLS, openai
+
+from tests.gateway.in_process import InProcess, http, in_process
+from tests.waiting import PATIENCE_SEC
+
+GOLDEN = Path(__file__).parent / "wire_protocols"
+PROBED = b'{"data": [{"id": "m"}], "models": [{"name": "m"}]}'
+IS_LIKE_OPENAI = {each.name: each.models is openai.MODELS for each in PROTOCOLS}
+# By protocol: its name, what follows the host in base_url, and all its capabilities.
+BACKENDS = {
+    each.name: (each.name, "/v1" if IS_LIKE_OPENAI[each.name] else "", sorted(each.capabilities)) for each in PROTOCOLS
+}
+# What is new in every turn.
+VOLATILE = [
+    (re.compile(rb"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), b"UUID"),
+    (re.compile(rb"\b(chatcmpl-|cmpl-|call_|music-)[0-9a-f]{16,24}\b"), rb"\1ID"),
+    (re.compile(rb"task\([0-9a-f]{32}\)"), b"task(ID)"),
+    (re.compile(rb'"created":\d{10}\b'), b'"created":0'),
+    (re.compile(rb'"upstream_latency_ms":[\d.]+'), b'"upstream_latency_ms":0'),
+    (re.compile(rb"http://127\.0\.0\.1:\d+"), b"http://backend"),
+]
+Part = tuple[str, bytes]
+
+
+def turns() -> Iterator[tuple[str, str, Path]]:
+    """Protocol, capability, file."""
+    for each in PROTOCOLS:
+        own = {path: path.stem.partition("-")[0] for path in sorted((GOLDEN / each.name).glob("*.txt"))}
+        if IS_LIKE_OPENAI[each.name] and each is not openai.PROTOCOL:
+            shared = (GOLDEN / openai.PROTOCOL.name).glob("*.txt")
+            found = {path: path.stem.partition("-")[0] for path in sorted(shared)}
+            missing = each.capabilities - set(own.values())
+            own |= {path: capability for path, capability in found.items() if capability in missing}
+        yield from ((each.name, capability, path) for path, capability in own.items())
+
+
+TURNS = list(turns())
+
+
+def read(path: Path) -> list[Part]:
+    """The parts of a turn: what stands behind `--- `, and the lines below it but for the last line's end."""
+    parts = re.split(rb"^--- (.*)\n", path.read_bytes(), flags=re.MULTILINE)[1:]
+    return [(head.decode(), body.removesuffix(b"\n")) for head, body in zip(parts[::2], parts[1::2], strict=True)]
+
+
+def settled(text: bytes) -> bytes:
+    for pattern, instead in VOLATILE:
+        text = pattern.sub(instead, text)
+    return text
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def gateway(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+    """One gateway in front of a backend of each wire protocol, its class named like it."""
+    logging.getLogger("gateway.backends.registry").setLevel(logging.ERROR)  # aliases of other tests' backends
+    stack = AsyncExitStack()
+    home = tmp_path_factory.mktemp("turns")
+    opened = in_process(home, lambda *_: http(PROBED), BACKENDS, model_aliases_json="{}", images_http_timeout_sec=9)
+    yield runner.run(stack.enter_async_context(opened))
+    runner.run(stack.aclose())
+
+
+async def played(gateway: InProcess, parts: list[Part], backend: str) -> list[Part]:
+    """The turn as it is now: the request and the answers as given, between them what was asked and told."""
+    (request, body), *rest = parts
+    _, path, *content_type = request.split(" ", 2)
+    told = [parts[0]]
+    answers = iter([part for part in rest if part[0].startswith("answered ")])
+
+    def answer(method: str, path: str, body: bytes) -> bytes:
+        told.append((f"asked {settled(f'{method} {path}'.encode()).decode()}", settled(body)))
+        head, content = next(answers, ("answered 500 text/plain", b"the turn has no answer to this"))
+        told.append((head, content))
+        _, status, media = head.split(" ", 2)
+        return http(content, int(status), media)
+
+    gateway.double.answer = answer
+    if content_type and content_type[0].startswith("multipart/"):
+        body = body.replace(b"\n", b"\r\n")
+    headers = [(b"x-backend", backend.encode()), (b"content-type", "".join(content_type).encode())]
+    answered = await gateway.post(path, body, headers)
+    media = answered.headers.get(b"content-type", b"").decode()
+    return [*told, (f"told {answered.status} {media}", settled(answered.body))]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "path"),
+    [(name, path) for name, _, path in TURNS],
+    ids=lambda it: it if isinstance(it, str) else it.stem,
+)
+def test_golden_turn(gateway: InProcess, runner: asyncio.Runner, protocol: str, path: Path) -> None:
+    golden = read(path)
+    now = runner.run(asyncio.wait_for(played(gateway, golden, protocol), PATIENCE_SEC))
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_bytes(b"".join(b"--- %b\n%b\n" % (head.encode(), body) for head, body in now))
+    assert gateway.settle() == 0
+    assert gateway.alarms.told == []
+    assert now == read(path)
+
+
+def test_every_capability_of_every_protocol_has_a_turn() -> None:
+    wanted = {(each.name, capability) for each in PROTOCOLS for capability in each.capabilities}
+    assert {(protocol, capability) for protocol, capability, _ in TURNS} == wanted
+    assert {path for _, _, path in TURNS} == set(GOLDEN.rglob("*.txt"))
