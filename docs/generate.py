@@ -1,5 +1,5 @@
-"""Writes what the documentation repeats: ports, settings, metrics, wire protocols, routes, the READMEs of the roles, and
-which fields the tests prove to work with which backends.
+"""Writes what the documentation repeats: ports, settings, metrics, protocols, routes, READMEs of the roles, and which
+fields the tests prove to work with which backends.
 
 python docs/generate.py            writes what is stale
 python docs/generate.py --check    names it and exits with 1

@@ -1,4 +1,4 @@
-"""Wire protocols × golden turns: what a backend is asked for a client's request, and what the client is told.
+"""Each wire protocol in golden turns: what a backend is asked for a client's request, and what the client is told.
 
 A turn is a file `wire_protocols/<protocol>/<capability>[-<variant>].txt` of parts that begin with `--- `: the client's
 request; then in turn what the backend was `asked` and what it `answered`; and last what the client was `told`. The
@@ -9,7 +9,6 @@ lists its models as OpenAI's does is played OpenAI's turns of each capability th
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ from pathlib import Path
 import pytest
 from gateway.backends.protocols import PROTOCOLS, openai
 
-from tests.gateway.in_process import InProcess, http, in_process
-from tests.waiting import PATIENCE_SEC
+from tests.support.in_process import InProcess, http, in_process
+from tests.support.waiting import PATIENCE_SEC
 
 GOLDEN = Path(__file__).parent / "wire_protocols"
 PROBED = b'{"data": [{"id": "m"}], "models": [{"name": "m"}]}'
@@ -77,7 +76,6 @@ def runner() -> Iterator[asyncio.Runner]:
 @pytest.fixture(scope="module")
 def gateway(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
     """One gateway in front of a backend of each wire protocol, its class named like it."""
-    logging.getLogger("gateway.backends.registry").setLevel(logging.ERROR)  # aliases of other tests' backends
     stack = AsyncExitStack()
     home = tmp_path_factory.mktemp("turns")
     opened = in_process(home, lambda *_: http(PROBED), BACKENDS, model_aliases_json="{}", images_http_timeout_sec=9)
@@ -109,9 +107,7 @@ async def played(gateway: InProcess, parts: list[Part], backend: str) -> list[Pa
 
 
 @pytest.mark.parametrize(
-    ("protocol", "path"),
-    [(name, path) for name, _, path in TURNS],
-    ids=lambda it: it if isinstance(it, str) else it.stem,
+    ("protocol", "path"), [pytest.param(name, path, id=f"{name}-{path.stem}") for name, _, path in TURNS]
 )
 def test_golden_turn(gateway: InProcess, runner: asyncio.Runner, protocol: str, path: Path) -> None:
     golden = read(path)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from gateway.backends.health import Prober
 from gateway.backends.records import BackendsFile
 from gateway.backends.slots import Backend
 
+from tests.support.gateways import environment, write_files
 from tests.support.scripted import OK, Run, backend, until
 from tests.support.scripted import Backend as Server
 from tests.unit.backends.test_registry import record, registry
@@ -143,3 +147,27 @@ def test_silence_is_a_failure(run: Run) -> None:
             assert (one.healthy, one.error) == (False, "/health did not answer within 0.1 s")
 
     run(test)
+
+
+SERVING = """
+import asyncio, sys
+import gateway.server
+from gateway.app import App
+from gateway.config.settings import load_settings
+
+async def main():
+    app = App(load_settings())
+    await app.start()
+    await app.stop()
+
+asyncio.run(main())
+print([name for name in ("httpx", "requests") if name in sys.modules])
+"""
+
+
+def test_no_second_http_client_is_in_the_serving_process(tmp_path: Path) -> None:
+    write_files(tmp_path, "http://127.0.0.1:9/v1")
+    done = subprocess.run(
+        [sys.executable, "-c", SERVING], env=environment(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

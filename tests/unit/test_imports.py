@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import gateway
 import preflight
 from gateway.backends.protocols import PROTOCOLS
-
-from tests.gateway.conftest import environment, write_files
 
 ROOT = Path(gateway.__file__).parent
 # Each line may import itself and the lines after it.
@@ -58,30 +54,6 @@ def _rooms_imported(path: Path) -> set[str]:
             continue
         rooms |= {name.split(".")[1] for name in names if name.startswith("gateway.")}
     return {"__init__" if room == "__version__" else room for room in rooms}
-
-
-SERVING = """
-import asyncio, sys
-import gateway.server
-from gateway.app import App
-from gateway.config.settings import load_settings
-
-async def main():
-    app = App(load_settings())
-    await app.start()
-    await app.stop()
-
-asyncio.run(main())
-print([name for name in ("httpx", "requests") if name in sys.modules])
-"""
-
-
-def test_no_second_http_client_is_in_the_serving_process(tmp_path: Path) -> None:
-    write_files(tmp_path, "http://127.0.0.1:9/v1")
-    done = subprocess.run(
-        [sys.executable, "-c", SERVING], env=environment(tmp_path), capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 # What only has the name of a protocol.
