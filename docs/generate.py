@@ -1,5 +1,5 @@
-"""Writes what the documentation repeats: ports, settings, metrics, protocols, routes, READMEs of the roles, and which
-fields the tests prove to work with which backends.
+"""Writes what the documentation repeats: ports, settings, metrics, failures, protocols, routes, READMEs of the roles,
+and which fields the tests prove to work with which backends.
 
 python docs/generate.py            writes what is stale
 python docs/generate.py --check    names it and exits with 1
@@ -19,6 +19,7 @@ from typing import Any
 import proofs
 import yaml
 from gateway.app import App
+from gateway.backends.failures import FAILURES
 from gateway.backends.protocols import PROTOCOLS
 from gateway.config.settings import Settings, load_settings
 from gateway.observe.metrics import FAMILIES
@@ -100,6 +101,21 @@ def metrics() -> str:
         for family in FAMILIES
     ]
     return table(["metric", "kind", "labels", ""], rows)
+
+
+def failures() -> str:
+    rows = [
+        [
+            what,
+            str(failure.status or "the same"),
+            " or ".join(["its own"] * failure.is_own + [code(failure.code)] * bool(failure.code)),
+            str(failure.retry_after or ""),
+            code(failure.kind.format(n="N")),
+            failure.effect.value,
+        ]
+        for what, failure in FAILURES.items()
+    ]
+    return table(["failure", "status", "`code`", "`Retry-After`", "`kind`", "the backend then"], rows)
 
 
 def protocols() -> str:
@@ -217,6 +233,7 @@ def pages() -> Iterator[tuple[Path, str]]:
         "ports": lambda: ports(catalog),
         "settings": settings,
         "metrics": metrics,
+        "failures": failures,
         "protocols": protocols,
         "routes": routes,
         "compatibility": compatibility,

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from gateway.backends.failures import FAILURES
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "gateway_pkg/src/gateway"
 OF_A_RESPONSE = {"server_error"}  # within the object of /v1/responses, as OpenAI's
@@ -43,6 +45,7 @@ def texts(value: ast.expr) -> Iterator[str]:
 def in_source() -> set[tuple[int | None, str]]:
     paths = [path for path in SOURCE.rglob("*.py") if OTHER_SERVICES not in path.parents]
     found = {code for path in paths for code in codes(ast.parse(path.read_text()))}
+    found |= {(failure.status, failure.code) for failure in FAILURES.values() if failure.code}
     return {(status, code) for status, code in found if code not in OF_A_RESPONSE}
 
 

@@ -425,7 +425,7 @@ def test_wrong_content_type(served: Gateway, server: Wire, stream: bool, content
     way = Way(PATHS[0], stream)
     server.script = typed(content_type)(way)
     answer = ask(served, way)
-    assert (verdict(way, answer), answer.json()["error"]["code"]) == (502, "upstream_protocol_error")
+    assert (verdict(way, answer), answer.json()["error"]["code"]) == (502, "upstream_error")
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import yaml
 from gateway.app import App
@@ -24,6 +24,7 @@ from tests.support.gateways import TOKEN
 from tests.support.scripted import until
 from tests.support.waiting import PATIENCE_SEC
 
+Ending = Literal["keep", "close", "reset"]  # of the connection, behind an answer
 Answer = Callable[[str, str, bytes], bytes]  # a whole HTTP answer, for method, path and body
 CHATTING = ["chat", "completions", "embeddings"]
 # By class: protocol, what follows the host in base_url, capabilities.
@@ -68,6 +69,10 @@ class _Connection(asyncio.Protocol):
             method, path, _ = head.partition(b"\r\n")[0].decode().split(" ")
             self._double.seen.append((path, rest))
             self._transport.write(self._double.answer(method, path, rest))
+            if self._double.ending == "close":
+                self._transport.close()
+            elif self._double.ending == "reset":
+                self._transport.abort()
 
 
 class Double:
@@ -75,6 +80,7 @@ class Double:
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
+        self.ending: Ending = "keep"
         self.seen: list[tuple[str, bytes]] = []
 
 
@@ -152,11 +158,14 @@ class InProcess:
         self.alarms = _Alarms()
 
     async def post(self, path: str, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> Told:
+        return await self.ask("POST", path, body, headers)
+
+    async def ask(self, method: str, path: str, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> Told:
         client = _Client(body)
         sent = [(b"authorization", b"Bearer " + TOKEN.encode()), *headers]
         scope = {
             "type": "http",
-            "method": "POST",
+            "method": method,
             "path": path,
             "query_string": b"",
             "client": ("127.0.0.1", 1),

@@ -28,6 +28,10 @@ RETRY_NOT_READY_SEC = 30  # the earlier system's figures
 RETRY_OVERLOADED_SEC = 5
 
 
+class ClientDisconnected(Exception):
+    """The client disconnected before its answer was complete."""
+
+
 class Refusal(Exception):
     """Wrong configuration. Each argument is one problem on one line that says what to type or change."""
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from gateway.backends.call import as_chunk
+from gateway.backends.answers import as_chunk
 from gateway.dialects.chat import CHAT_REQUEST as CHAT
 from gateway.dialects.chat import COMPLETION_REQUEST as COMPLETIONS
 from gateway.dialects.chat import EMBEDDING_REQUEST as EMBEDDINGS

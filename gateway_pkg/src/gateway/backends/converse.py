@@ -7,7 +7,7 @@ import logging
 from typing import Any, TypeVar
 
 from gateway import background
-from gateway.backends.failures import refused
+from gateway.backends.failures import ErrorStatus
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.steps import NOTHING, Abandoned, Ask, Pause, Refused, Reply, Steps
 from gateway.backends.slots import Backend
@@ -24,16 +24,22 @@ _farewells: set[asyncio.Task[None]] = set()
 
 
 async def converse(
-    backend: Backend, steps: Steps[T], *, max_response_bytes: int, on_hang_up: HangUp | None = None
+    backend: Backend,
+    steps: Steps[T],
+    *,
+    max_response_bytes: int,
+    only_once: bool = False,
+    on_hang_up: HangUp | None = None,
 ) -> T:
     """Does what the steps ask and returns what they return.
 
     When this is cancelled, or the backend fails, the steps are abandoned: what they then ask is asked in the
-    background, within FAREWELL_SEC. `on_hang_up` is called where the backend may not have ended its work.
+    background, within FAREWELL_SEC. `only_once` is as the pool's. `on_hang_up` is called where the backend may not have
+    ended its work.
 
     Raises:
-        ApiError: the backend refused.
-        AnswerError: what it answered is no answer.
+        ErrorStatus: the backend refused.
+        AnswerError: it answered something else than was asked for.
         UpstreamError: the backend could not be asked.
     """
     reply: Reply | None = None
@@ -46,10 +52,12 @@ async def converse(
         except Refused as error:
             # What OpenAI's API calls 400, FastAPI's servers call 422.
             status = 400 if error.reply.status == 422 else error.reply.status
-            raise refused(status, error.reply.body, backend) from error
+            raise ErrorStatus(status, error.reply.body) from error
         try:
-            reply = await _do(backend, step, max_response_bytes)
+            reply = await _do(backend, step, max_response_bytes, only_once)
         except BaseException as error:
+            if reply is not None and isinstance(error, UpstreamError):
+                error.sendings += 1  # what has begun here is not begun again elsewhere
             if on_hang_up is not None and not isinstance(error, ConnectFailed | UpstreamClosed):
                 on_hang_up()
             _abandon(backend, steps, max_response_bytes)
@@ -62,7 +70,7 @@ async def settled() -> None:
         await asyncio.wait(_farewells)
 
 
-async def _do(backend: Backend, step: Ask | Pause, max_response_bytes: int) -> Reply:
+async def _do(backend: Backend, step: Ask | Pause, max_response_bytes: int, only_once: bool = False) -> Reply:
     if isinstance(step, Pause):
         await asyncio.sleep(step.seconds)
         return NOTHING
@@ -72,7 +80,7 @@ async def _do(backend: Backend, step: Ask | Pause, max_response_bytes: int) -> R
     # Records of the earlier system name the server alone, others OpenAI's root.
     prefix = backend.origin.prefix
     target = prefix + (step.path.removeprefix("/v1") if prefix else step.path).encode("latin-1")
-    response = await backend.pool.request(step.method.encode("ascii"), target, headers, step.body)
+    response = await backend.pool.request(step.method.encode("ascii"), target, headers, step.body, only_once)
     try:
         body = await response.read(max_response_bytes)
     finally:

@@ -1,91 +1,164 @@
-"""What a client is told when its backend fails: OpenAI errors with the statuses of the contract."""
+"""What a failure of a backend is: to its client, to the metrics, and to its circuit breaker.
+
+Nothing is changed here: the road (`call`) counts a failure and changes the backend's state, once for each.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 import orjson
 
 from gateway.backends.protocols.base import AnswerError, quoted
-from gateway.backends.slots import Backend
-from gateway.errors import ApiError, not_ready, overloaded
-from gateway.wire.http1 import ConnectFailed, PoolExhausted, UpstreamClosed, UpstreamError, UpstreamTimeout
+from gateway.errors import RETRY_NOT_READY_SEC, RETRY_OVERLOADED_SEC, ApiError, retry_after
+from gateway.wire.errors import ConnectFailed, PoolExhausted, UpstreamClosed, UpstreamError, UpstreamTimeout
 
 QUOTED_CHARS = 500
 CODE_CHARS = 100
 PARSED_MAX_BYTES = 1 << 16  # an error's body; of a longer one only the beginning is told
+REFUSES_THE_GATEWAY = (401, 403, 407)  # whose key it is, not the client's
 
 
-def failure(error: UpstreamError, backend: Backend) -> ApiError:
-    """503 where the backend was not there, 504 where it was too slow, 502 where it answered wrongly or broke off.
+class ErrorStatus(AnswerError):
+    """The backend's answer has another status than the request is answered with; `body` is what it says."""
 
-    Only a backend that cannot be connected to is out until a probe finds it. One that ends a connection may do so
-    because of the request: that strains its circuit, so that no request can take a backend from all others.
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+        self.body = body
+
+
+class ErrorInside(AnswerError):
+    """An answer of status 200, or an event of a stream, that holds an error: `content`."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        super().__init__("an error in an answer of status 200")
+        self.content = content
+
+
+class Effect(Enum):
+    """What a failure does to its backend."""
+
+    NOTHING = "stays as it is"
+    STRAINS = "strains its circuit breaker"
+    AWAY = "is out until a probe finds it"
+
+
+class Failure(NamedTuple):
+    """`kind` is the label of `gateway_upstream_failures`; `{n}` in it is the first digit of the backend's status.
+
+    `status` None is the backend's own status. With `is_own` the backend's own code is told, else `code`. Seconds of
+    `Retry-After` are 0 where it is not sent. In `message`, `{name}` is the backend's class, `{words}` what it said.
     """
-    name = backend.record.backend_class
-    backend.count_failure(_kind(error))
-    if isinstance(error, PoolExhausted):
-        return overloaded(name)
-    if isinstance(error, ConnectFailed):
-        backend.fail(str(error))
-        return not_ready(name)
-    backend.strain_circuit()
-    if isinstance(error, UpstreamClosed) and not error.sent_first_byte:
-        return not_ready(name)
-    if isinstance(error, UpstreamTimeout):
-        return ApiError(504, f"Backend '{name}' did not answer in time ({error})", code="upstream_timeout")
-    if isinstance(error, UpstreamClosed):
-        return ApiError(502, f"Backend '{name}' broke off its answer", code="upstream_closed")
-    return ApiError(502, f"Backend '{name}' answered wrongly: {error}", code="upstream_protocol_error")
+
+    kind: str
+    status: int | None
+    code: str | None
+    retry_after: int
+    effect: Effect
+    message: str
+    is_own: bool = False
 
 
-def refused(status: int, body: bytes, backend: Backend) -> ApiError:
-    """The error for a backend's answer that is not 200. Its own words are kept, its shape is made OpenAI's.
+_NOT_READY = "Backend '{name}' is not ready; its state is in /readyz"
+_WRONG = "Backend '{name}' answered wrongly: {words}"
+_SILENT = "Backend '{name}' did not answer in time ({words})"
+_STATUS = "Backend '{name}' answered {status}: {words}"
+# fmt: off
+FAILURES = {
+    "no connection came free": Failure(
+        "connections_exhausted", 429, "backend_overloaded", RETRY_OVERLOADED_SEC, Effect.NOTHING,
+        "Backend '{name}' is at its limit of requests; try again"),
+    "no connection": Failure("connect", 503, "backend_not_ready", RETRY_NOT_READY_SEC, Effect.AWAY, _NOT_READY),
+    "closed before its answer": Failure(
+        "closed", 503, "backend_not_ready", RETRY_NOT_READY_SEC, Effect.STRAINS, _NOT_READY),
+    "closed within its answer": Failure(
+        "closed", 502, "upstream_closed", 0, Effect.STRAINS, "Backend '{name}' broke off its answer"),
+    "silent before its answer": Failure("timeout_first_byte", 504, "upstream_timeout", 0, Effect.STRAINS, _SILENT),
+    "silent within its answer": Failure("timeout_idle", 504, "upstream_timeout", 0, Effect.STRAINS, _SILENT),
+    "no HTTP, or too much": Failure("protocol", 502, "upstream_protocol_error", 0, Effect.STRAINS, _WRONG),
+    "another answer than was asked for": Failure("answer", 502, "upstream_error", 0, Effect.STRAINS, _WRONG),
+    "an error in status 200": Failure(
+        "status_200_with_error", 502, "upstream_error", 0, Effect.NOTHING, "Backend '{name}' failed: {words}", True),
+    "status below 400": Failure("status_{n}xx", 502, "upstream_error", 0, Effect.NOTHING, _STATUS),
+    "status 401, 403 or 407": Failure("status_{n}xx", 502, "upstream_error", 0, Effect.NOTHING, _STATUS),
+    "status 429": Failure("status_{n}xx", 429, None, RETRY_OVERLOADED_SEC, Effect.NOTHING, "{words}", True),
+    "another status below 500": Failure("status_{n}xx", None, None, 0, Effect.NOTHING, "{words}", True),
+    "status 503": Failure(
+        "status_{n}xx", 503, "backend_not_ready", RETRY_NOT_READY_SEC, Effect.NOTHING,
+        "Backend '{name}' is not ready: {words}"),
+    "another status": Failure("status_{n}xx", 502, "upstream_error", 0, Effect.STRAINS, _STATUS),
+}
+# fmt: on
 
-    400 to 499 is the client's to know, but for 401 and 403: those refuse the gateway's key, not the client's.
-    """
-    name = backend.record.backend_class
-    backend.count_failure(f"status_{status // 100}xx")
-    message, param, code = _words(body)
-    if status == 503:
-        return ApiError(
-            503,
-            f"Backend '{name}' is not ready: {message}",
-            code="backend_not_ready",
-            headers=not_ready(name).headers,
-        )
-    if status >= 500:
-        backend.strain_circuit()
-    if 400 <= status < 500 and status not in (401, 403, 407):
-        headers = overloaded(name).headers if status == 429 else ()
-        return ApiError(status, message, param=param, code=code, headers=headers)
-    return ApiError(502, f"Backend '{name}' answered {status}: {message}", code="upstream_error")
+
+class Told(NamedTuple):
+    """A failure as it happened: its row in the table, the label of the metric, and the client's error."""
+
+    failure: Failure
+    kind: str
+    error: ApiError
 
 
-def wrong_answer(error: AnswerError, backend: Backend) -> ApiError:
-    """502: the backend's answer is none, or tells of an error in its own way."""
-    backend.count_failure("answer")
-    backend.strain_circuit()
-    words = str(error)[:QUOTED_CHARS]
-    return ApiError(502, f"Backend '{backend.record.backend_class}' answered wrongly: {words}", code="upstream_error")
+def told(error: UpstreamError | AnswerError, backend_class: str) -> Told:
+    """What a failure of a backend of this class is."""
+    failure = FAILURES[_name(error)]
+    status, words, param, code = 0, str(error)[:QUOTED_CHARS], None, None
+    if isinstance(error, ErrorStatus):
+        status = error.status
+        words, param, code = _words(error.body)
+    elif isinstance(error, ErrorInside):
+        words, param, code = _words_of(error.content)
+    answer = ApiError(
+        failure.status or status,
+        failure.message.format(name=backend_class, words=words, status=status),
+        param=param if failure.is_own else None,
+        code=(code if failure.is_own else None) or failure.code,
+        headers=retry_after(failure.retry_after) if failure.retry_after else (),
+    )
+    return Told(failure, failure.kind.format(n=status // 100), answer)
 
 
-def told_in_200(content: Mapping[str, Any], backend: Backend) -> None:
-    """Raises ApiError 502 where an answer of status 200, or an event of a stream, holds an error instead."""
+def _name(error: UpstreamError | AnswerError) -> str:
+    match error:
+        case ErrorInside():
+            return "an error in status 200"
+        case ErrorStatus():
+            return _name_of_status(error.status)
+        case PoolExhausted():
+            return "no connection came free"
+        case ConnectFailed():
+            return "no connection"
+        case UpstreamClosed():
+            return "closed within its answer" if error.sent_first_byte else "closed before its answer"
+        case UpstreamTimeout():
+            return "silent within its answer" if error.phase == "idle" else "silent before its answer"
+        case UpstreamError():
+            return "no HTTP, or too much"
+    return "another answer than was asked for"
+
+
+def _name_of_status(status: int) -> str:
+    if status in (429, 503):
+        return f"status {status}"
+    if status < 400:
+        return "status below 400"
+    if status < 500:
+        return "status 401, 403 or 407" if status in REFUSES_THE_GATEWAY else "another status below 500"
+    return "another status"
+
+
+def check_inside(content: Mapping[str, Any]) -> None:
+    """Raises ErrorInside where an answer of status 200, or an event of a stream, holds an error instead."""
     if content.get("error"):
-        backend.count_failure("status_200_with_error")
-        message, param, code = _words_of(content)
-        name = backend.record.backend_class
-        raise ApiError(502, f"Backend '{name}' failed: {message}", param=param, code=code or "upstream_error")
+        raise ErrorInside(content)
 
 
-def _kind(error: UpstreamError) -> str:
-    """What metrics call it."""
-    if isinstance(error, UpstreamTimeout):
-        return f"timeout_{error.phase}"
-    kinds = {PoolExhausted: "connections_exhausted", ConnectFailed: "connect", UpstreamClosed: "closed"}
-    return kinds.get(type(error), "protocol")
+def wrong_type(content_type: bytes, wanted: str) -> AnswerError:
+    """The error for an answer of a content type that was not asked for."""
+    return AnswerError(f"content type '{content_type[:100].decode('latin-1')}' instead of {wanted}")
 
 
 def _words(body: bytes) -> tuple[str, str | None, str | None]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Mapping, Sequence
-from time import perf_counter
-from typing import Annotated, Any, Literal, NotRequired, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from gateway.backends.call import EVENTS_TYPE, Dispatcher, Work
-from gateway.backends.failures import refused
+from gateway.backends.answers import EVENTS_TYPE, JSON_TYPE, whole_events
+from gateway.backends.call import Call, Dispatcher, in_time, to_path
+from gateway.backends.failures import wrong_type
 from gateway.backends.protocols import speech
 from gateway.backends.protocols.base import AnswerError
-from gateway.backends.protocols.wire_protocol import below
-from gateway.backends.registry import Route
-from gateway.backends.slots import Backend, Slots
 from gateway.backends.usage import usage_in
 from gateway.config.settings import Settings
 from gateway.errors import ApiError
@@ -26,10 +23,11 @@ from gateway.web.exchange import Exchange, Headers
 from gateway.web.multipart import Form
 from gateway.web.schemas import Model, events
 from gateway.wire import stepwise
-from gateway.wire.http1 import Response, UpstreamClosed, UpstreamTimeout
-from gateway.wire.sse import EventCutter, EventTooLong, is_sound, parse_event, split_events
+from gateway.wire.connection import Response
+from gateway.wire.errors import UpstreamClosed
+from gateway.wire.sse import EventCutter, is_sound, parse_event, split_events
 
-T = TypeVar("T")
+TTS_SILENT = "nothing to hear within TTS_TIMEOUT_SEC"
 TRANSCRIPT_FORMATS = (*speech.JSON_FORMATS, *speech.TEXT_TYPES)
 
 
@@ -161,58 +159,44 @@ class AudioHandler:
         request = parse(await exchange.body(), SPEECH_REQUEST)
         settings = self._settings
         model = request.get("model") or ""
-        route = self._dispatcher.route_in_class(exchange, "tts", model, settings.tts_backend_class, request)
+        route = self._dispatcher.routes.in_class(exchange, "tts", model, settings.tts_backend_class, request)
         wanted = speech.speech_request(request, route.decision.model)
         body = dump(wanted)
-        with Work(exchange):
-            slots = await self._dispatcher.admit(exchange, route)
-            began = perf_counter()
+        async with self._dispatcher.call(exchange, route) as call:
             deadline = asyncio.get_running_loop().time() + settings.tts_timeout_sec
-            ask = self._ask(exchange, route, slots, settings.tts_generate_path, b"application/json", body)
-            slots, response = await _begun(deadline, ask)
-            try:
-                headers = _headers(slots.backend, began)
-                await self._pass_speech(exchange, slots.backend, response, wanted, headers, deadline)
-            finally:
-                response.close()
-                exchange.upstream_ms = (perf_counter() - began) * 1000
+            async with in_time(deadline, TTS_SILENT):
+                response = await call.ask(lambda slots: to_path(slots, settings.tts_generate_path, body))
+            headers = _headers(call)
+            as_events = wanted.get("stream_format") == "sse"
+            if as_events and _type(response).startswith(EVENTS_TYPE):
+                await _pass_events(exchange, response, headers)
+                return
+            head, declared, is_whole = await self._begun(response, deadline)
+            media = speech.audio_type(declared, head, wanted.get("response_format")).encode("latin-1")
+            if as_events:
+                await _audio_as_events(exchange, response, head, headers)
+            elif is_whole:
+                await exchange.answer(200, head, [(b"content-type", media), *headers])
+            else:
+                await exchange.start_stream(media, headers)
+                await exchange.stream(head)
+                while chunk := await response.next_chunk():
+                    await exchange.stream(chunk)
+                await exchange.end_stream()
 
-    async def _pass_speech(
-        self,
-        exchange: Exchange,
-        backend: Backend,
-        response: Response,
-        wanted: Mapping[str, Any],
-        headers: Headers,
-        deadline: float,
-    ) -> None:
-        declared = (response.header(b"content-type") or b"").decode("latin-1")
-        as_events = wanted.get("stream_format") == "sse"
-        if response.status != 200:
-            raise refused(response.status, await response.read(self._limit), backend)
-        if declared.startswith("text/event-stream") and as_events:
-            await _pass_events(exchange, response, headers)
-            return
-        if declared.startswith("application/json"):
-            head, is_whole = await stepwise.run(speech.audio_in_json(await response.read(self._limit))), True
-            declared = ""
-        elif speech.is_audio(declared):
-            head, is_whole = await _begun(deadline, response.next_chunk()), False
-        else:
-            raise AnswerError(f"content type '{declared[:100]}' instead of audio")
+    async def _begun(self, response: Response, deadline: float) -> tuple[bytes, str, bool]:
+        """The beginning of the audio, its type as the backend declares it, and whether that is all of it."""
+        content_type = _type(response)
+        if content_type.startswith(JSON_TYPE):
+            return await stepwise.run(speech.audio_in_json(await response.read(self._limit))), "", True
+        declared = content_type.decode("latin-1")
+        if not speech.is_audio(declared):
+            raise wrong_type(content_type, "audio")
+        async with in_time(deadline, TTS_SILENT):  # a long text may take its time to the end
+            head = await response.next_chunk()
         if not head:
             raise AnswerError("no audio")
-        media = speech.audio_type(declared, head, wanted.get("response_format"))
-        if as_events:
-            await _audio_as_events(exchange, response, head, headers)
-        elif is_whole:
-            await exchange.answer(200, head, [(b"content-type", media.encode("latin-1")), *headers])
-        else:
-            await exchange.start_stream(media.encode("latin-1"), headers)
-            await exchange.stream(head)
-            while chunk := await response.next_chunk():
-                await exchange.stream(chunk)
-            await exchange.end_stream()
+        return head, declared, False
 
     async def transcribe(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Transcription and translation: the form goes on as it came, but for the model's name.
@@ -228,30 +212,22 @@ class AudioHandler:
         as_events = _one_of(form, "stream", ("true", "false"), "false") == "true"
         model = form.text("model") or ""
         usual = self._settings.transcription_backend_class
-        route = self._dispatcher.route_in_class(exchange, "transcription", model, usual)
+        route = self._dispatcher.routes.in_class(exchange, "transcription", model, usual)
         body = form.body if route.decision.model == model else form.with_text("model", route.decision.model)
-        with Work(exchange):
-            slots = await self._dispatcher.admit(exchange, route)
-            began = perf_counter()
-            slots, response = await self._ask(exchange, route, slots, endpoint.path, form.content_type, body)
-            try:
-                headers = _headers(slots.backend, began)
-                await self._pass_transcript(exchange, slots.backend, response, wanted, as_events, headers)
-            finally:
-                response.close()
-                exchange.upstream_ms = (perf_counter() - began) * 1000
+        lines = b"Content-Type: %b\r\n" % form.content_type
+        async with self._dispatcher.call(exchange, route) as call:
+            response = await call.ask(lambda slots: to_path(slots, endpoint.path, body, lines))
+            await self._pass_transcript(exchange, response, wanted, as_events, _headers(call))
 
     async def _pass_transcript(
-        self, exchange: Exchange, backend: Backend, response: Response, wanted: str, as_events: bool, headers: Headers
+        self, exchange: Exchange, response: Response, wanted: str, as_events: bool, headers: Headers
     ) -> None:
-        declared = (response.header(b"content-type") or b"").decode("latin-1")
-        if response.status != 200:
-            raise refused(response.status, await response.read(self._limit), backend)
-        if declared.startswith("text/event-stream") and as_events:
+        content_type = _type(response)
+        if as_events and content_type.startswith(EVENTS_TYPE):
             await _pass_events(exchange, response, headers)
             return
         body = await response.read(self._limit)
-        is_json = declared.startswith("application/json")
+        is_json = content_type.startswith(JSON_TYPE)
         if response.ends_unframed and not is_json:
             raise UpstreamClosed("nothing tells whether the transcript is whole", sent_first_byte=True)
         exchange.usage = usage_in(body) if is_json else None
@@ -261,47 +237,20 @@ class AudioHandler:
             await exchange.stream(events)
             await exchange.end_stream()
             return
-        media, body = speech.transcript(wanted, declared, body)
+        media, body = speech.transcript(wanted, content_type.decode("latin-1"), body)
         await exchange.answer(200, body, [(b"content-type", media.encode("latin-1")), *headers])
 
-    async def _ask(
-        self, exchange: Exchange, route: Route, slots: Slots, path: str, content_type: bytes, body: bytes
-    ) -> tuple[Slots, Response]:
-        def post(slots: Slots) -> Awaitable[Response]:
-            prefix = slots.backend.origin.prefix
-            headers = slots.backend.auth_headers + b"Content-Type: %b\r\n" % content_type
-            return self._dispatcher.post(exchange, slots, prefix + below(prefix, path).encode(), headers, body)
 
-        return await self._dispatcher.ask(exchange, route, slots, post)
-
-
-async def _begun(deadline: float, answer: Coroutine[Any, Any, T]) -> T:
-    """The answer; UpstreamTimeout where it is not there by then. A long text may take its time to the end."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await answer
-    except TimeoutError:
-        raise UpstreamTimeout("nothing to hear within TTS_TIMEOUT_SEC", "first_byte") from None
+def _type(response: Response) -> bytes:
+    return response.header(b"content-type") or b""
 
 
 async def _pass_events(exchange: Exchange, response: Response, headers: Headers) -> None:
-    """A backend's own events as they come, cut at their ends. OpenAI ends these streams without `[DONE]`."""
-    cutter, chunk = EventCutter(), b""
+    """A backend's own events. OpenAI ends these streams without `[DONE]`."""
     await exchange.start_stream(EVENTS_TYPE, headers)
-    try:
-        while chunk := chunk[stepwise.TURN_BYTES :] or await response.next_chunk():
-            if events := cutter.feed(chunk[: stepwise.TURN_BYTES]):
-                exchange.usage = usage_in(events) or exchange.usage
-                await exchange.stream(events)
-            if len(chunk) > stepwise.TURN_BYTES:
-                await asyncio.sleep(0)
-    except EventTooLong:
-        raise AnswerError("an event without end") from None
-    rest = cutter.rest()
-    _check_end(response, cutter, rest)
-    if rest:
-        exchange.usage = usage_in(rest) or exchange.usage
-        await exchange.stream(rest + (b"\n" if rest.endswith(b"\n") else b"\n\n"))
+    async for said in whole_events(response, _check_end):
+        exchange.usage = usage_in(said) or exchange.usage
+        await exchange.stream(said)
     await exchange.end_stream()
 
 
@@ -328,13 +277,13 @@ async def _audio_as_events(exchange: Exchange, response: Response, head: bytes, 
     await exchange.end_stream()
 
 
-def _headers(backend: Backend, began: float) -> Headers:
+def _headers(call: Call) -> Headers:
     """The earlier gateway's; the latency is in milliseconds, until the head of the backend's answer."""
-    latency = f"{(perf_counter() - began) * 1000:.1f}"
+    backend = call.slots.backend
     return [
         (b"x-gateway-backend", backend.name.encode()),
         (b"x-gateway-backend-class", backend.record.backend_class.encode()),
-        (b"x-gateway-upstream-latency-ms", latency.encode()),
+        (b"x-gateway-upstream-latency-ms", f"{call.ms:.1f}".encode()),
     ]
 
 

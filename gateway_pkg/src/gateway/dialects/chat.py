@@ -9,31 +9,18 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from gateway.backends.call import (
-    EVENTS_TYPE,
-    JSON_TYPE,
-    Dispatcher,
-    as_chunk,
-    asks_for_usage,
-    check_end,
-    explain,
-)
-from gateway.backends.failures import refused, told_in_200
-from gateway.backends.protocols.base import (
-    Adapter,
-    AnswerError,
-    embeddings_written,
-    json_object,
-    json_object_in_steps,
-    written,
-)
+from gateway.backends.answers import EVENTS_TYPE, JSON_TYPE, Answer, check_end
+from gateway.backends.call import Dispatcher, asks_for_usage, failed
+from gateway.backends.failures import ErrorStatus, check_inside, wrong_type
+from gateway.backends.protocols.base import AnswerError, embeddings_written, json_object_in_steps, written
 from gateway.backends.registry import Route
-from gateway.backends.slots import Backend, Slots
+from gateway.backends.slots import Slots
 from gateway.backends.usage import usage_in, usage_of
+from gateway.errors import ClientDisconnected
 from gateway.routing.body import dump
 from gateway.routing.caps import within_limits
 from gateway.web.endpoint import Endpoint, Endpoints
-from gateway.web.exchange import JSON, ClientDisconnected, Exchange
+from gateway.web.exchange import JSON, Exchange
 from gateway.web.known import known_fields
 from gateway.web.schemas import (
     CHAT_ANSWER,
@@ -45,7 +32,7 @@ from gateway.web.schemas import (
     events,
 )
 from gateway.wire.collector import LARGE_BYTES, turn
-from gateway.wire.errors import ConnectFailed, ProtocolViolation, UpstreamClosed, UpstreamError
+from gateway.wire.errors import ConnectFailed, UpstreamClosed, UpstreamError
 from gateway.wire.http1 import Response
 from gateway.wire.sse import EventCutter, EventTooLong, EventWatch
 from gateway.wire.stepwise import TURN_BYTES, run
@@ -92,6 +79,7 @@ class HotHandler:
     def __init__(self, dispatcher: Dispatcher, request: TypeAdapter[Any]) -> None:
         self._parse = known_fields(request).parse
         self._dispatcher = dispatcher
+        self._known_route = dispatcher.routes.known
         self._take = dispatcher.registry.take
         self._max_response_bytes = dispatcher.max_response_bytes
 
@@ -104,9 +92,9 @@ class HotHandler:
             await turn(len(body))
         exchange.has_tools = bool(request.get("tools"))
         model = request.get("model") or ""
-        route = self._dispatcher.known_route(exchange, endpoint.capability, model, request)
+        route = self._known_route(exchange, endpoint.capability, model, request)
         if route is None:
-            route = await self._dispatcher.chat_route(exchange, endpoint.capability, model, request)
+            route = await self._dispatcher.routes.chat(exchange, endpoint.capability, model, request)
         if route.limits is not None:
             request = request | within_limits(route.limits, request)
             # Written anew: of a field that the body has twice, a backend reads the one that is bounded.
@@ -115,7 +103,7 @@ class HotHandler:
                 await turn(len(body))
         elif route.rename is not None:
             body = route.rename.apply(body)
-        # As `with Work(exchange)`, but for its frames.
+        # As `dispatcher.call`, but for its frames.
         exchange.cancel_on_disconnect()
         try:
             slots = exchange.slots = self._take(route)
@@ -124,7 +112,7 @@ class HotHandler:
             await self._pass_on(exchange, route, slots, request, body)
         except (UpstreamError, AnswerError) as error:
             if exchange.slots is not None:
-                explain(error, exchange.slots)
+                raise failed(error, exchange.slots.backend) from error
             raise
         except asyncio.CancelledError:
             if exchange.has_disconnected():
@@ -148,20 +136,17 @@ class HotHandler:
                 slots = await self._dispatcher.other(exchange, route, slots, error)
                 response = await self._dispatcher.send(exchange, slots, request, body)
             if response.status != 200:
-                raise refused(response.status, await response.read(self._max_response_bytes), slots.backend)
+                raise ErrorStatus(response.status, await response.read(self._max_response_bytes))
             content_type = response.header(b"content-type") or b""
-            if slots.adapter is not None:
-                await self._translate(exchange, route, slots.adapter, request, response)
-            elif content_type.startswith(JSON_TYPE):
-                relay = self._relay_as_stream if is_streamed else self._relay
-                await relay(exchange, route, slots.backend, response)
-            elif content_type.startswith(EVENTS_TYPE) and is_streamed:
-                watch = EventWatch(takes_out=not asks_for_usage(request))
-                await _pass_stream(exchange, response, content_type, watch, slots.backend)
+            if slots.adapter is None and not is_streamed and content_type.startswith(JSON_TYPE):
+                await self._relay(exchange, route, response)
+            elif slots.adapter is None and is_streamed and content_type.startswith(EVENTS_TYPE):
+                await _pass_stream(exchange, response, content_type, EventWatch(takes_out=not asks_for_usage(request)))
+            elif slots.adapter is None and not content_type.startswith(JSON_TYPE):
+                raise wrong_type(content_type, "events or JSON" if is_streamed else "JSON")
             else:
-                quoted = content_type[:100].decode("latin-1")
-                wanted = "events or JSON" if is_streamed else "JSON"
-                raise ProtocolViolation(f"content type '{quoted}' instead of {wanted}", sent_first_byte=True)
+                answer = Answer(exchange, slots, request, route.decision.model, response, self._max_response_bytes)
+                await _translate(exchange, slots, request, answer)
             if slots.backend.circuit_failures:
                 slots.backend.close_circuit()
         finally:
@@ -169,63 +154,34 @@ class HotHandler:
                 response.close()
             exchange.upstream_ms = (perf_counter() - sent_at) * 1000
 
-    async def _relay(self, exchange: Exchange, route: Route, backend: Backend, response: Response) -> None:
+    async def _relay(self, exchange: Exchange, route: Route, response: Response) -> None:
         body = await response.read(self._max_response_bytes)
         if response.ends_unframed or not _is_sound(body):
             content, _ = await run(json_object_in_steps(body))
-            told_in_200(content, backend)
+            check_inside(content)
         exchange.usage = usage_in(body)
         await exchange.relay(body, route)
 
-    async def _relay_as_stream(self, exchange: Exchange, route: Route, backend: Backend, response: Response) -> None:
-        """A backend that does not stream has answered whole: its answer is the one chunk."""
-        content = json_object(await response.read(self._max_response_bytes))
-        told_in_200(content, backend)
-        exchange.usage = usage_of(content.get("usage"))
-        chunk = as_chunk(content) if route.capability == "chat" else content
-        event = b"data: " + written(chunk) + b"\n\ndata: [DONE]\n\n"
-        await exchange.start_stream(EVENTS_TYPE)
-        await exchange.stream(event)
+
+async def _translate(exchange: Exchange, slots: Slots, request: Mapping[str, Any], answer: Answer) -> None:
+    """An answer that cannot pass on as it came. A stream begins with its first event: until then a failure has a
+    status of its own."""
+    if request.get("stream"):
+        async for events in answer.events():
+            if not exchange.status:
+                await exchange.start_stream(EVENTS_TYPE)
+            await exchange.stream(events)
         await exchange.end_stream()
-
-    async def _translate(
-        self, exchange: Exchange, route: Route, adapter: Adapter, request: Mapping[str, Any], response: Response
-    ) -> None:
-        capability, model = route.capability, route.decision.model
-        if not request.get("stream"):
-            body = await response.read(self._max_response_bytes)
-            if capability == "embeddings":
-                content, lists = await run(adapter.embeddings(request, model, body))
-                body = await run(embeddings_written(content, lists, request.get("encoding_format")))
-            else:
-                content = adapter.answer(capability, request, model, body)
-                body = written(content)
-            exchange.usage = usage_of(content.get("usage"))
-            await exchange.answer(200, body, [JSON])
-            return
-        translator = adapter.stream(capability, request, model)
-        await exchange.start_stream(EVENTS_TYPE)
-        chunk = b""
-        try:
-            while chunk := chunk[TURN_BYTES:] or await response.next_chunk():
-                events = translator.feed(chunk[:TURN_BYTES])
-                response.is_over = translator.is_done
-                if events:
-                    await exchange.stream(b"".join(events))
-                if len(chunk) > TURN_BYTES:
-                    await asyncio.sleep(0)
-        except UpstreamError:
-            if not translator.is_done:
-                raise
-        if not translator.is_done and (events := translator.end()):
-            await exchange.stream(b"".join(events))
-        exchange.usage = usage_of(translator.usage)
-        await exchange.end_stream()
+        return
+    if slots.capability == "embeddings":
+        content, lists = await answer.embeddings()
+        body = await run(embeddings_written(content, lists, request.get("encoding_format")))
+    else:
+        body = written(await answer.completion())
+    await exchange.answer(200, body, [JSON])
 
 
-async def _pass_stream(
-    exchange: Exchange, response: Response, content_type: bytes, watch: EventWatch, backend: Backend
-) -> None:
+async def _pass_stream(exchange: Exchange, response: Response, content_type: bytes, watch: EventWatch) -> None:
     cutter, chunk = EventCutter(), b""
     await exchange.start_stream(content_type)
     try:
@@ -235,7 +191,7 @@ async def _pass_stream(
             if events and (events := watch.look(events)):
                 await exchange.stream(events)
             if watch.failure is not None:
-                told_in_200(watch.failure, backend)
+                check_inside(watch.failure)
             if len(chunk) > TURN_BYTES:
                 await asyncio.sleep(0)
     except UpstreamError:
@@ -243,15 +199,15 @@ async def _pass_stream(
         if not cutter.is_done:
             raise
     except EventTooLong:
-        raise ProtocolViolation("an event without end") from None
+        raise AnswerError("an event without end") from None
     finally:
         exchange.usage = usage_of(watch.usage)
     rest = cutter.rest()
-    check_end(response, cutter)
+    check_end(response, cutter, rest)
     if rest and (events := watch.look(rest + (b"\n" if rest.endswith(b"\n") else b"\n\n"))):
         await exchange.stream(events)
     if watch.failure is not None:
-        told_in_200(watch.failure, backend)
+        check_inside(watch.failure)
     exchange.usage = usage_of(watch.usage)
     if not cutter.is_done:
         await exchange.stream(b"data: [DONE]\n\n")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from gateway.backends.call import Dispatcher, as_understood
-from gateway.backends.failures import refused, told_in_200
+from gateway.backends.call import Dispatcher, Message, as_understood
+from gateway.backends.failures import check_inside
 from gateway.backends.protocols.base import json_value
 from gateway.backends.registry import Route
 from gateway.backends.slots import Slots
@@ -22,7 +22,6 @@ from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.fields import Array
 from gateway.web.schemas import Model, Whole
-from gateway.wire.http1 import Response
 from gateway.wire.stepwise import run
 
 _OPEN = ConfigDict(extra="allow", strict=True)
@@ -113,9 +112,9 @@ class _Handler:
                 return None
             served = names.served[usual]
             only = next(iter(served)) if len(served) == 1 else ""
-            return dispatcher.route_in_class(exchange, "rerank", only, usual, request)
+            return dispatcher.routes.in_class(exchange, "rerank", only, usual, request)
         try:
-            return dispatcher.route(exchange, "rerank", model, request)
+            return dispatcher.routes.named(exchange, "rerank", model, request)
         except ApiError as error:
             if error.code != "capability_not_supported":
                 raise
@@ -124,22 +123,14 @@ class _Handler:
     async def _ask(
         self, exchange: Exchange, route: Route, request: dict[str, Any], texts: list[str]
     ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
-        def post(slots: Slots) -> Awaitable[Response]:
+        def say(slots: Slots) -> Message:
             asked = _asked(request, texts, route.decision.model)
-            body = as_understood(slots, asked, dump(asked))
-            return self._dispatcher.post(exchange, slots, slots.target, slots.backend.request_headers, body)
+            return Message(slots.target, as_understood(slots, asked, dump(asked)))
 
-        async with self._dispatcher.slot(exchange, route) as slots:
-            slots, response = await self._dispatcher.ask(exchange, route, slots, post)
-            try:
-                body = await response.read(self._dispatcher.max_response_bytes)
-            finally:
-                response.close()
-            if response.status != 200:
-                raise refused(response.status, body, slots.backend)
-            answer = json_value(body)
+        async with self._dispatcher.call(exchange, route) as call:
+            answer = json_value(await call.read_json(await call.ask(say)))
             about = answer if isinstance(answer, dict) else {}
-            told_in_200(about, slots.backend)
+            check_inside(about)
             exchange.usage = usage_of(about.get("usage"))
             return about, scores_of(answer, len(texts))
 
@@ -151,8 +142,8 @@ class _Handler:
                 raise _unsupported(name, "no backend that reranks has this model: it is done by embeddings")
         asked = {name: value for name, value in request.items() if name not in OWN_FIELDS and name != "rank_fields"}
         asked |= {"model": request.get("model") or "", "input": [request["query"], *texts]}
-        async with self._dispatcher.embeddings(exchange, asked) as call:
-            answer, lists = await call.embeddings()
+        async with self._dispatcher.ask(exchange, "embeddings", asked) as embedded:
+            answer, lists = await embedded.embeddings()
             vectors = vectors_of(answer, len(texts) + 1, lists)
             return answer, await run(cosines(vectors, lists))
 

@@ -28,6 +28,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from gateway import __version__, background
+from gateway.backends.request import Request
 from gateway.backends.slots import Backend, Slots
 from gateway.errors import Refusal
 from gateway.web.exchange import Exchange
@@ -112,7 +113,7 @@ class Tracer:
         self._random = Random()  # noqa: S311  # ids are to be unique, not secret
         self._made = 0
 
-    def begin(self, exchange: Exchange, backend: Backend, capability: str) -> bytes:
+    def begin(self, exchange: Request, backend: Backend, capability: str) -> bytes:
         """To be called before each request to a backend; the header lines to send with it."""
         trace = self._trace(exchange)
         span_id = self._span_id()
@@ -151,7 +152,7 @@ class Tracer:
         self._exporter.close_soon()
         await asyncio.to_thread(self._processor.shutdown)
 
-    def _trace(self, exchange: Exchange) -> Trace:
+    def _trace(self, exchange: Request) -> Trace:
         trace: Trace | None = exchange.scope.get(TRACE)
         if trace is None:
             parent = remote_parent(exchange.headers.get(b"traceparent"), exchange.headers.get(b"tracestate"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +18,7 @@ from gateway.access.tokens import Caller
 from gateway.backends.registry import Route
 from gateway.backends.slots import Slots
 from gateway.backends.usage import Usage
-from gateway.errors import OPENAI_ERRORS, ApiError, ErrorShape
+from gateway.errors import OPENAI_ERRORS, ApiError, ClientDisconnected, ErrorShape
 from gateway.wire.protocol import EXTENSION, NAMED_HEADERS, Protocol
 
 CLIENT_GONE = 499  # nginx's number for it; never sent, only recorded
@@ -27,10 +27,6 @@ FORM_PARTS_MAX = 200
 CONTENT_TYPE_MAX_BYTES = 500
 
 Headers = list[tuple[bytes, bytes]]
-
-
-class ClientDisconnected(Exception):
-    """The client disconnected before its answer was complete."""
 
 
 class Exchange:
@@ -91,6 +87,19 @@ class Exchange:
         if self._is_disconnected and self._task is not None:
             self._task.uncancel()
         return self._is_disconnected
+
+    @contextmanager
+    def until_disconnect(self) -> Iterator[None]:
+        """Cancels the block when the client disconnects, which ends it with ClientDisconnected."""
+        self.cancel_on_disconnect()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self.has_disconnected():
+                raise ClientDisconnected from None
+            raise
+        finally:
+            self.finished()
 
     def _disconnected(self) -> None:
         self._is_disconnected = True
@@ -182,7 +191,7 @@ class Exchange:
     async def fail(self, error: ApiError) -> None:
         """Sends an error: a whole answer, or one event and the end when the stream has begun.
 
-        A stream that is none of events, such as audio, breaks off, so that nobody takes it for whole.
+        A stream of other data, such as audio, breaks off, so that nobody takes it for whole.
         """
         if not self.status:
             await self.answer(error.status, self.errors.body(error), [JSON, *error.headers])

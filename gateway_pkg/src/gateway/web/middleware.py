@@ -15,9 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.access.tokens import Authenticator
 from gateway.config.settings import Settings
-from gateway.errors import ApiError
+from gateway.errors import ApiError, ClientDisconnected
 from gateway.web.endpoint import Endpoints
-from gateway.web.exchange import ClientDisconnected, Exchange, too_large
+from gateway.web.exchange import Exchange, too_large
 from gateway.web.ids import request_id
 
 log = logging.getLogger(__name__)

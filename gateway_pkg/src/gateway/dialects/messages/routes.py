@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
 import orjson
 from pydantic import TypeAdapter
 
-from gateway.backends.call import EVENTS_TYPE, Call, Dispatcher, as_understood
-from gateway.backends.failures import refused
+from gateway.backends.answers import EVENTS_TYPE, Answer
+from gateway.backends.call import Dispatcher, Message, as_understood
+from gateway.backends.failures import ErrorStatus
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.registry import Route
 from gateway.backends.slots import Slots
@@ -22,7 +23,6 @@ from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, Handler, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.schemas import events
 from gateway.wire.collector import paused, turn
-from gateway.wire.http1 import Response
 from gateway.wire.stepwise import loads
 
 REQUEST = TypeAdapter(MessagesRequest)
@@ -154,42 +154,35 @@ class _Handlers:
             shows_thinking(request),
             prefill(chat),
         )
-        async with self._dispatcher.chat(exchange, chat) as call:
+        async with self._dispatcher.ask(exchange, "chat", chat) as answer:
             if chat.get("stream"):
-                await _stream(exchange, call, facts)
+                await _stream(exchange, answer, facts)
             else:
-                body = message(await call.completion(), facts)
+                body = message(await answer.completion(), facts)
                 await exchange.answer(200, body, [JSON, _request_id(exchange)])
 
     async def count_tokens(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Counts what the chat would be, so that the answer is that of the same tokenizer and template."""
         _, chat = await _read(exchange, CONVERSATION)
         path = exchange.scope["path"]
-        route = await self._dispatcher.chat_route(exchange, "chat", chat["model"], chat, path)
-        async with self._dispatcher.slot(exchange, route) as slots:
+        route = await self._dispatcher.routes.chat(exchange, "chat", chat["model"], chat, path)
+        asked = dump({**chat, "model": route.decision.model})
+
+        def say(slots: Slots) -> Message:
+            """By the path that llama.cpp has for it."""
             if slots.adapter is not None:
                 raise _cannot_count(route)
-            asked = dump({**chat, "model": route.decision.model})
-            slots, response = await self._dispatcher.ask(
-                exchange,
-                route,
-                slots,
-                lambda slots: self._ask_for_count(exchange, slots, as_understood(slots, chat, asked)),
-            )
-            try:
-                body = await response.read(self._dispatcher.max_response_bytes)
-            finally:
-                response.close()
-            if response.status in CANNOT_COUNT:
-                raise _cannot_count(route)
-            if response.status != 200:
-                raise refused(response.status, body, slots.backend)
-            await exchange.answer(200, orjson.dumps({"input_tokens": _count(body)}), [JSON, _request_id(exchange)])
+            return Message(slots.target + b"/input_tokens", as_understood(slots, chat, asked))
 
-    def _ask_for_count(self, exchange: Exchange, slots: Slots, body: bytes) -> Awaitable[Response]:
-        """By the path that llama.cpp has for it."""
-        target = slots.target + b"/input_tokens"
-        return self._dispatcher.post(exchange, slots, target, slots.backend.request_headers, body)
+        async with self._dispatcher.call(exchange, route) as call:
+            try:
+                response = await call.ask(say)
+            except ErrorStatus as error:
+                if error.status in CANNOT_COUNT:
+                    raise _cannot_count(route) from None
+                raise
+            body = await call.read_json(response)
+            await exchange.answer(200, orjson.dumps({"input_tokens": _count(body)}), [JSON, _request_id(exchange)])
 
 
 async def _read(exchange: Exchange, adapter: TypeAdapter[Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -203,10 +196,10 @@ async def _read(exchange: Exchange, adapter: TypeAdapter[Any]) -> tuple[Mapping[
     return request, chat
 
 
-async def _stream(exchange: Exchange, call: Call, facts: Facts) -> None:
+async def _stream(exchange: Exchange, answer: Answer, facts: Facts) -> None:
     """The stream begins with the first chunk: until then a failure has a status of its own."""
     stream = MessageStream(facts)
-    async for chunk in call.chunks():
+    async for chunk in answer.chunks():
         events = stream.feed(chunk)
         if not exchange.status:
             await exchange.start_stream(EVENTS_TYPE, [_request_id(exchange)])

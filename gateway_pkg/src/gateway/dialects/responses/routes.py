@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, TypeAdapter
 
-from gateway.backends.call import Call, Dispatcher
+from gateway.backends.answers import EVENTS_TYPE, Answer
+from gateway.backends.call import Dispatcher
 from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids, new_response_id, response_of_item
 from gateway.dialects.responses.chat import translating
 from gateway.dialects.responses.items import Item, reading, unsupported, with_own_ids
@@ -169,11 +170,11 @@ class _Handler:
         limit = min(self._dispatcher.max_response_bytes, PARSED_MAX_BYTES)
         builder = ResponseBuilder(request, response, new_id, limit)
         try:
-            async with self._dispatcher.chat(exchange, chat) as call:
+            async with self._dispatcher.ask(exchange, "chat", chat) as answer:
                 if chat.get("stream"):
-                    await _stream(exchange, call, builder)
+                    await _stream(exchange, answer, builder)
                 else:
-                    builder.feed_completion(await call.completion())
+                    builder.feed_completion(await answer.completion())
                     await asyncio.sleep(0)  # it may be megabytes
                 closing = builder.end()
         except ApiError as error:
@@ -244,13 +245,13 @@ class _Handler:
             response["store"] = False
 
 
-async def _stream(exchange: Exchange, call: Call, builder: ResponseBuilder) -> None:
+async def _stream(exchange: Exchange, answer: Answer, builder: ResponseBuilder) -> None:
     """The stream begins with the first chunk: until then a failure has a status of its own."""
     opening = builder.start()
-    async for chunk in call.chunks():
+    async for chunk in answer.chunks():
         events = builder.feed(chunk)
         if not exchange.status:
-            await exchange.start_stream(b"text/event-stream")
+            await exchange.start_stream(EVENTS_TYPE)
             events = opening + events
         if events:
             await exchange.stream(events)

@@ -13,11 +13,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from starlette.datastructures import UploadFile
 from typing_extensions import TypedDict
 
-from gateway.backends.call import Dispatcher
-from gateway.backends.converse import converse
+from gateway.backends.call import Call, Dispatcher, in_time
 from gateway.backends.protocols import PROTOCOLS
 from gateway.backends.protocols.image_formats import MEDIA_TYPES, kind_of
 from gateway.backends.protocols.image_request import GUIDANCE, ImageRequest, Painting, Upload, read_request
+from gateway.backends.protocols.steps import Steps
 from gateway.backends.protocols.wire_protocol import WireProtocol, promised
 from gateway.backends.slots import Backend, Slots
 from gateway.backends.usage import usage_of
@@ -202,20 +202,20 @@ class Images:
             await exchange.answer(200, body, headers)
             return
         usual = self._settings.images_backend_class
-        route = self._dispatcher.route_in_class(exchange, CAPABILITY, model, usual)
+        route = self._dispatcher.routes.in_class(exchange, CAPABILITY, model, usual)
         pixels, steps = self._settings.images_max_pixels, self._settings.images_a1111_steps
         request = read_request(given, route.decision.model, pixels, images, mask, steps)
-        async with self._dispatcher.slot(exchange, route) as slots:
-            backend = slots.backend
-            policy = backend.record.payload_policy
-            wanted = _response_format(wanted, backend)
-            protocol = self._protocol(backend)
-            painting = await self._paint(slots, protocol, request)
+        async with self._dispatcher.call(exchange, route) as call:
+            painting = await self._paint(call, request, wanted)
+            backend = call.slots.backend
             exchange.usage = usage_of(painting.upstream.get("usage"))
             _check_sizes(painting, backend)
+            protocol = self._protocol(backend)
             name = protocol.images_backend or protocol.name
             about = _about(name, route.decision.backend_class, request, reason, painting)
-            body = await self._body(exchange, painting, about, wanted, allow_base64=policy.images_allow_base64)
+            wanted = _response_format(wanted, backend)
+            allow_base64 = backend.record.payload_policy.images_allow_base64
+            body = await self._body(exchange, painting, about, wanted, allow_base64=allow_base64)
             await exchange.answer(200, body, [JSON])
 
     def _is_mocked(self, exchange: Exchange, model: str) -> bool:
@@ -238,17 +238,15 @@ class Images:
             return own
         return next((one for one in PROTOCOLS if one.images_backend == forced), own)
 
-    async def _paint(self, slots: Slots, protocol: WireProtocol, request: ImageRequest) -> Painting:
-        backend, limit = slots.backend, self._dispatcher.max_response_bytes
+    async def _paint(self, call: Call, request: ImageRequest, wanted: str) -> Painting:
+        def steps(slots: Slots) -> Steps[Painting]:
+            _response_format(wanted, slots.backend)  # which is refused before anything is made
+            return promised(self._protocol(slots.backend).paint)(request)
+
         seconds = self._settings.images_http_timeout_sec
-        steps = promised(protocol.paint)(request)
-        try:
-            async with asyncio.timeout(seconds):
-                return await converse(backend, steps, max_response_bytes=limit, on_hang_up=slots.on_hang_up)
-        except TimeoutError:
-            name = backend.record.backend_class
-            message = f"Backend '{name}' made no image within {seconds:g} s, the limit set by IMAGES_HTTP_TIMEOUT_SEC"
-            raise ApiError(504, message, code="upstream_timeout") from None
+        deadline = asyncio.get_running_loop().time() + seconds
+        async with in_time(deadline, f"no image within {seconds:g} s, the limit set by IMAGES_HTTP_TIMEOUT_SEC"):
+            return await call.converse(steps)
 
     async def _body(
         self,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from time import perf_counter, time
+from time import time
 from typing import Annotated, Any, Literal, NotRequired
 
 from fastapi import APIRouter, Path, Request
@@ -17,23 +17,20 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from gateway.backends.call import Admitted, Dispatcher
-from gateway.backends.failures import refused
-from gateway.backends.protocols.wire_protocol import AUDIO_FILE, Music, below, promised
+from gateway.backends.call import Dispatcher, in_time, to_path
+from gateway.backends.protocols.wire_protocol import AUDIO_FILE, Music, promised
 from gateway.backends.registry import Route
 from gateway.backends.slots import Backend, Slots
 from gateway.config.settings import Settings
-from gateway.errors import ApiError, retry_after
+from gateway.errors import ApiError, ClientDisconnected, retry_after
 from gateway.features.music.jobs import Job, MusicJobs
 from gateway.features.music.proxied import ProxiedAudio
 from gateway.routing.body import dump
 from gateway.storage import Database, StorageError
 from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
-from gateway.web.exchange import JSON, ClientDisconnected, Exchange
+from gateway.web.exchange import JSON, Exchange
 from gateway.web.fields import Array
 from gateway.web.schemas import Model
-from gateway.wire.http1 import Response as Answer
-from gateway.wire.http1 import UpstreamTimeout
 
 # What is refused at once is told at once, also to a client that does not want to wait.
 LEAST_WAIT_SEC = 0.1
@@ -189,7 +186,7 @@ def make_router(dispatcher: Dispatcher, settings: Settings, jobs: MusicJobs) -> 
         backend = next((one for one in dispatcher.registry.backends if one.name == name), None)
         if backend is None:
             raise ApiError(404, f"There is no piece '{file}'; it is kept for a time", code="not_found")
-        return ProxiedAudio(exchange, backend, file, settings.heartmula_timeout_sec)
+        return ProxiedAudio(dispatcher, exchange, backend, file, settings.heartmula_timeout_sec)
 
     return router
 
@@ -207,7 +204,7 @@ class MusicHandler:
         request = parse(await exchange.body(), REQUEST)
         settings = self._settings
         model = request.get("model") or ""
-        route = self._dispatcher.route_in_class(exchange, "music", model, settings.music_backend_class, request)
+        route = self._dispatcher.routes.in_class(exchange, "music", model, settings.music_backend_class, request)
         wanted = _music(route.slots[0]).request(request, route.decision.model)
         job = self._jobs.begin(_owner(exchange), lambda job: self._make(job, exchange, route, wanted))
         wait = wanted_wait(exchange.headers.get(b"prefer", b""), settings.music_wait_sec)
@@ -228,53 +225,25 @@ class MusicHandler:
             await exchange.answer(202, dump(job.told()), [JSON, location, applied, *retry_after(POLL_SEC)])
 
     async def _wait(self, exchange: Exchange, job: Job, seconds: float) -> None:
-        exchange.cancel_on_disconnect()
         try:
-            await asyncio.wait((job.task,), timeout=seconds)
-        except asyncio.CancelledError:
+            with exchange.until_disconnect():
+                await asyncio.wait((job.task,), timeout=seconds)
+        except (asyncio.CancelledError, ClientDisconnected):
             await self._jobs.cancel(job)
-            if exchange.has_disconnected():
-                raise ClientDisconnected from None
             raise
-        finally:
-            exchange.finished()
 
     async def _make(self, job: Job, exchange: Exchange, route: Route, wanted: Mapping[str, Any]) -> None:
         """The job's own task: admission, the request, and what the client is told of the answer."""
-        path = self._settings.heartmula_generate_path
+        path, body = self._settings.heartmula_generate_path, dump(wanted)
         limit = _music(route.slots[0]).time_limit(wanted, self._settings.heartmula_timeout_sec)
-        with Admitted(exchange):
-            slots = await self._dispatcher.admit(exchange, route)
+        async with self._dispatcher.call(exchange, route, is_job=True) as call:
             job.status, job.started_at = "running", int(time())
             await self._jobs.update(job)
-            began = perf_counter()
-            try:
-                async with asyncio.timeout(limit):
-                    slots, content = await self._ask(exchange, route, slots, path, dump(wanted))
-            except TimeoutError:
-                raise UpstreamTimeout(f"no music within {limit:g} s", "first_byte") from None
-            finally:
-                exchange.upstream_ms = (perf_counter() - began) * 1000
-            job.backend, job.file = slots.backend.name, _music(slots).file(content)
-            job.result = self._told(slots.backend, content, job.file, path, exchange.upstream_ms)
-
-    async def _ask(
-        self, exchange: Exchange, route: Route, slots: Slots, path: str, body: bytes
-    ) -> tuple[Slots, dict[str, Any]]:
-        def post(slots: Slots) -> Awaitable[Answer]:
-            backend = slots.backend
-            prefix = backend.origin.prefix
-            target = prefix + below(prefix, path).encode()
-            return self._dispatcher.post(exchange, slots, target, backend.request_headers, body)
-
-        slots, response = await self._dispatcher.ask(exchange, route, slots, post)
-        try:
-            answer = await response.read(ANSWER_MAX_BYTES)
-        finally:
-            response.close()
-        if response.status != 200:
-            raise refused(response.status, answer, slots.backend)
-        return slots, _music(slots).read(answer)
+            async with in_time(asyncio.get_running_loop().time() + limit, f"no music within {limit:g} s"):
+                response = await call.ask(lambda slots: to_path(slots, path, body))
+                content = _music(call.slots).read(await response.read(ANSWER_MAX_BYTES))
+            job.backend, job.file = call.slots.backend.name, _music(call.slots).file(content)
+            job.result = self._told(call.slots.backend, content, job.file, path, call.ms)
 
     def _told(
         self, backend: Backend, content: Mapping[str, Any], file: str, path: str, latency_ms: float
