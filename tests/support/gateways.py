@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
 import yaml
 
+from tests.support import forks
+from tests.support.forks import Forked
 from tests.support.ports import free_ports
 from tests.support.upstream import Upstream, upstream
 from tests.support.waiting import PATIENCE_SEC, until
@@ -29,7 +30,7 @@ TOKEN = "test-token-0123456789abcdef"  # a test's own
 class Gateway:
     """A running gateway. `client` sends the token, `observe` asks the second listener."""
 
-    process: subprocess.Popen[str]
+    process: Forked | subprocess.Popen[bytes]
     port: int
     observe_port: int
     home: Path
@@ -51,6 +52,22 @@ class Gateway:
     def entry_of(self, answer: httpx.Response) -> dict[str, Any]:
         """The entry of the request that was answered so."""
         return self.log_entry(lambda entry: bool(entry["request_id"] == answer.headers["x-request-id"]))
+
+    @property
+    def said(self) -> str:
+        """The process log."""
+        return (self.home / "process.log").read_text()
+
+    def end(self) -> str:
+        """Stops it, unless it has; the process log."""
+        self.process.terminate()
+        try:
+            self.process.wait(PATIENCE_SEC)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(PATIENCE_SEC)
+            raise
+        return self.said
 
     def _log(self) -> list[dict[str, Any]]:
         path = self.home / "data/requests.jsonl"
@@ -88,48 +105,42 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def gateway(
-    home: Path, tls: ssl.SSLContext | None = None, log: Path | None = None, /, **settings: str
-) -> Iterator[Gateway]:
+def gateway(home: Path, tls: ssl.SSLContext | None = None, /, **settings: str) -> Iterator[Gateway]:
     """Runs `gateway serve`, asked by https with `tls`, until the end of the block.
 
-    The process log goes to the file `log`: one that says much fills the pipe that nobody reads, and waits for ever.
     Fails when it does not end well by itself on SIGTERM.
     """
     port, observe_port = free_ports(2)
     env = environment(home, GATEWAY_PORT=str(port), OBSERVABILITY_PORT=str(observe_port), **settings)
-    with log.open("w") if log is not None else nullcontext(subprocess.PIPE) as stderr:
-        process = subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=env, stderr=stderr, text=True)
+    with (home / "process.log").open("w") as stderr:
+        process = (_program if "PYTHONPATH" in env else forks.start)(env, stderr)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     scheme = "https" if tls else "http"
-    common: Any = {"timeout": PATIENCE_SEC, "trust_env": False}
+    common: Any = {"timeout": PATIENCE_SEC, "trust_env": False, "verify": tls or False}
     with (
-        httpx.Client(base_url=f"{scheme}://127.0.0.1:{port}", headers=headers, verify=tls or True, **common) as client,
+        httpx.Client(base_url=f"{scheme}://127.0.0.1:{port}", headers=headers, **common) as client,
         httpx.Client(base_url=f"http://127.0.0.1:{observe_port}", **common) as observe,
     ):
+        running = Gateway(process, port, observe_port, home, client, observe)
         try:
-            until(lambda: _is_up(process, client, log), "the gateway did not come up")
-            yield Gateway(process, port, observe_port, home, client, observe)
+            until(lambda: _is_up(running), "the gateway did not come up")
+            yield running
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                _, errors = process.communicate(timeout=PATIENCE_SEC)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                raise
-    if log is not None:
-        errors = log.read_text()
-    assert process.returncode == 0, errors[-4000:]
-    assert "Traceback" not in errors, errors
+            said = running.end()
+    assert process.returncode == 0, said[-4000:]
+    assert "Traceback" not in said, said
 
 
-def _is_up(process: subprocess.Popen[str], client: httpx.Client, log: Path | None) -> bool:
+def _program(env: dict[str, str], stderr: IO[str]) -> subprocess.Popen[bytes]:
+    """One that reads its PYTHONPATH."""
+    return subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=env, stderr=stderr)
+
+
+def _is_up(running: Gateway) -> bool:
     """Not before the backends are probed, so that the models' names are known."""
-    if process.poll() is not None:
-        raise AssertionError(f"the gateway ended: {process.communicate()[1] if log is None else log.read_text()}")
+    assert running.process.poll() is None, f"the gateway ended: {running.said}"
     try:
-        return "test:echo" in client.get("/v1/models").text
+        return "test:echo" in running.client.get("/v1/models").text
     except httpx.TransportError:
         return False
 

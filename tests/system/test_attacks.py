@@ -98,10 +98,6 @@ class House:
             rows = connection.execute("SELECT sum(tokens) FROM token_usage WHERE caller = ?", (caller,))
             return next(rows)[0] or 0
 
-    def log(self) -> str:
-        """What the process has said."""
-        return (self.home / "process.log").read_text()
-
     def metrics(self) -> str:
         return self.gateway.observe.get("/metrics").text
 
@@ -158,7 +154,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             gateway(
                 home,
                 None,
-                home / "process.log",
                 GATEWAY_BEARER_TOKENS=",".join([TOKEN, *policies]),
                 GATEWAY_TOKEN_POLICIES_JSON=json.dumps(policies),
                 TRUST_PROXY_CIDRS="127.0.0.1",
@@ -578,7 +573,7 @@ def reload_storm(house: House) -> None:
 def test_beside_a_good_client(house: House, name: str) -> None:
     act, model = ATTACKS[name]
     until(lambda: house.held() == 0, "a slot is held from before")
-    memory, files, said = house.memory_kb(), house.files(), len(house.log())
+    memory, files, said = house.memory_kb(), house.files(), len(house.gateway.said)
     worst: list[float] = []
     while len(worst) < TRIES and min(worst, default=LATE_MS + 1) > LATE_MS:
         with house.neighbour.asking(house.gateway.port, house.gateway.process.pid, TOKEN, model) as report:
@@ -588,7 +583,7 @@ def test_beside_a_good_client(house: House, name: str) -> None:
         assert report.problems[:3] == []
         assert report.answers > 0
     assert min(worst) <= LATE_MS
-    assert "Traceback" not in house.log()[said:]
+    assert "Traceback" not in house.gateway.said[said:]
     until(lambda: house.held() == 0, "a slot is held")
     try:
         until(lambda: house.memory_kb() <= memory + MEMORY_KB, "the memory is not back", PATIENCE_SEC)

@@ -78,9 +78,8 @@ def test_a_file_name_that_is_not_utf_8_can_be_logged() -> None:
 def test_it_says_where_it_listens_and_that_it_stops(tmp_path: Path, backend: Upstream) -> None:
     write_files(tmp_path, backend.url)
     with gateway(tmp_path) as running:
-        running.process.terminate()
-        assert running.process.stderr is not None
-        said = [json.loads(line)["message"] for line in running.process.stderr]
+        pass
+    said = [json.loads(line)["message"] for line in running.said.splitlines()]
     assert said == [
         "backend test@here: ready",
         f"the API is on http://127.0.0.1:{running.port}, health and metrics on http://127.0.0.1:{running.observe_port}",

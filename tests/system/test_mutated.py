@@ -324,7 +324,7 @@ def willing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         content["backends"]["test@here"]["supported_capabilities"] = all_of_them
         (home / "backends.yaml").write_text(yaml.safe_dump(content))
         classes = {"TTS_BACKEND_CLASS": "test", "TRANSCRIPTION_BACKEND_CLASS": "test", "IMAGES_MAX_PIXELS": "10000"}
-        with gateway(home, None, home / "process.log", **classes) as served:
+        with gateway(home, None, **classes) as served:
             yield served
 
 
@@ -355,5 +355,5 @@ def test_mutated_requests(willing: Gateway) -> None:
     print(f"{COUNT} requests, TEST_SEED={SEED}; answers by status, 0 for none: {dict(sorted(statuses.items()))}")
     assert not problems, "\n".join(problems)
     assert sum(count for status, count in statuses.items() if 200 <= status < 300) > COUNT / 50  # not all of them bad
-    log = [json.loads(line) for line in (willing.home / "process.log").read_text().splitlines()]
+    log = [json.loads(line) for line in willing.said.splitlines()]
     assert [line for line in log if line["level"] in ("error", "critical") or "traceback" in line] == []

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.sockets import send
 from tests.support.upstream import MODELS, Upstream
-from tests.support.waiting import PATIENCE_SEC, until
+from tests.support.waiting import until
 from tests.unit.backends.test_registry import record, registry
 
 CALLER = sha256(TOKEN.encode()).hexdigest()[:8]
@@ -282,9 +282,7 @@ def test_the_process_log_names_the_request(tmp_path: Path, backend: Upstream) ->
     with gateway(tmp_path, GATEWAY_TOKEN_POLICIES_JSON=policies) as running:
         answer = running.client.post("/v1/gateway/reload", headers={"X-Request-Id": "our-reload"})
         assert answer.status_code == 200
-        running.process.terminate()
-        _, errors = running.process.communicate(timeout=PATIENCE_SEC)
-    entries = [json.loads(line) for line in errors.splitlines()]
+    entries = [json.loads(line) for line in running.said.splitlines()]
     assert "our-reload" in {entry.get("request_id") for entry in entries if "reload" in entry["message"]}
     assert not [entry for entry in entries if entry["logger"] == "gateway.backends.health" and "request_id" in entry]
     entry = running.log_entry(lambda entry: entry["request_id"] == "our-reload")

@@ -74,7 +74,7 @@ def soaked(tmp_path: Path) -> Iterator[Gateway]:
         }
         (tmp_path / "backends.yaml").write_text(yaml.safe_dump(content))
         settings = {"HEALTH_CHECK_INTERVAL_SEC": "600"}
-        running = stack.enter_context(gateway(tmp_path, None, tmp_path / "process.log", **settings))
+        running = stack.enter_context(gateway(tmp_path, None, **settings))
         silent.stop_hearing()
         yield running
 
@@ -155,5 +155,5 @@ def test_soak(soaked: Gateway) -> None:
     soaked.process.terminate()
     assert soaked.process.wait(PATIENCE_SEC) == 0
     print(f"ended {time.monotonic() - stopped:.2f} s after SIGTERM")
-    log = [json.loads(line) for line in (soaked.home / "process.log").read_text().splitlines()]
+    log = [json.loads(line) for line in soaked.said.splitlines()]
     assert [line for line in log if line["level"] in ("error", "critical") or "traceback" in line] == []
