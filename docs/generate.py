@@ -67,10 +67,10 @@ def ports(catalog: Mapping[str, Any]) -> str:
     rows = [
         [
             code(key) if listener is entry else f"{code(key)} {name}",
-            str(listener["port"]),
+            str(listener.get("port") or code(listener.get("socket") or listener["url"])),
             code(listener["health"]),
-            ", ".join(listener["allow_from"]) or "this host",
-            code(entry["unit"]),
+            "" if "url" in entry else ", ".join(listener.get("allow_from", [])) or "this host",
+            code(entry.get("unit")),
             entry["description"] if listener is entry else "",
         ]
         for key, entry in catalog.items()

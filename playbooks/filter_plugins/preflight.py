@@ -32,8 +32,8 @@ PLACEHOLDERS = frozenset(
 )
 MINIMUM_CORE, BELOW_CORE = (2, 19), (2, 22)  # ansible-core, as pyproject.toml says
 MINIMUM_PYTHON = (3, 11)
-MINIMUM_DISK_MB = 1500  # two releases of everything: 2 x 450 MB of wheels unpacked, and room for logs
-MINIMUM_MEMORY_MB = 1000  # the model 360 MB, the embedder 200 MB, the gateway 90 MB, and the system
+SYSTEM_MEMORY_MB = 200  # what the system itself needs beside the services
+SOCKET_PATH_BYTES = 103  # sun_path of macOS, without its closing zero
 SYSTEMS = {"Debian": 12, "Ubuntu": 22.04, "MacOSX": 13}
 
 # The gateway's own list, read and not imported: an operator's machine lacks what the gateway needs.
@@ -68,6 +68,7 @@ PATH: Check = (_matches(r"(/[\w.~-]+)+"), "a path such as /health")
 COUNT: Check = (_whole(1, 10**6), "a whole number from 1")
 BOOLEAN: Check = (lambda value: isinstance(value, bool), "true or false")
 FIELDS: Mapping[str, Check] = {
+    "api_key": (_matches(r"\$\{[A-Z][A-Z0-9_]*\}"), "a variable of the gateway's environment such as ${VLLM_API_KEY}"),
     "allow_from": (_list_of(_is_network), "a list of networks such as [10.10.22.0/24, 192.0.2.7/32]"),
     "base_path": PATH,
     "capabilities": (_list_of(_matches(r"[a-z_]+")), "a list such as [chat, completions]"),
@@ -82,14 +83,17 @@ FIELDS: Mapping[str, Check] = {
     "open_files": COUNT,
     "optional": BOOLEAN,
     "port": (_whole(1, 65535), "a whole number from 1 to 65535"),
+    "socket": (_matches(r"run/[\w.-]+"), "a path below the service's home such as run/api.sock"),
     "stream_usage": BOOLEAN,
     "unit": NAME,
+    "url": (_matches(r"https?://[^/\s?#@]+"), "an address such as https://10.10.22.40:8000"),
     "user": NAME,
 }
 
 
 # What any backend may be told, whether its catalog entry says something of it or not.
 BACKEND_OPTIONS: Mapping[str, Any] = {
+    "api_key": None,
     "cooldown_ms": None,
     "max_connections": None,
     "payload_policy": {"images_format": None, "images_allow_base64": None, "images_max_bytes": None},
@@ -99,9 +103,70 @@ BACKEND_OPTIONS: Mapping[str, Any] = {
 }
 
 
+# What an entry of the catalog must say, and may say, by where its service is reached.
+OWN = {"label": None, "unit": None, "user": None, "limits": {"memory": None, "open_files": None}}
+BACKEND = dict.fromkeys(("class", "base_path", "capabilities", "limits", "optional"))
+SHAPES: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "port": ({**OWN, "port": None, "allow_from": None}, {"backend": {**BACKEND, "limits": {}}, "listeners": {}}),
+    "socket": ({**OWN, "socket": None}, {}),
+    "url": ({"url": None, "backend": {**BACKEND, "limits": {}}}, {}),
+}
+LISTENER = dict.fromkeys(("port", "allow_from", "health"))
+
+
+def catalog_problems(catalog: Mapping[str, Any]) -> Iterator[str]:
+    """Entries that lack something, or say what no entry says."""
+    for key, entry in catalog.items():
+        here = f"appliance_catalog.{key}"
+        kinds = [kind for kind in SHAPES if kind in entry]
+        if len(kinds) != 1:
+            yield f"{here} has {' and '.join(kinds) or 'no place'}; write one of {', '.join(SHAPES)}"
+            continue
+        must, may = SHAPES[kinds[0]]
+        must = {**must, "description": None, "health": None}
+        known = {**must, **may, **({} if kinds == ["url"] else {"needs": {"disk_mb": None, "memory_mb": None}})}
+        if "listeners" in may:
+            known["listeners"] = dict.fromkeys(entry.get("listeners", {}), LISTENER)
+        yield from _compare(entry, known, here)
+        for path, part, wanted in ((here, entry, must), (f"{here}.backend", entry.get("backend"), BACKEND)):
+            lacks = [name for name in wanted if part is not None and name not in part]
+            if lacks:
+                yield f"{path} lacks {', '.join(lacks)}; docs/add-a-backend.md shows an entry"
+
+
+def manifest_problems(manifests: Mapping[str, Any], catalog: Mapping[str, Any]) -> Iterator[str]:
+    """Manifests of models that say too little, or too much."""
+    for name, manifest in manifests.items():
+        here = f"files/models/{name}.yml"
+        if not isinstance(manifest, Mapping):
+            yield f"{here}: {manifest}; docs/add-a-backend.md shows a manifest"
+            continue
+        for key in manifest:
+            if key not in MANIFEST:
+                yield f"{here}: {key} is not known; {_nearest(key, MANIFEST)}"
+        for key, (fits, wanted) in MANIFEST.items():
+            if key not in manifest and key != "file":
+                yield f"{here} lacks {key}; write {wanted}"
+            elif key in manifest and not fits(manifest[key]):
+                yield f"{here}: {key} is {manifest[key]!r}; write {wanted}"
+        for service in manifest["for"] if MANIFEST["for"][0](manifest.get("for")) else ():
+            if service not in catalog:
+                yield f"{here}: for names {service}, which is not in the catalog; {_nearest(service, catalog)}"
+
+
 def override_problems(override: Any, catalog: Mapping[str, Any]) -> list[str]:
     """Keys that the catalog does not have, and values of the wrong kind, in one `appliance_services_override`."""
     return list(_compare(override, catalog, "appliance_services_override"))
+
+
+MANIFEST: Mapping[str, Check] = {
+    "source": (_matches(r"(https?://\S+/)?[^\s:]*[^\s:/]"), "an https address, or a path that begins at the checkout"),
+    "sha256": (_matches(r"[0-9a-f]{64}"), "the 64 hexadecimal digits that sha256sum prints"),
+    "bytes": (_whole(1, 10**13), "the file's size, a whole number"),
+    "licence": (_matches(r"[^\n]+"), "one line of text"),
+    "for": (_list_of(_matches(r"[a-z0-9_]+")), "a list of services such as [llamacpp]"),
+    "file": (_matches(r"\w[\w.+-]*"), "a file name such as model.gguf"),
+}
 
 
 def _compare(given: Any, known: Mapping[str, Any], path: str) -> Iterator[str]:
@@ -137,7 +202,13 @@ def inventory_problems(
 ) -> list[str]:
     """All that is wrong with the inventory, before any host is asked."""
     hosts = groups["all"]
-    problems = [*_group_problems(catalog, groups), *_compare(catalog, catalog, "appliance_catalog")]
+    problems = list(catalog_problems(catalog))
+    if problems:
+        return problems  # nothing can be derived from it
+    problems += _group_problems(catalog, groups)
+    problems += {
+        problem: None for host in hosts for problem in manifest_problems(hostvars[host]["appliance_manifests"], catalog)
+    }
     overrides: dict[str, list[str]] = {}
     for host in hosts:
         variables = hostvars[host]
@@ -161,6 +232,9 @@ def _group_problems(catalog: Mapping[str, Any], groups: Mapping[str, Sequence[st
         near = difflib.get_close_matches(group, list(catalog), n=1, cutoff=0.8)
         if near and group not in catalog:
             yield f"group {group} is no service; rename it to {near[0]} in the inventory"
+    for service, entry in catalog.items():
+        if "url" in entry and groups.get(service):
+            yield f"group {service}: that service runs at {entry['url']}, on no host of ours; remove the group"
     if not groups.get("gateway"):
         yield "no host is in the group gateway; add to the inventory: gateway: {hosts: {<name of a host>: }}"
 
@@ -175,11 +249,15 @@ def _misspelt(host: str, variables: Mapping[str, Any]) -> Iterator[str]:
 
 def _clashes(host: str, listeners: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     holders: dict[int, Mapping[str, Any]] = {}
-    for listener in listeners:
+    for listener in _with_port(listeners):
         first = holders.setdefault(listener["port"], listener)
         if first is not listener:
             other = _override(listener, _free_port(listener["port"], listeners))
             yield f"{host}: port {listener['port']} is wanted by {_called(first)} and {_called(listener)}; set {other}"
+
+
+def _with_port(listeners: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [listener for listener in listeners if "port" in listener]
 
 
 def _called(listener: Mapping[str, Any]) -> str:
@@ -188,7 +266,7 @@ def _called(listener: Mapping[str, Any]) -> str:
 
 
 def _free_port(port: int, listeners: Iterable[Mapping[str, Any]]) -> int:
-    taken = {listener["port"] for listener in listeners}
+    taken = {listener["port"] for listener in _with_port(listeners)}
     return next(number for number in range(port + 1, 65536) if number not in taken)
 
 
@@ -205,7 +283,7 @@ def _rootless_problems(host: str, variables: Mapping[str, Any]) -> Iterator[str]
     if mode not in ("system", "rootless"):
         yield f"{host}: appliance_mode is {mode!r}; write system or rootless"
     if mode == "rootless":
-        for listener in variables["appliance_listeners"]:
+        for listener in _with_port(variables["appliance_listeners"]):
             if listener["allow_from"]:
                 yield (
                     f"{host}: {_called(listener)} has allow_from, but rootless has no firewall; "
@@ -265,9 +343,11 @@ def host_problems(facts: Mapping[str, Any], variables: Mapping[str, Any], state:
     return [
         *(_system_problems(facts, variables) if variables["appliance_mode"] == "system" else ()),
         *_room_problems(facts, variables, state),
+        *_silent(variables, state),
+        *_long_sockets(variables),
         *(
             problem
-            for listener in variables["appliance_listeners"]
+            for listener in _with_port(variables["appliance_listeners"])
             for problem in _taken(listener, variables, state["listeners"])
         ),
     ]
@@ -284,13 +364,48 @@ def _system_problems(facts: Mapping[str, Any], variables: Mapping[str, Any]) -> 
 
 
 def _room_problems(facts: Mapping[str, Any], variables: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
-    if not variables["appliance_host_services"]:
-        return
-    if state["free_mb"] < MINIMUM_DISK_MB and not state["services"]:
+    """Disk for the services that are not there yet and for models, memory for all services together."""
+    services = variables["appliance_services"]
+    names = variables["appliance_host_services"]
+    disk = {name: _need(services[name], "disk_mb") for name in names if name not in state["services"]}
+    for name, manifest in variables["appliance_manifests"].items():
+        if set(manifest["for"]) & set(disk):
+            disk[f"model {name}"] = manifest["bytes"] // 1_000_000
+    if state["free_mb"] < sum(disk.values()):
         where = variables["appliance_lib"]
-        yield f"{state['free_mb']} MB are free for {where}, {MINIMUM_DISK_MB} MB are needed; make room there"
-    if facts["memtotal_mb"] < MINIMUM_MEMORY_MB:
-        yield f"{facts['memtotal_mb']} MB of memory, {MINIMUM_MEMORY_MB} MB are needed; take a larger host"
+        yield f"{state['free_mb']} MB are free for {where}, {_sum(disk)}; make room there"
+    memory = {"system": SYSTEM_MEMORY_MB} | {name: _need(services[name], "memory_mb") for name in names}
+    if names and facts["memtotal_mb"] < sum(memory.values()):
+        most = max(names, key=lambda name: memory[name])
+        yield f"{facts['memtotal_mb']} MB of memory, {_sum(memory)}; take a larger host, or another one for {most}"
+
+
+def _need(entry: Mapping[str, Any], what: str) -> int:
+    return int(entry.get("needs", {}).get(what, 0))
+
+
+def _sum(needs: Mapping[str, int]) -> str:
+    return (
+        f"{sum(needs.values())} MB are needed ({', '.join(f'{name} {need}' for name, need in needs.items() if need)})"
+    )
+
+
+def _silent(variables: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[str]:
+    """Servers of others that the gateway of this host cannot do without."""
+    for service, entry in variables["appliance_services"].items():
+        reason = state["silent"].get(entry.get("url"))
+        if reason and not entry["backend"]["optional"]:
+            yield (
+                f"{service} at {entry['url']} does not answer ({reason}); start it, or set "
+                f"appliance_services_override: {{{service}: {{backend: {{optional: true}}}}}}"
+            )
+
+
+def _long_sockets(variables: Mapping[str, Any]) -> Iterator[str]:
+    for listener in variables["appliance_listeners"]:
+        excess = len(listener.get("socket", "").encode()) - SOCKET_PATH_BYTES
+        if excess > 0:
+            yield f"{listener['socket']} is {excess} bytes too long for a unix socket; set a shorter appliance_root"
 
 
 def _taken(

@@ -10,8 +10,11 @@ import socket
 import struct
 from collections.abc import Container, Iterator
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -24,6 +27,7 @@ description:
 options:
   path: {description: Directory whose disk is asked; it need not exist, type: path, required: true}
   services_json: {description: The services.json of an earlier run; it need not exist, type: path, required: true}
+  urls: {description: Addresses of servers that are asked, type: list, elements: str, default: []}
   rules: {description: File of the firewall's rules that an earlier run left; it need not exist, type: path}
 author: AI Appliance
 """
@@ -39,6 +43,7 @@ EXAMPLES = """
 RETURN = """
 listeners: {description: "Address, port, pid (0 unknown), name, command, ours of each", returned: always, type: list}
 free_mb: {description: Free disk space in MB, returned: always, type: int}
+silent: {description: "By address, why a server of O(urls) does not answer", returned: always, type: dict}
 services: {description: Keys of the services that were declared before, returned: always, type: list}
 rules: {description: The firewall's rules of an earlier run; empty when there were none, returned: always, type: str}
 """
@@ -110,6 +115,18 @@ def free_mb(path: Path) -> int:
     return shutil.disk_usage(existing).free // 1_000_000
 
 
+def silence(url: str) -> str:
+    """Why a server does not answer; empty when it does, whatever it says."""
+    try:
+        with urlopen(url, timeout=5):  # noqa: S310 - preflight lets http and https pass
+            return ""
+    except HTTPError as error:
+        error.close()
+        return ""
+    except (OSError, HTTPException) as error:
+        return str(getattr(error, "reason", error))
+
+
 def declared(path: Path) -> list[str]:
     return list(json.loads(path.read_text())["services"]) if path.exists() else []
 
@@ -120,6 +137,7 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "services_json": {"type": "path", "required": True},
             "rules": {"type": "path"},
+            "urls": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -131,8 +149,12 @@ def main() -> None:
         services = declared(services_json)
     except (OSError, ValueError, LookupError, TypeError):
         module.fail_json(msg=f"{services_json} is not what an earlier run wrote; move it away and run again")
+    silent = {url: reason for url in module.params["urls"] if (reason := silence(url))}
+    for url, reason in silent.items():
+        module.warn(f"{url} does not answer ({reason}); the gateway will ask it again and again")
     module.exit_json(
         changed=False,
+        silent=silent,
         listeners=sorted(found, key=lambda item: (item["port"], item["address"])),
         free_mb=free_mb(Path(module.params["path"])),
         services=services,

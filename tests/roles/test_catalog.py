@@ -1,15 +1,17 @@
 """Listeners and backends follow from the catalog, at all three levels of override."""
 
+import io
 import json
 import subprocess
 import sys
+import wave
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
-from catalog import OPTIONS, address, backends, chosen, listeners, smoke_requests
-from gateway.backends.records import BackendRecord
+from catalog import OPTIONS, SILENCE, SMOKE, address, backends, chosen, listeners, smoke_requests
+from gateway.backends.records import BackendRecord, Capability
 from preflight import BACKEND_OPTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -91,11 +93,54 @@ def test_the_smoke_test_asks_every_class_of_backend_once() -> None:
     hosts = ["box1", "box2"]
     hostvars = {host: {"appliance_services": CATALOG} for host in hosts}
     document = backends(CATALOG, {"gateway_embed": ["box1"], "llamacpp": hosts}, hostvars, "box1")
-    asked = [(request["path"], request["body"].get("model")) for request in smoke_requests(document)]
+    asked = [(request["path"], request["body"].get("model")) for request in smoke_requests(document, CATALOG)]
     assert asked == [
         ("/v1/models", None),
         ("/v1/embeddings", "gateway_embed"),
         ("/v1/chat/completions", "llamacpp"),
+        ("/v1/completions", "llamacpp"),
+    ]
+
+
+def test_there_is_a_smoke_request_for_each_capability() -> None:
+    assert set(SMOKE) == set(get_args(Capability))
+    with wave.open(io.BytesIO(SILENCE.encode("ascii"))) as sound:
+        assert (sound.getnframes(), sound.getframerate()) == (0x1100 // 2, 11025)
+
+
+ELSEWHERE = {
+    "description": "vLLM of the other team",
+    "url": "https://gpu1.example:8000/",
+    "health": "/health",
+    "backend": CATALOG["llamacpp"]["backend"] | {"class": "vllm", "api_key": "${VLLM_API_KEY}", "optional": True},
+}
+
+
+def test_a_server_of_others_is_a_backend_and_listens_nowhere() -> None:
+    services = CATALOG | {"vllm": ELSEWHERE}
+    hostvars = {"mini": {"appliance_services": services}}
+    document = backends(services, {"gateway": ["mini"], "llamacpp": []}, hostvars, "mini")
+    (made,) = document["backends"].values()
+    assert list(document["backends"]) == ["vllm@vllm"]
+    assert (made["base_url"], made["api_key"]) == ("https://gpu1.example:8000/v1", "${VLLM_API_KEY}")
+    assert BackendRecord.model_validate(made | {"api_key": "k"})
+    assert [request["path"] for request in smoke_requests(document, services)] == ["/v1/models"]
+    needed = services | {"vllm": ELSEWHERE | {"backend": ELSEWHERE["backend"] | {"optional": False}}}
+    assert len(smoke_requests(document, needed)) == 3
+
+
+def test_a_unix_socket_is_a_listener_without_a_port() -> None:
+    entry = {**CATALOG["gateway_embed"], "socket": "run/api.sock"}
+    del entry["port"], entry["allow_from"]
+    assert listeners({"gateway_embed": entry}, ["gateway_embed"], "/srv/lib") == [
+        {
+            "service": "gateway_embed",
+            "name": "api",
+            "socket": "/srv/lib/gateway-embed/run/api.sock",
+            "user": "gateway-embed",
+            "unit": "gateway-embed",
+            "health": "/health",
+        }
     ]
 
 

@@ -39,6 +39,7 @@ def fleet(groups: dict[str, list[str]], **variables: dict[str, Any]) -> tuple[di
             "appliance_listeners": listeners(services, names),
             "appliance_host_services": names,
             "appliance_lib": "/var/lib",
+            "appliance_manifests": {},
             **given,
         }
     return {"all": hosts, **groups}, hostvars
@@ -99,7 +100,119 @@ def test_an_override_may_hold_what_the_catalog_has(override: dict[str, Any], exp
 
 
 def test_the_catalog_passes_its_own_check() -> None:
-    assert preflight.override_problems(CATALOG, CATALOG) == []
+    assert list(preflight.catalog_problems(CATALOG)) == []
+
+
+def changed(entry: dict[str, Any], *without: str, **more: Any) -> dict[str, Any]:
+    return {key: value for key, value in (entry | more).items() if key not in without}
+
+
+OWN = CATALOG["gateway_embed"]
+ELSEWHERE = {
+    "description": "vLLM of the other team",
+    "url": "https://gpu1.example:8000",
+    "health": "/health",
+    "backend": OWN["backend"] | {"class": "vllm", "api_key": "${VLLM_API_KEY}"},
+}
+SOCKET = changed(OWN, "port", "allow_from", "backend", socket="run/api.sock")
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (ELSEWHERE, []),
+        (SOCKET, []),
+        (changed(ELSEWHERE, port=8000), [" has port and url; write one of port, socket, url"]),
+        (changed(OWN, "port"), [" has no place; write one of port, socket, url"]),
+        (changed(OWN, "user", "limits"), [" lacks user, limits; docs/add-a-backend.md shows an entry"]),
+        (
+            changed(ELSEWHERE, backend=changed(ELSEWHERE["backend"], "class")),
+            [".backend lacks class; docs/add-a-backend.md shows an entry"],
+        ),
+        (changed(OWN, prot=1), [".prot is not in the catalog; write port"]),
+        (changed(OWN, needs={"disk": 1}), [".needs.disk is not in the catalog; write disk_mb"]),
+        (changed(OWN, needs={"disk_mb": "1G"}), [".needs.disk_mb is '1G'; write a whole number from 1"]),
+        (changed(OWN, listeners={"b": {"port": 0}}), [".listeners.b.port is 0; write a whole number from 1 to 65535"]),
+        (changed(SOCKET, allow_from=[]), [".allow_from is not in the catalog; it has label, unit, user, limits, "]),
+        (changed(SOCKET, socket="/run/x"), [".socket is '/run/x'; write a path below the service's home such as"]),
+        (
+            changed(ELSEWHERE, url="gpu1:8000/v1"),
+            [".url is 'gpu1:8000/v1'; write an address such as https://10.10.22.40:8000"],
+        ),
+        (
+            changed(ELSEWHERE, backend=ELSEWHERE["backend"] | {"api_key": "secret"}),
+            [".backend.api_key is 'secret'; write a variable of the gateway's environment such as ${VLLM_API_KEY}"],
+        ),
+    ],
+)
+def test_an_entry_says_all_that_one_of_its_kind_says(entry: dict[str, Any], expected: list[str]) -> None:
+    problems = list(preflight.catalog_problems({"echo": entry}))
+    assert len(problems) == len(expected)
+    for problem, words in zip(problems, expected, strict=True):
+        assert problem.startswith(f"appliance_catalog.echo{words}")
+
+
+MANIFEST = {"source": "https://a.example/m.gguf", "sha256": "0" * 64, "bytes": 9, "licence": "MIT", "for": ["llamacpp"]}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "expected"),
+    [
+        (MANIFEST, []),
+        (changed(MANIFEST, source="models/m.gguf", file="n.gguf"), []),
+        ("mapping values are not allowed here", [": mapping values are not allowed here; docs/add-a-backend.md"]),
+        (changed(MANIFEST, "licence"), [" lacks licence; write one line of text"]),
+        (changed(MANIFEST, sha265="0"), [": sha265 is not known; write sha256"]),
+        (changed(MANIFEST, sha256="0"), [": sha256 is '0'; write the 64 hexadecimal digits that sha256sum prints"]),
+        (
+            changed(MANIFEST, source="ftp://a.example/m"),
+            [": source is 'ftp://a.example/m'; write an https address, or"],
+        ),
+        (changed(MANIFEST, file="../m"), [": file is '../m'; write a file name such as model.gguf"]),
+        (
+            changed(MANIFEST, **{"for": ["lamacpp"]}),
+            [": for names lamacpp, which is not in the catalog; write llamacpp"],
+        ),
+    ],
+)
+def test_manifests_are_judged(manifest: Any, expected: list[str]) -> None:
+    problems = list(preflight.manifest_problems({"m": manifest}, CATALOG))
+    assert len(problems) == len(expected)
+    for problem, words in zip(problems, expected, strict=True):
+        assert problem.startswith(f"files/models/m.yml{words}")
+
+
+def test_a_manifest_is_refused_once_and_its_bytes_count() -> None:
+    bad = {"m": changed(MANIFEST, "bytes")}
+    variables = {host: {"appliance_manifests": bad} for host in ("box1", "box2")}
+    problems = preflight.inventory_problems(CATALOG, *fleet(TWO, **variables))
+    assert problems[:1] == ["files/models/m.yml lacks bytes; write the file's size, a whole number"]
+    _, hostvars = fleet(ONE, box1={"appliance_service_manager": "systemd"})
+    variables = hostvars["box1"] | {"appliance_manifests": {"m": MANIFEST | {"bytes": 49_000_000_000}}}
+    (problem,) = preflight.host_problems(FACTS, variables, STATE)
+    assert "50500 MB are needed (gateway 300, gateway_embed 600, llamacpp 600, model m 49000)" in problem
+
+
+def test_a_server_of_others_is_asked_and_has_no_group() -> None:
+    _, hostvars = fleet(ONE, box1={"appliance_service_manager": "systemd"})
+    services = hostvars["box1"]["appliance_services"]
+    state = STATE | {"silent": {ELSEWHERE["url"]: "Connection refused"}}
+    for optional, expected in ((True, []), (False, ["vllm at https://gpu1.example:8000 does not answer (Connection"])):
+        services["vllm"] = ELSEWHERE | {"backend": ELSEWHERE["backend"] | {"optional": optional}}
+        problems = preflight.host_problems(FACTS, hostvars["box1"], state)
+        assert [problem[: len(words)] for problem, words in zip(problems, expected, strict=True)] == expected
+    with_it = CATALOG | {"vllm": ELSEWHERE}
+    assert preflight.inventory_problems(with_it, *fleet(ONE)) == []
+    (problem,) = preflight.inventory_problems(with_it, *fleet(ONE | {"vllm": ["box1"]}))
+    assert problem == "group vllm: that service runs at https://gpu1.example:8000, on no host of ours; remove the group"
+
+
+def test_a_socket_of_a_deep_directory_is_refused() -> None:
+    _, hostvars = fleet(ONE, box1={"appliance_service_manager": "systemd"})
+    listener = {"service": "x", "name": "api", "socket": "/" + "d" * 110 + "/run/api.sock"}
+    variables = hostvars["box1"] | {"appliance_listeners": [*hostvars["box1"]["appliance_listeners"], listener]}
+    (problem,) = preflight.host_problems(FACTS, variables, STATE)
+    assert problem.endswith("is 21 bytes too long for a unix socket; set a shorter appliance_root")
 
 
 ONE = {"gateway": ["box1"], "gateway_embed": ["box1"], "llamacpp": ["box1"]}
@@ -207,7 +320,7 @@ def test_python_of_a_host(version: str, fits: bool) -> None:
 
 
 FACTS = {"distribution": "Debian", "distribution_version": "12.11", "service_mgr": "systemd", "memtotal_mb": 8000}
-STATE: dict[str, Any] = {"listeners": [], "free_mb": 50_000, "services": []}
+STATE: dict[str, Any] = {"listeners": [], "free_mb": 50_000, "services": [], "silent": {}}
 
 
 def held(port: int, address: str = "0.0.0.0", command: str = "nginx: master", pid: int = 123) -> dict[str, Any]:
@@ -231,9 +344,25 @@ def held(port: int, address: str = "0.0.0.0", command: str = "nginx: master", pi
         (
             {"memtotal_mb": 512},
             STATE,
-            ["512 MB of memory, 1000 MB are needed; take a larger host"],
+            [
+                "512 MB of memory, 1000 MB are needed (system 200, gateway 150, gateway_embed 250, llamacpp 400); "
+                "take a larger host, or another one for llamacpp"
+            ],
         ),
-        ({}, {**STATE, "free_mb": 90}, ["90 MB are free for /var/lib, 1500 MB are needed; make room there"]),
+        (
+            {},
+            {**STATE, "free_mb": 90},
+            [
+                "90 MB are free for /var/lib, 1500 MB are needed "
+                "(gateway 300, gateway_embed 600, llamacpp 600); make room there"
+            ],
+        ),
+        (
+            {},
+            {**STATE, "free_mb": 599, "services": ["gateway", "gateway_embed"]},
+            ["599 MB are free for /var/lib, 600 MB are needed (llamacpp 600); make room there"],
+        ),
+        ({}, {**STATE, "free_mb": 1, "services": list(ONE)}, []),
         (
             {},
             held(8088),

@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import os
 import pwd
+import socket
 import tempfile
 import time
 import xmlrpc.client
@@ -265,12 +266,31 @@ def _wait_until_healthy(params: Dict[str, Any], manager: Manager) -> None:
         )
 
 
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over the unix socket at a path."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
 def _answer(url: str) -> str:
     """The status code of a GET, straight to the host whatever proxy is set, or why there was none."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
+    scheme, _, rest = url.partition(":")
+    if scheme == "unix":  # unix:<socket>:<path>
+        place, _, path = rest.partition(":")
+        connection: http.client.HTTPConnection = UnixConnection(place, timeout=5)
+    else:
+        parts = urlsplit(url)
+        path = parts.path or "/"
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=5)
     try:
-        connection.request("GET", parts.path or "/")
+        connection.request("GET", path)
         return str(connection.getresponse().status)
     except (OSError, http.client.HTTPException) as error:
         return str(error) or type(error).__name__

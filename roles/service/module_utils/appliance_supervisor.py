@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import http.client
-import socket
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy, Transport
+
+from ansible.module_utils.appliance_service import UnixConnection
 
 __all__ = ["BAD_NAME", "NOT_RUNNING", "SHUTDOWN_STATE", "Fault", "Supervisor"]
 
@@ -15,13 +16,6 @@ BAD_NAME = 10
 NOT_RUNNING = 70
 
 
-class _Connection(http.client.HTTPConnection):
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.host)
-
-
 class _Transport(Transport):
     def __init__(self, path: str, timeout: float) -> None:
         super().__init__()
@@ -29,9 +23,7 @@ class _Transport(Transport):
         self._timeout = timeout
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        connection = _Connection("localhost", timeout=self._timeout)
-        connection.host = self._path
-        return connection
+        return UnixConnection(self._path, self._timeout)  # type: ignore[no-any-return]  # mypy cannot follow the path
 
     def send_host(self, connection: Any, host: Any) -> None:
         """Nothing: http.client writes the header."""
