@@ -18,31 +18,15 @@ from typing import Any
 
 import proofs
 import yaml
-from gateway.app import App
+from gateway.app import FEATURES, SECTIONS, App, load_settings
 from gateway.backends.failures import FAILURES
 from gateway.backends.protocols import PROTOCOLS
-from gateway.config.settings import Settings, load_settings
 from gateway.observe.metrics import FAMILIES
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-# The first setting of each section of docs/settings.md.
-SECTIONS = {
-    "gateway_host": "Listener and process",
-    "gateway_bearer_token": "Who may call",
-    "max_request_bytes": "Requests and answers",
-    "gateway_db_path": "What is stored",
-    "gateway_backends_path": "Backends, aliases, routing",
-    "embeddings_backend": "Embeddings",
-    "images_backend": "Images",
-    "heartmula_base_url": "Music",
-    "tts_base_url": "Speech and transcription",
-    "otel_exporter_otlp_endpoint": "Traces",
-    "observability_enabled": "Health, metrics, request log",
-    "upstream_connect_timeout_sec": "Talking to backends",
-}
 KINDS: Mapping[type, str] = {
     bool: "yes or no",
     int: "whole number",
@@ -80,13 +64,13 @@ def ports(catalog: Mapping[str, Any]) -> str:
 
 
 def settings() -> str:
-    sections: dict[str, list[list[str]]] = {}
-    for name, field in Settings.model_fields.items():
-        if name in SECTIONS:
-            rows = sections[SECTIONS[name]] = []
-        rows.append([code(name.upper()), kind(field), code(default(field)), field.description or ""])
+    headings: dict[str, list[list[str]]] = {}
+    for section in SECTIONS:
+        for name, field in section.model_fields.items():
+            row = [code(name.upper()), kind(field), code(default(field)), field.description or ""]
+            headings.setdefault(section.heading, []).append(row)
     return "\n".join(
-        f"## {heading}\n\n" + table(["variable", "kind", "default", ""], rows) for heading, rows in sections.items()
+        f"## {heading}\n\n" + table(["variable", "kind", "default", ""], rows) for heading, rows in headings.items()
     )
 
 
@@ -98,7 +82,7 @@ def metrics() -> str:
             ", ".join(map(code, family.labels)),
             family.help,
         ]
-        for family in FAMILIES
+        for family in (*FAMILIES, *(family for feature in FEATURES for family in feature.families))
     ]
     return table(["metric", "kind", "labels", ""], rows)
 

@@ -659,7 +659,7 @@ def test_what_once_was_a_500_names_its_field(tmp_path: Path) -> None:
 
 def test_each_route_and_each_answer_is_tried(tmp_path: Path) -> None:
     async def look(gateway: InProcess) -> tuple[set[str], set[str]]:
-        return {endpoint.path for endpoint, _ in gateway.app._endpoints()}, set(await asked_for(gateway))
+        return {endpoint.path for endpoint, _ in gateway.app.endpoints}, set(await asked_for(gateway))
 
     paths, names = run(tmp_path, look)
     assert {target.path for target in REQUESTS} == paths

@@ -14,7 +14,7 @@ import preflight
 import pytest
 import yaml
 from catalog import listeners
-from gateway.config import settings
+from gateway.access import settings
 from host_state import declared, linux_listeners
 
 ROOT = Path(__file__).parents[2]

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from gateway.app import App
-from gateway.config.settings import load_settings
+from gateway.app import App, load_settings
 from gateway.wire.protocol import EXTENSION, NAMED_HEADERS
 
 from tests.support.gateways import TOKEN

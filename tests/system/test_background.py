@@ -14,6 +14,7 @@ import apsw
 import pytest
 from gateway import background
 from gateway.access.usage import TOKENS_MAX, TokenUsage
+from gateway.app import schema
 from gateway.backends.health import Prober
 from gateway.backends.usage import COUNT_MAX, count_of, usage_of
 from gateway.features.conversations.store import ResponseStore
@@ -55,7 +56,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def opened(home: Path) -> AsyncIterator[Database]:
-    database = Database(home / "x.sqlite")
+    database = Database(home / "x.sqlite", schema())
     await database.open()
     try:
         yield database

@@ -14,10 +14,12 @@ import pytest
 from gateway.access.callers import is_hash, of_owner, shown
 from gateway.access.limits import SlidingWindow
 from gateway.access.usage import DAY_SEC, TokenUsage
+from gateway.app import schema
 from gateway.features.conversations.store import ResponseStore
 from gateway.features.music.jobs import Job, MusicJobs
-from gateway.storage import MIGRATIONS, Database
+from gateway.storage import Database
 
+from tests.support.earlier import earlier_file
 from tests.support.gateways import Gateway, gateway, write_files
 from tests.support.scripted import Run
 from tests.support.upstream import Upstream
@@ -35,8 +37,8 @@ def test_the_two_are_shown_as_one() -> None:
 
 
 @asynccontextmanager
-async def opened(home: Path, migrations: tuple[str, ...] = MIGRATIONS) -> AsyncIterator[Database]:
-    database = Database(home / "gateway.sqlite", migrations)
+async def opened(home: Path) -> AsyncIterator[Database]:
+    database = Database(home / "gateway.sqlite", schema())
     await database.open()
     try:
         yield database
@@ -60,9 +62,9 @@ JOB_BEFORE = (
 def test_rows_are_each_ones_own_and_those_of_the_release_before_stay(run: Run, tmp_path: Path) -> None:
     async def test() -> None:
         later = int(time.time()) + 60
-        async with opened(tmp_path, MIGRATIONS[:4]) as database:
-            await database.write(lambda c: c.execute(*as_before("resp_old", SHOWN)))
-            await database.write(lambda c: c.execute(JOB_BEFORE, ("music-old", later, "old.mp3", SHOWN)))
+        with earlier_file(tmp_path / "gateway.sqlite", 4) as connection:
+            connection.execute(*as_before("resp_old", SHOWN))
+            connection.execute(JOB_BEFORE, ("music-old", later, "old.mp3", SHOWN))
         async with opened(tmp_path) as database:
             store = ResponseStore(database, 60, 10_000)
             jobs = MusicJobs(database, ttl_sec=60, most=9, most_per_owner=9)
@@ -125,7 +127,7 @@ def test_counts_are_each_ones_own_in_both_releases(run: Run, tmp_path: Path) -> 
 
     async def release_before() -> tuple[int, int]:
         """Spends 7 in one request; what it has counted before that."""
-        async with opened(tmp_path, MIGRATIONS[:4]) as database:
+        async with opened(tmp_path) as database:
             seen = await database.read(
                 lambda c: (
                     c.execute("SELECT tokens FROM token_usage WHERE caller = ?", (SHOWN,)).get,

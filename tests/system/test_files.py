@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway.app import App
+from gateway.access.settings import AccessSettings
+from gateway.app import App, load_settings
 from gateway.backends.records import load_backends
-from gateway.config.settings import Settings, load_settings
+from gateway.backends.settings import UpstreamSettings
+from gateway.config.core import ListenerSettings
+from gateway.config.settings import Section, Settings
 from gateway.errors import Refusal
 from gateway.routing.aliases import Alias, load_aliases
+from gateway.routing.settings import RoutingSettings
+from gateway.web.settings import RequestSettings
 
 from tests.support.gateways import write_files
 from tests.support.ports import free_ports
@@ -83,13 +88,13 @@ def test_wrong_aliases(tmp_path: Path, text: str) -> None:
     path = tmp_path / "model_aliases.json"
     path.write_text(text)
     with pytest.raises(Refusal) as caught:
-        load_aliases(load_settings(model_aliases_path=path))
+        load_aliases(load_settings(model_aliases_path=path)[RoutingSettings])
     assert str(path) in str(caught.value)
 
 
 def test_wrong_aliases_of_a_setting_are_told_by_its_name() -> None:
     with pytest.raises(Refusal, match=r"^MODEL_ALIASES_JSON: line 1: "):
-        load_aliases(load_settings(model_aliases_json="{"))
+        load_aliases(load_settings(model_aliases_json="{")[RoutingSettings])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +109,7 @@ def test_wrong_aliases_of_a_setting_are_told_by_its_name() -> None:
 )
 def test_the_earlier_names_of_an_alias_s_fields(earlier: str, alias: Alias) -> None:
     text = json.dumps({"a": {"backend": "x", "model": "m", earlier: 5}})
-    assert load_aliases(load_settings(model_aliases_json=text)) == {"a": alias}
+    assert load_aliases(load_settings(model_aliases_json=text)[RoutingSettings]) == {"a": alias}
 
 
 def test_aliases_in_each_of_their_forms(tmp_path: Path) -> None:
@@ -112,19 +117,21 @@ def test_aliases_in_each_of_their_forms(tmp_path: Path) -> None:
     old = '"c": {"backend": "x", "model": "m", "window": 8000, "temp_cap": 0.5, "max_output_tokens": 9, "tools": false}'
     path.write_text('{"aliases": {"A": "x:m:1", "b": {"backend": "x", "upstream_model": "m"}, ' + old + "}}")
     expected = {"a": Alias("x", "m:1"), "b": Alias("x", "m"), "c": Alias("x", "m", 8000, False, 9, 0.5)}
-    assert load_aliases(load_settings(model_aliases_path=path)) == expected
-    assert load_aliases(load_settings(model_aliases_json=path.read_text())) == expected
+    assert load_aliases(load_settings(model_aliases_path=path)[RoutingSettings]) == expected
+    assert load_aliases(load_settings(model_aliases_json=path.read_text())[RoutingSettings]) == expected
 
 
 def test_alias_that_stands_twice_is_refused() -> None:
     with pytest.raises(Refusal, match="fast: stands twice"):
-        load_aliases(load_settings(model_aliases_json='{"Fast": "x:m", "fast": "x:n"}'))
+        load_aliases(load_settings(model_aliases_json='{"Fast": "x:m", "fast": "x:n"}')[RoutingSettings])
 
 
 def test_settings_imply_the_earlier_aliases(tmp_path: Path) -> None:
     path = tmp_path / "model_aliases.json"
     path.write_text('{"fast": "x:m"}')
-    settings = load_settings(model_aliases_path=path, ollama_model_strong="big", mlx_model_strong="long")
+    settings = load_settings(model_aliases_path=path, ollama_model_strong="big", mlx_model_strong="long")[
+        RoutingSettings
+    ]
     assert load_aliases(settings) == {
         "default": Alias("ollama", "big", tools=True),
         "fast": Alias("x", "m"),
@@ -170,7 +177,8 @@ def test_env_file_is_read_and_the_environment_beats_it(tmp_path: Path, monkeypat
     path.write_text("GATEWAY_PORT=1234\nMAX_REQUEST_BYTES=99\nSOMETHING_ELSE=1\n")
     monkeypatch.setenv("MAX_REQUEST_BYTES", "77")
     settings = load_settings(path)
-    assert (settings.gateway_port, settings.max_request_bytes) == (1234, 77)
+    assert settings[ListenerSettings].gateway_port == 1234
+    assert settings[RequestSettings].max_request_bytes == 77
     with pytest.raises(Refusal, match="cannot be read"):
         load_settings(tmp_path / "missing")
 
@@ -195,11 +203,16 @@ def test_variables_of_files_may_stand_in_the_env_file(tmp_path: Path) -> None:
 
 
 def test_paths_that_are_left_empty_are_not_set(tmp_path: Path) -> None:
-    names = ("GATEWAY_TLS_CERT_PATH", "GATEWAY_TLS_KEY_PATH", "GATEWAY_TOKEN_POLICIES_PATH", "BACKEND_CA_BUNDLE")
+    names: dict[type[Section], list[str]] = {
+        ListenerSettings: ["GATEWAY_TLS_CERT_PATH", "GATEWAY_TLS_KEY_PATH"],
+        AccessSettings: ["GATEWAY_TOKEN_POLICIES_PATH"],
+        UpstreamSettings: ["BACKEND_CA_BUNDLE"],
+    }
     path = tmp_path / ".env"
-    path.write_text("".join(f"{name}=\n" for name in names))
+    path.write_text("".join(f"{name}=\n" for several in names.values() for name in several))
     settings = load_settings(path)
-    assert [getattr(settings, name.lower()) for name in names] == [None] * 4
+    for section, several in names.items():
+        assert [getattr(settings[section], name.lower()) for name in several] == [None] * len(several)
 
 
 def test_process_refuses_in_one_line(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from gateway.app import load_settings
 from gateway.backends.records import load_backends
-from gateway.config.settings import load_settings
 
 from tests.support.faces.a1111 import A1111
 from tests.support.faces.images import ImageServer, OpenAIImages

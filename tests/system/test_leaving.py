@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from gateway.app import App
+from gateway.steps import Steps
 
 from tests.support.authority import LOCAL, Authority
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
@@ -188,15 +188,13 @@ def is_listening(port: int) -> bool:
 def test_a_step_of_the_stop_that_hangs_is_left(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = App.__new__(App)
-    app._is_cut = False
-    monkeypatch.setattr("gateway.app.STOP_STEP_SEC", 0.1)
+    monkeypatch.setattr("gateway.steps.STOP_STEP_SEC", 0.1)
 
     async def hang() -> None:
         with suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
 
-    asyncio.run(app._ended(hang))
+    asyncio.run(Steps()._ended(hang))
     assert "hang does not end within" in caplog.text
 
 
@@ -206,8 +204,8 @@ from types import SimpleNamespace as Is
 from gateway import server
 server.{bound} = 0.1
 servers = Is(should_exit=False, force_exit=False), Is(force_exit=False)
-app = Is(settings=Is(gateway_shutdown_timeout_sec={patience}), cut=lambda: None)
-stop = server._Stop(app, *servers)
+app = Is(cut=lambda: None)
+stop = server._Stop(app, *servers, {patience})
 {signals}
 threading.Event().wait()  # whatever holds the stop for ever
 """

@@ -8,10 +8,13 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from gateway.config.settings import Settings
+from gateway.app import load_settings
+from gateway.config.core import ListenerSettings
 from gateway.observe import logs
+from gateway.observe.settings import ObserveSettings
 from gateway.server import addresses
 
 from tests.support.gateways import gateway, write_files
@@ -97,5 +100,6 @@ def test_it_says_where_it_listens_and_that_it_stops(tmp_path: Path, backend: Ups
         ),
     ],
 )
-def test_addresses_can_be_pasted(settings: dict[str, object], said: str) -> None:
-    assert addresses(Settings.model_validate(settings)) == said
+def test_addresses_can_be_pasted(settings: dict[str, Any], said: str) -> None:
+    read = load_settings(**settings)
+    assert addresses(read[ListenerSettings], read[ObserveSettings]) == said

@@ -16,8 +16,9 @@ from pathlib import Path
 import apsw
 import pytest
 from gateway import storage
+from gateway.app import schema
 from gateway.errors import Refusal
-from gateway.storage import MIGRATIONS, Database, StorageError
+from gateway.storage import Database, Migration, Schema, StorageError
 
 from tests.support.gateways import gateway, write_files
 from tests.support.ports import free_ports
@@ -31,10 +32,10 @@ COUNTS = "CREATE TABLE counts (n INTEGER NOT NULL) STRICT"
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from gateway.storage import Database
+from gateway.storage import Database, Migration
 
 async def main():
-    database = Database(Path(sys.argv[1]), [sys.argv[2]])
+    database = Database(Path(sys.argv[1]), {"test": [Migration(sys.argv[2])]})
     await database.open()
     number = int(sys.argv[3])
     async def write(number):
@@ -48,9 +49,15 @@ asyncio.run(main())
 """
 
 
+def named(*migrations: str, min_reader: int = 1) -> Schema:
+    """One namespace's; the last of them says which version can read it."""
+    *first, last = migrations
+    return {"test": (*(Migration(sql) for sql in first), Migration(last, min_reader=min_reader))}
+
+
 @asynccontextmanager
 async def opened(path: Path, *migrations: str, min_reader: int = 1) -> AsyncIterator[Database]:
-    database = Database(path, migrations or (NOTES,), min_reader)
+    database = Database(path, named(*migrations or (NOTES,), min_reader=min_reader))
     await database.open()
     try:
         yield database
@@ -121,7 +128,7 @@ def test_writes_that_wait_share_a_transaction_and_keep_their_order(
 
 def test_closing_it_ends_what_is_under_way(run: Run, tmp_path: Path) -> None:
     async def test() -> None:
-        database = Database(tmp_path / "x.sqlite", (NOTES,))
+        database = Database(tmp_path / "x.sqlite", named(NOTES))
         await database.open()
         begun, may_write, may_read = threading.Barrier(3), threading.Event(), threading.Event()
 
@@ -262,7 +269,7 @@ def test_readers_cannot_write_and_see_one_state(run: Run, tmp_path: Path) -> Non
 
 def test_closed_it_says_so(run: Run, tmp_path: Path) -> None:
     async def test() -> None:
-        database = Database(tmp_path / "x.sqlite")
+        database = Database(tmp_path / "x.sqlite", {})
         await database.close()
         for ask in (database.read, database.write):
             with pytest.raises(StorageError, match="closed"):
@@ -340,7 +347,7 @@ def test_migrates_after_a_backup_and_goes_back(run: Run, tmp_path: Path) -> None
     async def test() -> None:
         async with opened(path, NOTES) as database:
             await add(database, "old")
-        path.with_name("x.sqlite.before-2.part").touch()  # of a start that was killed meanwhile
+        path.with_name("x.sqlite.before-test-2.part").touch()  # of a start that was killed meanwhile
         async with opened(path, NOTES, COUNTS) as database:
             await database.write(lambda connection: connection.execute("INSERT INTO counts VALUES (7)"))
             assert await texts(database) == ["old"]
@@ -351,10 +358,10 @@ def test_migrates_after_a_backup_and_goes_back(run: Run, tmp_path: Path) -> None
             assert await texts(database) == ["old", "older"]
 
     run(test)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.sqlite", "x.sqlite.before-2"]
-    assert stat.S_IMODE((tmp_path / "x.sqlite.before-2").stat().st_mode) == 0o600
-    backup = apsw.Connection(str(tmp_path / "x.sqlite.before-2"))
-    assert backup.pragma("user_version") == 1
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.sqlite", "x.sqlite.before-test-2"]
+    assert stat.S_IMODE((tmp_path / "x.sqlite.before-test-2").stat().st_mode) == 0o600
+    backup = apsw.Connection(str(tmp_path / "x.sqlite.before-test-2"))
+    assert backup.execute("SELECT version FROM schema_namespaces WHERE name = 'test'").get == 1
     assert backup.execute("SELECT text FROM notes").get == "old"
     backup.close()
 
@@ -366,7 +373,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(run: Run, tmp_path: Pa
         async with opened(path, NOTES) as database:
             await add(database, "kept")
         with pytest.raises(Refusal, match="near"):
-            await Database(path, (NOTES, f"{COUNTS}; NONSENSE")).open()
+            await Database(path, named(NOTES, f"{COUNTS}; NONSENSE")).open()
         async with opened(path, NOTES) as database:
             assert await texts(database) == ["kept"]
             tables = await database.read(
@@ -375,7 +382,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(run: Run, tmp_path: Pa
             assert tables == []
 
     run(test)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.sqlite", "x.sqlite.before-2"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.sqlite", "x.sqlite.before-test-2"]
 
 
 def test_refuses_a_database_that_it_cannot_follow(run: Run, tmp_path: Path) -> None:
@@ -384,8 +391,8 @@ def test_refuses_a_database_that_it_cannot_follow(run: Run, tmp_path: Path) -> N
     async def test() -> None:
         async with opened(path, NOTES, COUNTS, min_reader=2):
             pass
-        with pytest.raises(Refusal, match="schema 2, for releases that know schema 2 or newer; this one knows 1"):
-            await Database(path, (NOTES,)).open()
+        with pytest.raises(Refusal, match="schema 2 of test, for releases that know schema 2 or newer; this"):
+            await Database(path, named(NOTES)).open()
 
     run(test)
 
@@ -406,7 +413,7 @@ def test_refuses_what_is_not_its_database(run: Run, tmp_path: Path, what: str) -
 
     async def test() -> None:
         with pytest.raises(Refusal, match="GATEWAY_DB_PATH") as refusal:
-            await Database(path).open()
+            await Database(path, schema()).open()
         assert str(path) in str(refusal.value)
 
     run(test)
@@ -414,9 +421,10 @@ def test_refuses_what_is_not_its_database(run: Run, tmp_path: Path, what: str) -
 
 def test_two_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
     code = (
-        "import asyncio, sys; from pathlib import Path; from gateway.storage import Database\n"
+        "import asyncio, sys; from pathlib import Path\n"
+        "from gateway.app import schema; from gateway.storage import Database\n"
         "async def main():\n"
-        "    database = Database(Path(sys.argv[1])); await database.open(); await database.close()\n"
+        "    database = Database(Path(sys.argv[1]), schema()); await database.open(); await database.close()\n"
         "asyncio.run(main())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "x.sqlite")]
@@ -425,7 +433,8 @@ def test_two_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
         _, errors = process.communicate(timeout=PATIENCE_SEC)
         assert process.returncode == 0, errors
     connection = apsw.Connection(str(tmp_path / "x.sqlite"))
-    assert connection.pragma("user_version") == len(MIGRATIONS)
+    versions = dict(connection.execute("SELECT name, version FROM schema_namespaces"))
+    assert versions == {"earlier": 0} | {name: len(migrations) for name, migrations in schema().items()}
     connection.close()
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
-from gateway.config.settings import load_settings
-from gateway.config.tls import client_context
+from gateway.app import load_settings
+from gateway.backends.settings import UpstreamSettings
+from gateway.backends.tls import client_context
 from gateway.errors import Refusal
 
 from tests.support.authority import LOCAL, Authority
@@ -36,7 +37,7 @@ def test_backend_may_ask_who_the_gateway_is(run: Run, tmp_path: Path, brings: bo
     server_context.verify_mode = ssl.CERT_REQUIRED
     server_context.load_verify_locations(bundle)
     own = str(tmp_path / "server.pem") if brings else ""
-    context = client_context(load_settings(backend_ca_bundle=bundle, backend_client_cert=own))
+    context = client_context(load_settings(backend_ca_bundle=bundle, backend_client_cert=own)[UpstreamSettings])
 
     async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"welcome")
@@ -59,4 +60,4 @@ def test_wrong_client_certificate_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "client.pem"
     path.write_text("none")
     with pytest.raises(Refusal, match="BACKEND_CLIENT_CERT"):
-        client_context(load_settings(backend_client_cert=str(path)))
+        client_context(load_settings(backend_client_cert=str(path))[UpstreamSettings])

@@ -24,7 +24,7 @@ ORDER = (
     {"routing"},
     {"wire"},
     {"config"},
-    {"background", "errors", "storage"},
+    {"background", "errors", "steps", "storage"},
     {"__init__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 from gateway import app
-from gateway.config.settings import load_settings
+from gateway.app import load_settings
 from gateway.routing.policy import Names, unknown_model
 from gateway.routing.request_type import is_coding
 from gateway.wire.protocol import EXTENSION, NAMED_HEADERS

@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    from gateway.config.settings import HOME, load_settings
+    from gateway.app import load_settings
+    from gateway.config.settings import HOME
 
     env_file = arguments.env_file
     if env_file is None and (HOME / "app/.env").is_file():
@@ -79,21 +80,19 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     directory = arguments.data_dir
     if directory is not None and not directory.is_dir():
         raise Refusal(f"--data-dir {directory} is not a directory; make it with: mkdir -p {directory}")
-    settings = load_settings(
+    fallback = {}
+    if directory is None and arguments.verb == "serve" and not (HOME / "data").is_dir():
+        # Nobody provisioned this host: what has no place yet gets one of this user's.
+        fallback = _data_paths(_own_directory())
+    return load_settings(
         env_file,
+        fallback=fallback,
         gateway_backends_path=arguments.backends,
         model_aliases_path=arguments.aliases,
         gateway_host=arguments.host,
         gateway_port=arguments.port,
         **({} if directory is None else _data_paths(directory)),
     )
-    if directory is None and arguments.verb == "serve" and not (HOME / "data").is_dir():
-        # Nobody provisioned this host: what has no place yet gets one of this user's.
-        paths = {
-            name: path for name, path in _data_paths(_own_directory()).items() if name not in settings.model_fields_set
-        }
-        return settings.model_copy(update=paths)
-    return settings
 
 
 def _data_paths(directory: Path) -> dict[str, Path]:

@@ -116,6 +116,10 @@ def not_ready(backend_class: str) -> ApiError:
     )
 
 
+def unsupported(param: str, advice: str) -> ApiError:
+    return ApiError(400, f"'{param}' is not supported as it is: {advice}", param=param, code="unsupported_parameter")
+
+
 def overloaded(backend_class: str, why: str = "") -> ApiError:
     return ApiError(
         429,

@@ -20,9 +20,12 @@ import uvloop
 from starlette.types import ASGIApp
 
 from gateway.app import App
+from gateway.config.core import ListenerSettings
 from gateway.config.settings import Settings
 from gateway.errors import Refusal
 from gateway.observe import logs
+from gateway.observe.settings import ObserveSettings
+from gateway.web.settings import RequestSettings
 from gateway.wire.protocol import Protocol
 
 log = logging.getLogger(__name__)
@@ -49,22 +52,23 @@ def serve(settings: Settings) -> None:
     Raises:
         Refusal: wrong configuration, or a port that is taken; nothing has been opened then.
     """
-    logs.configure(settings.gateway_log_level)
+    listener, observe, requests = settings[ListenerSettings], settings[ObserveSettings], settings[RequestSettings]
+    logs.configure(listener.gateway_log_level)
     app = App(settings)
     with contextlib.ExitStack() as stack:
-        api_socket = stack.enter_context(_listen(settings.gateway_host, settings.gateway_port, "GATEWAY"))
+        api_socket = stack.enter_context(_listen(listener.gateway_host, listener.gateway_port, "GATEWAY"))
         observe_socket = None
-        if settings.observability_enabled:
+        if observe.observability_enabled:
             observe_socket = stack.enter_context(
-                _listen(settings.observability_host, settings.observability_port, "OBSERVABILITY")
+                _listen(observe.observability_host, observe.observability_port, "OBSERVABILITY")
             )
-        patience = int(settings.gateway_shutdown_timeout_sec)
-        api = _Server(_config(app.api, settings, patience, **_certificate(settings)))
-        observability = _Server(_config(app.observability, settings, 1))  # its answers are short
+        patience = listener.gateway_shutdown_timeout_sec
+        api = _Server(_config(app.api, requests, int(patience), **_certificate(listener)))
+        observability = _Server(_config(app.observability, requests, 1))  # its answers are short
         # What is built by now lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        stop = _Stop(app, api, observability)
+        stop = _Stop(app, api, observability, patience)
         stack.callback(stop.ended)
         uvloop.run(_run(app, api, api_socket, observability, observe_socket, stop))
 
@@ -83,7 +87,7 @@ async def _run(
         signal.signal(number, lambda *_, act=act: loop.call_soon_threadsafe(act))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the console script holds it back until now
     await app.start()
-    log.info("%s", addresses(app.settings))
+    log.info("%s", addresses(app.settings[ListenerSettings], app.settings[ObserveSettings]))
     watching = None
     if observe_socket is not None:
         watching = loop.create_task(observability.serve(sockets=[observe_socket]))
@@ -97,13 +101,13 @@ async def _run(
         signal.signal(number, signal.SIG_IGN)
 
 
-def addresses(settings: Settings) -> str:
+def addresses(listener: ListenerSettings, observe: ObserveSettings) -> str:
     """What the process log says when all listens."""
-    scheme = "https" if settings.gateway_tls_cert_path else "http"
-    said = f"the API is on {scheme}://{_shown(settings.gateway_host)}:{settings.gateway_port}"
-    if settings.observability_enabled:
-        host = _shown(settings.observability_host)
-        said += f", health and metrics on http://{host}:{settings.observability_port}"
+    scheme = "https" if listener.gateway_tls_cert_path else "http"
+    said = f"the API is on {scheme}://{_shown(listener.gateway_host)}:{listener.gateway_port}"
+    if observe.observability_enabled:
+        host = _shown(observe.observability_host)
+        said += f", health and metrics on http://{host}:{observe.observability_port}"
     return said
 
 
@@ -114,8 +118,9 @@ def _shown(host: str) -> str:
 class _Stop:
     """What a signal does: the first lets answers end, a second cuts; neither waits for ever."""
 
-    def __init__(self, app: App, api: uvicorn.Server, observability: uvicorn.Server) -> None:
+    def __init__(self, app: App, api: uvicorn.Server, observability: uvicorn.Server, patience: float) -> None:
         self._house = app
+        self._patience = patience
         self._api = api
         self._observability = observability
         self._last_resort: threading.Timer | None = None
@@ -124,7 +129,7 @@ class _Stop:
         if not self._api.should_exit:
             log.info("stopping: a second signal cuts what is under way")
             self._api.should_exit = True
-            self._leave_after(self._house.settings.gateway_shutdown_timeout_sec + STOP_MAX_SEC)
+            self._leave_after(self._patience + STOP_MAX_SEC)
         elif not self._api.force_exit:
             log.info("stopping at once")
             self._api.force_exit = self._observability.force_exit = True
@@ -158,7 +163,7 @@ async def _cut(api: uvicorn.Server) -> None:
         await asyncio.wait(tasks, timeout=1)
 
 
-def _config(app: ASGIApp, settings: Settings, patience: int, **tls: Path) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: RequestSettings, patience: int, **tls: Path) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=_protocol(settings),
@@ -174,7 +179,7 @@ def _config(app: ASGIApp, settings: Settings, patience: int, **tls: Path) -> uvi
     )
 
 
-def _protocol(settings: Settings) -> type[Protocol]:
+def _protocol(settings: RequestSettings) -> type[Protocol]:
     class Bounded(Protocol):
         body_timeout = settings.request_body_timeout_sec
         send_timeout = settings.response_send_timeout_sec
@@ -182,7 +187,7 @@ def _protocol(settings: Settings) -> type[Protocol]:
     return Bounded
 
 
-def _certificate(settings: Settings) -> dict[str, Path]:
+def _certificate(settings: ListenerSettings) -> dict[str, Path]:
     """What uvicorn is to be told of TLS, nothing when it is not wanted; raises Refusal for files that do not fit."""
     certificate, key = settings.gateway_tls_cert_path, settings.gateway_tls_key_path
     if certificate is None and key is None:

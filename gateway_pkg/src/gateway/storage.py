@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -26,89 +26,26 @@ from gateway.errors import Refusal
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# One a schema version, in order; one that a release has shipped is never edited. Each must leave a database that the
-# release before can still read and write: new tables, indexes, and columns with a default, nothing else.
-MIGRATIONS = (
-    # 1: /v1/responses. Times are unix seconds; `input` and `response` JSON; `bytes` what both are long.
+
+class Migration(NamedTuple):
+    """SQL that only adds: tables, indexes, triggers, and columns with a default.
+
+    So the release before can still read and write. One that a release has shipped is never edited. `min_reader` is the
+    oldest version of the namespace whose release can work with what this makes. `was` is the migration's number in the
+    one list of all that releases before namespaces had, 0 where it was not in it.
     """
-    CREATE TABLE responses (
-        id TEXT PRIMARY KEY,
-        owner TEXT NOT NULL,
-        expires_at INTEGER NOT NULL,
-        bytes INTEGER NOT NULL,
-        input BLOB NOT NULL,
-        response BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX responses_expiry ON responses (expires_at);
-    CREATE TABLE responses_total (bytes INTEGER NOT NULL) STRICT;
-    INSERT INTO responses_total VALUES (0);
-    CREATE TRIGGER responses_added AFTER INSERT ON responses
-        BEGIN UPDATE responses_total SET bytes = bytes + new.bytes; END;
-    CREATE TRIGGER responses_removed AFTER DELETE ON responses
-        BEGIN UPDATE responses_total SET bytes = bytes - old.bytes; END;
-    """,
-    # 2: tokens that each caller has used on a day (UTC, days since 1970).
-    """
-    CREATE TABLE token_usage (
-        day INTEGER NOT NULL,
-        caller TEXT NOT NULL,
-        tokens INTEGER NOT NULL,
-        PRIMARY KEY (day, caller)
-    ) STRICT, WITHOUT ROWID;
-    """,
-    # 3: /v1/music/generations. Times are unix seconds; `file` is the name on the backend of what was made; `result`
-    # and `error` are JSON.
-    """
-    CREATE TABLE music_jobs (
-        id TEXT PRIMARY KEY,
-        owner TEXT NOT NULL,
-        status TEXT NOT NULL,
-        created_at INTEGER NOT NULL,
-        started_at INTEGER,
-        finished_at INTEGER,
-        expires_at INTEGER NOT NULL,
-        backend TEXT,
-        file TEXT,
-        result BLOB,
-        error BLOB
-    ) STRICT;
-    CREATE INDEX music_jobs_expiry ON music_jobs (expires_at);
-    CREATE INDEX music_jobs_files ON music_jobs (file, owner);
-    CREATE INDEX music_jobs_owners ON music_jobs (owner, created_at);
-    """,
-    # 4: requests that each caller has made of late, by quarter seconds since 1970.
-    """
-    CREATE TABLE request_counts (
-        caller TEXT NOT NULL,
-        slot INTEGER NOT NULL,
-        requests INTEGER NOT NULL,
-        PRIMARY KEY (caller, slot)
-    ) STRICT, WITHOUT ROWID;
-    """,
-    # 5: whose the responses and jobs of tokens without a name are, by the whole hash: `owner` has 8 digits of it, for
-    # the releases before, whose own rows are not here. And how many bytes of responses each owner has.
-    """
-    CREATE TABLE whole_owners (id TEXT PRIMARY KEY, owner TEXT NOT NULL) STRICT, WITHOUT ROWID;
-    CREATE TRIGGER music_jobs_removed AFTER DELETE ON music_jobs
-        BEGIN DELETE FROM whole_owners WHERE id = old.id; END;
-    CREATE INDEX responses_owners ON responses (owner);
-    CREATE TABLE responses_of_owners (owner TEXT PRIMARY KEY, bytes INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-    INSERT INTO responses_of_owners SELECT owner, sum(bytes) FROM responses GROUP BY owner;
-    CREATE TRIGGER responses_added_to_owner AFTER INSERT ON responses BEGIN
-        INSERT INTO responses_of_owners
-            VALUES (coalesce((SELECT owner FROM whole_owners WHERE id = new.id), new.owner), new.bytes)
-            ON CONFLICT (owner) DO UPDATE SET bytes = bytes + excluded.bytes;
-    END;
-    CREATE TRIGGER responses_removed_from_owner AFTER DELETE ON responses BEGIN
-        UPDATE responses_of_owners SET bytes = bytes - old.bytes
-            WHERE owner = coalesce((SELECT owner FROM whole_owners WHERE id = old.id), old.owner);
-        DELETE FROM responses_of_owners WHERE bytes <= 0;
-        DELETE FROM whole_owners WHERE id = old.id;
-    END;
-    """,
-)
-# The oldest schema whose release can work with a database that has all of the above.
-MIN_READER = 1
+
+    sql: str
+    was: int = 0
+    min_reader: int = 1
+
+
+# Each namespace's migrations, in order; the position of one, from 1, is the version that it makes.
+Schema = Mapping[str, Sequence[Migration]]
+# What releases before namespaces know by `user_version`, and the oldest of them that can work with the database.
+EARLIER_VERSION = 5
+EARLIER_READER = 1
+EARLIER = "earlier"  # the row of schema_namespaces that has the `user_version` which was found
 
 BATCH_MAX = 200
 PENDING_MAX = 1_000
@@ -116,6 +53,17 @@ READERS = 2
 BUSY_TIMEOUT_MS = 5_000  # another process, such as a backup, may hold the file for a moment
 WAL_MAX_BYTES = 64 * 1024 * 1024
 ANOTHER_FILE = "name another file by GATEWAY_DB_PATH"
+NAMESPACES = """
+    CREATE TABLE IF NOT EXISTS schema_info (min_reader INTEGER NOT NULL) STRICT;
+    CREATE TABLE schema_namespaces (
+        name TEXT PRIMARY KEY, version INTEGER NOT NULL, min_reader INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID
+"""
+RECORD = """
+    INSERT INTO schema_namespaces VALUES (?, ?, ?)
+    ON CONFLICT DO UPDATE SET version = excluded.version, min_reader = excluded.min_reader
+    WHERE version < excluded.version
+"""
 
 
 @contextlib.contextmanager
@@ -168,10 +116,9 @@ class _Outcome(NamedTuple):
 class Database:
     """One database file. `open` before all else, `close` at the end, both on the loop that asks."""
 
-    def __init__(self, path: Path, migrations: Sequence[str] = MIGRATIONS, min_reader: int = MIN_READER) -> None:
+    def __init__(self, path: Path, schema: Schema) -> None:
         self._path = path
-        self._migrations = migrations
-        self._min_reader = min_reader
+        self._schema = schema
         self._queue: SimpleQueue[_Write | None] = SimpleQueue()
         self._pending = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -187,7 +134,7 @@ class Database:
             Refusal: there is no such directory, the file is not ours, or of a release that this one cannot follow.
         """
         self._loop = asyncio.get_running_loop()
-        connection = await asyncio.to_thread(_open, self._path, self._migrations, self._min_reader)
+        connection = await asyncio.to_thread(_open, self._path, self._schema)
         self._writer = threading.Thread(target=self._write_batches, args=(connection,), name="database-writer")
         self._writer.start()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="database-reader")
@@ -321,14 +268,14 @@ class Database:
                 write.done.set_exception(outcome.error)
 
 
-def _open(path: Path, migrations: Sequence[str], min_reader: int) -> apsw.Connection:
+def _open(path: Path, schema: Schema) -> apsw.Connection:
     try:
         # Conversations are in it: for the service's user alone. SQLite gives its other files the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         connection = _connect(path)
         if connection.pragma("journal_mode", "wal") != "wal":
             raise Refusal(f"the database {path} cannot have a write-ahead log on its file system; {ANOTHER_FILE}")
-        _migrate(connection, path, migrations, min_reader)
+        _migrate(connection, path, schema)
     except OSError as error:
         raise Refusal(
             f"the database {path} cannot be opened ({error.strerror}); make its directory, or {ANOTHER_FILE}"
@@ -349,28 +296,45 @@ def _connect(path: Path) -> apsw.Connection:
     return connection
 
 
-def _migrate(connection: apsw.Connection, path: Path, migrations: Sequence[str], min_reader: int) -> None:
-    version = _version(connection, path, migrations)
-    if version >= len(migrations):
+class _Found(NamedTuple):
+    """A file's `user_version` before it had namespaces, whether it has them, and the version of each in the schema."""
+
+    earlier: int
+    has_namespaces: bool
+    versions: dict[str, int]
+
+
+def _migrate(connection: apsw.Connection, path: Path, schema: Schema) -> None:
+    found = _look(connection, path, schema)
+    behind = {name: len(schema[name]) for name, version in found.versions.items() if version < len(schema[name])}
+    if not behind and found.has_namespaces:
         return
-    if version:
-        backup = path.with_name(f"{path.name}.before-{len(migrations)}")
+    if behind and any(found.versions.values()):
+        backup = path.with_name(f"{path.name}.before-{'-'.join(f'{name}-{new}' for name, new in behind.items())}")
         _copy(connection, backup)
-        _rehearse(connection, path, migrations, min_reader)
-        log.info("the database %s goes from schema %d to %d; before it is %s", path, version, len(migrations), backup)
-    _apply(connection, path, migrations, min_reader)
+        _rehearse(connection, path, schema)
+        for name, new in behind.items():
+            log.info("the database %s: %s goes from schema %d to %d", path, name, found.versions[name], new)
+        log.info("the database before that is %s", backup)
+    _apply(connection, path, schema)
 
 
-def _apply(connection: apsw.Connection, path: Path, migrations: Sequence[str], min_reader: int) -> None:
+def _apply(connection: apsw.Connection, path: Path, schema: Schema) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        connection.execute("CREATE TABLE IF NOT EXISTS schema_info (min_reader INTEGER NOT NULL) STRICT")
         # Asked again, now that nobody else can write: another process may have done it meanwhile.
-        for migration in migrations[_version(connection, path, migrations) :]:
-            connection.execute(migration)
-        connection.execute("DELETE FROM schema_info")
-        connection.execute("INSERT INTO schema_info VALUES (?)", (min_reader,))
-        connection.pragma("user_version", len(migrations))
+        found = _look(connection, path, schema)
+        if not found.has_namespaces:
+            connection.execute(NAMESPACES)
+            connection.execute("INSERT INTO schema_namespaces VALUES (?, ?, 1)", (EARLIER, found.earlier))
+            connection.execute("DELETE FROM schema_info")
+            connection.execute("INSERT INTO schema_info VALUES (?)", (EARLIER_READER,))
+            connection.pragma("user_version", max(found.earlier, EARLIER_VERSION))
+        for name, version in found.versions.items():
+            for migration in schema[name][version:]:
+                connection.execute(migration.sql)
+            reader = max(migration.min_reader for migration in schema[name])
+            connection.execute(RECORD, (name, len(schema[name]), reader))
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:  # a full disk ends it by itself
@@ -378,20 +342,32 @@ def _apply(connection: apsw.Connection, path: Path, migrations: Sequence[str], m
         raise
 
 
-def _version(connection: apsw.Connection, path: Path, migrations: Sequence[str]) -> int:
-    """The file's schema; raises Refusal when this release cannot work with it."""
-    version = int(connection.pragma("user_version"))
+def _look(connection: apsw.Connection, path: Path, schema: Schema) -> _Found:
+    """Raises Refusal: this release cannot work with the file."""
+    earlier = int(connection.pragma("user_version"))
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    if (tables or version) and "schema_info" not in tables:
+    if (tables or earlier) and "schema_info" not in tables:
         raise Refusal(f"the database {path} is not the gateway's; name another file by GATEWAY_DB_PATH")
-    if version > len(migrations):
-        min_reader = connection.execute("SELECT min_reader FROM schema_info").get
-        if min_reader > len(migrations):
-            raise Refusal(
-                f"the database {path} has schema {version}, for releases that know schema {min_reader} or newer; "
-                f"this one knows {len(migrations)}: install the newer release again, or restore a backup of its time"
-            )
-    return version
+    if earlier > EARLIER_VERSION:
+        _check_reader(path, "", earlier, connection.execute("SELECT min_reader FROM schema_info").get, EARLIER_VERSION)
+    has_namespaces = "schema_namespaces" in tables
+    rows = connection.execute("SELECT name, version, min_reader FROM schema_namespaces") if has_namespaces else ()
+    stored = {name: (version, min_reader) for name, version, min_reader in rows}
+    earlier = stored.get(EARLIER, (earlier,))[0]
+    versions = {}
+    for name, migrations in schema.items():
+        were = sum(0 < migration.was <= earlier for migration in migrations)
+        versions[name], min_reader = stored.get(name, (were, 0))
+        _check_reader(path, f" of {name}", versions[name], min_reader, len(migrations))
+    return _Found(earlier, has_namespaces, versions)
+
+
+def _check_reader(path: Path, of: str, version: int, min_reader: int, known: int) -> None:
+    if min_reader > known:
+        raise Refusal(
+            f"the database {path} has schema {version}{of}, for releases that know schema {min_reader} or newer; "
+            f"this one knows {known}: install the newer release again, or restore a backup of its time"
+        )
 
 
 def _copy(connection: apsw.Connection, target: Path) -> None:
@@ -406,13 +382,13 @@ def _copy(connection: apsw.Connection, target: Path) -> None:
     part.replace(target)
 
 
-def _rehearse(connection: apsw.Connection, path: Path, migrations: Sequence[str], min_reader: int) -> None:
+def _rehearse(connection: apsw.Connection, path: Path, schema: Schema) -> None:
     """Migrates a copy, so that what fails has not touched the live file."""
     copy = path.with_name(f"{path.name}.rehearsal")
     _copy(connection, copy)
     rehearsal = apsw.Connection(str(copy))
     try:
-        _apply(rehearsal, copy, migrations, min_reader)
+        _apply(rehearsal, copy, schema)
     finally:
         rehearsal.close()
         copy.unlink()

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import apsw
 import pytest
-from gateway.access.addresses import HOPS_MAX, AddressList, client_address
+from gateway.access.addresses import HOPS_MAX, AddressList, Network, client_address
 from gateway.access.limits import SLOTS, SlidingWindow
 from gateway.access.usage import DAY_SEC, KEEP_DAYS, TokenUsage
-from gateway.config.settings import Network
-from gateway.storage import MIGRATIONS, Database, StorageError
+from gateway.app import schema
+from gateway.storage import Database, StorageError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -132,7 +132,7 @@ def test_counts_outlive_the_process(run: Run, tmp_path: Path) -> None:
     path, clock = tmp_path / "db.sqlite", Clock(NOON)
 
     async def process(expected: int, *spent: tuple[str, int]) -> None:
-        database = Database(path)
+        database = Database(path, schema())
         async with counting(database, clock) as usage:
             usage.spend("a", 1)  # before it knows of the database
             await usage.start(database)
@@ -156,7 +156,7 @@ def test_counts_are_stored_while_it_runs(run: Run, tmp_path: Path, monkeypatch: 
     path = tmp_path / "db.sqlite"
 
     async def process() -> None:
-        database = Database(path)
+        database = Database(path, schema())
         async with counting(database, Clock(NOON)) as usage:
             await usage.start(database)
             usage.spend("a", 4)
@@ -170,7 +170,7 @@ def test_counts_are_stored_while_it_runs(run: Run, tmp_path: Path, monkeypatch: 
 @asynccontextmanager
 async def windowed(path: Path, now: float, ticks: Clock, limit: int) -> AsyncIterator[SlidingWindow]:
     """One caller's window in a process that begins at `now`."""
-    database = Database(path)
+    database = Database(path, schema())
     await database.open()
     usage = TokenUsage(Clock(now), ticks)
     usage.windows = {"a": SlidingWindow(limit), "b": SlidingWindow(limit)}
@@ -248,7 +248,7 @@ def test_what_could_not_be_stored_is_stored_later(
     path = tmp_path / "db.sqlite"
 
     async def process() -> None:
-        database = FailingDatabase(path, MIGRATIONS)
+        database = FailingDatabase(path, schema())
         async with counting(database, Clock(NOON)) as usage:
             await usage.start(database)
             while database.failures:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from gateway.access.policies import PolicyBook, TokenPolicy, load_policies
+from gateway.access.settings import AccessSettings
 from gateway.access.tokens import Authenticator, Caller
-from gateway.config.settings import load_settings
+from gateway.app import load_settings
 from gateway.errors import ApiError, Refusal
 from gateway.routing.aliases import Alias
 from gateway.routing.policy import Decision, Facts, Names, Rules, decide, decide_by_policy
@@ -54,7 +55,7 @@ def load(policies: Any, *, strict: bool = True, path: Path | None = None) -> Pol
             gateway_token_policies_json=text,
             gateway_token_policies_path=path,
             gateway_token_policies_strict=strict,
-        )
+        )[AccessSettings]
     )
 
 
@@ -102,7 +103,7 @@ def test_file_and_setting_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("policies", "says"),
     [
-        ({TOKEN: {"models_allow": ["fast"]}}, "did you mean 'models_allowlist'?"),
+        ({TOKEN: {"models_allow": ["fast"]}}, "did you mean 'models_allowlist' or 'tools_allow_fs'?"),
         ({TOKEN: {"colour": "red"}}, "colour: unknown key; remove it"),
         ({TOKEN: {OTHER: {}}}, "a key that is not shown: unknown key"),
         ({TOKEN: {"requests_per_minute": 0}}, "requests_per_minute: Input should be greater than or equal to 1"),

@@ -14,7 +14,7 @@ import schemathesis
 from fastapi.routing import RouteContext, iter_route_contexts
 from gateway import app
 from gateway.api.openapi import ROUTING_HEADERS
-from gateway.config.settings import load_settings
+from gateway.app import load_settings
 from gateway.errors import ApiError
 from gateway.web.endpoint import Endpoint, parse
 from hypothesis import given
@@ -95,7 +95,7 @@ def read_page(home: Path) -> Page:
         request_log_enabled=False,
     )
     built = app.App(settings)
-    endpoints = {endpoint.path: endpoint for endpoint, _ in built._endpoints()}
+    endpoints = {endpoint.path: endpoint for endpoint, _ in built.endpoints}
     middleware: Any = built.api
     pages = middleware._pages
     return Page(pages.openapi(), endpoints, list(iter_route_contexts(pages.routes)))

@@ -7,14 +7,15 @@ from gateway.backends import slots as module
 from gateway.backends.records import BackendRecord, BackendsFile
 from gateway.backends.registry import ROUTES_MAX, Registry, Route
 from gateway.backends.slots import CIRCUIT_OPENS_AFTER, Backend, backend_maker
-from gateway.config.settings import load_settings
 from gateway.errors import ApiError
 from gateway.routing.aliases import Alias
+from gateway.routing.settings import EmbeddingsSettings, RoutingSettings
 from gateway.wire.http1 import Pool, Timeouts
 
 from tests.support.scripted import Run, until
 
 ALIASES = {"default": Alias("test", "m"), "lost": Alias("nowhere", "m")}
+ROUTING = RoutingSettings.model_validate({}), EmbeddingsSettings.model_validate({})
 
 
 def record(limit: int | None = None, **fields: Any) -> BackendRecord:
@@ -29,7 +30,7 @@ def record(limit: int | None = None, **fields: Any) -> BackendRecord:
 
 def registry(**records: BackendRecord) -> Registry:
     make = backend_maker(Timeouts(), None)  # type: ignore[arg-type]  # no https here
-    made = Registry(BackendsFile(records, {}), ALIASES, load_settings(), make)
+    made = Registry(BackendsFile(records, {}), ALIASES, *ROUTING, make)
     for backend in made.backends:
         backend.models = ("m",)
     made.refresh_names()
@@ -183,7 +184,7 @@ def test_alias_may_name_a_class_as_it_was_called_before() -> None:
     named: Any = {"class": "local_mlx"}
     file = BackendsFile({"a": record(**named)}, {"mlx": "local_mlx"})
     make = backend_maker(Timeouts(), None)  # type: ignore[arg-type]  # no https here
-    made = Registry(file, {"old": Alias("mlx", "m")}, load_settings(), make)
+    made = Registry(file, {"old": Alias("mlx", "m")}, *ROUTING, make)
     decision = made.route("old", b"", "chat").decision
     assert (decision.backend_class, decision.model) == ("local_mlx", "m")
 

@@ -5,14 +5,31 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Annotated
 
-from gateway.config.settings import Network
+from pydantic import BeforeValidator
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 REMEMBERED_MAX = 512  # addresses for each list, about 100 kB
 HOPS_MAX = 32
 HOP_CHARS = 64  # an IPv6 address with brackets, zone and port
+
+
+def split(value: object) -> object:
+    """The parts of a text with commas; what is no text stays."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _networks(value: object) -> object:
+    value = split(value)
+    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
+        raise ValueError("write addresses and CIDRs, as a list or with commas")
+    return tuple(ipaddress.ip_network(part, strict=False) for part in value)
+
+
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
 
 
 class AddressList:

@@ -9,7 +9,45 @@ import re
 
 import apsw
 
+from gateway.storage import Migration
+
 SHOWN_HEX = 8
+# The tables of this room; rows of others' tables have their whole owner here.
+NAMESPACE = "access"
+MIGRATIONS = (
+    # Tokens that each caller has used on a day (UTC, days since 1970).
+    Migration(
+        """
+        CREATE TABLE token_usage (
+            day INTEGER NOT NULL,
+            caller TEXT NOT NULL,
+            tokens INTEGER NOT NULL,
+            PRIMARY KEY (day, caller)
+        ) STRICT, WITHOUT ROWID;
+        """,
+        was=2,
+    ),
+    # Requests that each caller has made of late, by quarter seconds since 1970.
+    Migration(
+        """
+        CREATE TABLE request_counts (
+            caller TEXT NOT NULL,
+            slot INTEGER NOT NULL,
+            requests INTEGER NOT NULL,
+            PRIMARY KEY (caller, slot)
+        ) STRICT, WITHOUT ROWID;
+        """,
+        was=4,
+    ),
+    # Whose rows of tokens without a name are, by the whole hash: their `owner` has 8 digits of it, for releases before,
+    # whose own rows are not here.
+    Migration(
+        """
+        CREATE TABLE whole_owners (id TEXT PRIMARY KEY, owner TEXT NOT NULL) STRICT, WITHOUT ROWID;
+        """,
+        was=5,
+    ),
+)
 _HASH = re.compile("[0-9a-f]{64}")
 # Ends the WHERE of a table whose `owner` is the shown name: the whole hash, where a row has one, must be the caller's.
 # To be filled in with the table's name, and `of_owner`.

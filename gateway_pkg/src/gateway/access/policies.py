@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import re
@@ -15,10 +14,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from gateway.access.addresses import Networks, split
 from gateway.access.callers import SHOWN_HEX, is_hash
 from gateway.access.callers import shown as shown_name
+from gateway.access.settings import AccessSettings
 from gateway.config.files import read_text
-from gateway.config.settings import Network, Settings
 from gateway.errors import Refusal
 
 log = logging.getLogger(__name__)
@@ -27,25 +27,13 @@ HINT = "correct GATEWAY_TOKEN_POLICIES_PATH, or start from the shipped files/tok
 _HASHED = "sha256:"
 
 
-def _split(value: object) -> object:
-    """A list, or one text with commas."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _networks(value: object) -> object:
-    value = _split(value)
-    if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
-        raise ValueError("write addresses and CIDRs, as a list or with commas")
-    return tuple(ipaddress.ip_network(part, strict=False) for part in value)
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split)]
 
 
 class TokenPolicy(BaseModel):
     """One token's policy; what is None is as the gateway's settings say for all. docs/policies.md explains each key.
 
-    The keys `tools_…` and `memory_namespace` are checked here; the tool bus and the memory read them.
+    The keys OF_FEATURES are checked here, and enforced by the features that declare them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
@@ -57,7 +45,7 @@ class TokenPolicy(BaseModel):
     tokens_per_day: int | None = Field(None, ge=1)
     priority: int = Field(0, ge=-1000, le=1000)
     max_request_bytes: int | None = Field(None, ge=1)
-    ip_allowlist: Annotated[tuple[Network, ...], BeforeValidator(_networks)] | None = None
+    ip_allowlist: Networks | None = None
     memory_namespace: str | None = Field(None, min_length=1, max_length=200)
     tools_allowlist: Names | None = None
     tools_allow_shell: bool | None = None
@@ -68,6 +56,10 @@ class TokenPolicy(BaseModel):
     tools_allow_models_refresh: bool | None = None
     tools_rate_limit_rps: float | None = Field(None, ge=0)
     tools_rate_limit_burst: int | None = Field(None, ge=0)
+
+    def without_effect(self, unenforced: frozenset[str]) -> list[str]:
+        """Its keys among these."""
+        return sorted(key for key in self.model_fields_set & unenforced if getattr(self, key) is not None)
 
     @field_validator("name")
     @classmethod
@@ -84,6 +76,7 @@ class TokenPolicy(BaseModel):
         return value
 
 
+OF_FEATURES = frozenset(key for key in TokenPolicy.model_fields if key.startswith(("tools_", "memory_")))
 # A token that no policy mentions is its operator's own.
 UNRESTRICTED = TokenPolicy.model_validate({"admin": True})
 
@@ -104,8 +97,10 @@ def shown(digest: bytes) -> str:
     return shown_name(digest.hex())
 
 
-def load_policies(settings: Settings) -> PolicyBook:
+def load_policies(settings: AccessSettings, unenforced: frozenset[str] = OF_FEATURES) -> PolicyBook:
     """The policies of GATEWAY_TOKEN_POLICIES_JSON and of the file GATEWAY_TOKEN_POLICIES_PATH, together.
+
+    Warns of keys that have no effect, because no feature enforces them: `unenforced`.
 
     Raises:
         Refusal: a source is no JSON object; with GATEWAY_TOKEN_POLICIES_STRICT also any policy that is not as it must
@@ -123,6 +118,12 @@ def load_policies(settings: Settings) -> PolicyBook:
         log.warning("%s", problem)
     for digest in sorted(reader.malformed):
         log.warning("token %s is refused until its policy is corrected", shown(digest))
+    for digest, policy in reader.policies.items():
+        if keys := policy.without_effect(unenforced):
+            name = policy.name or shown(digest)
+            log.warning(
+                "policy of token %s: %s: without effect, nothing in this release enforces it", name, ", ".join(keys)
+            )
     return PolicyBook(reader.policies, frozenset(reader.malformed))
 
 
@@ -212,8 +213,8 @@ def _words(error: ValidationError) -> Iterator[str]:
         key = str(problem["loc"][0])
         words = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            near = get_close_matches(key, TokenPolicy.model_fields, n=1)
-            words = f"unknown key; did you mean '{near[0]}'?" if near else "unknown key; remove it"
+            near = " or ".join(f"'{name}'" for name in get_close_matches(key, TokenPolicy.model_fields, n=2))
+            words = f"unknown key; did you mean {near}?" if near else "unknown key; remove it"
         yield f"{_safe(key)}: {words}"
 
 

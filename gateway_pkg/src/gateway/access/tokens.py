@@ -13,12 +13,11 @@ from typing import Any
 
 from starlette.types import Scope
 
-from gateway.access.addresses import AddressList, client_address
+from gateway.access.addresses import AddressList, Network, client_address
 from gateway.access.callers import shown as shown_name
 from gateway.access.limits import SlidingWindow
 from gateway.access.policies import UNRESTRICTED, PolicyBook, TokenPolicy, shown
 from gateway.access.usage import TokenUsage
-from gateway.config.settings import Network
 from gateway.errors import ApiError, retry_after
 from gateway.routing.policy import AUTO, DEFAULT_ALIAS, Decision, Names
 

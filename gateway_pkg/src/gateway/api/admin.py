@@ -13,6 +13,7 @@ from gateway.access.tokens import Authenticator, Caller
 from gateway.backends.registry import Registry
 from gateway.backends.slots import Backend, Slots
 from gateway.config.reload import Reloader, ReloadReport
+from gateway.observe.health import Problems
 
 
 class Admission(BaseModel):
@@ -50,6 +51,7 @@ class TokenUse(BaseModel):
     tokens_per_day: int | None
     tokens_today: int
     priority: int
+    unenforced_policy_keys: list[str] = Field(description="keys of its policy that nothing enforces in this release")
 
 
 class GatewayStatus(BaseModel):
@@ -57,12 +59,19 @@ class GatewayStatus(BaseModel):
 
     admission_control: dict[str, Admission]
     backend_health: dict[str, ClassHealth]
+    problems: dict[str, str] = Field(description="why features cannot do all of their work, by their name")
     token: TokenUse
     tokens: list[TokenUse] = Field(description="all tokens, for one that may administer; else the own one alone")
 
 
-def make_router(registry: Registry, authenticator: Authenticator, reloader: Reloader) -> APIRouter:
-    """The routes, bound to the gateway's state."""
+def make_router(
+    registry: Registry,
+    authenticator: Authenticator,
+    reloader: Reloader,
+    problems: Problems,
+    unenforced: frozenset[str],
+) -> APIRouter:
+    """The routes, bound to the gateway's state; no feature enforces the policy keys `unenforced`."""
     router = APIRouter(prefix="/v1/gateway", tags=["gateway"])
 
     @router.get("/status", summary="Show load and health of the backends, and the token's use of its limits")
@@ -71,8 +80,9 @@ def make_router(registry: Registry, authenticator: Authenticator, reloader: Relo
         return GatewayStatus(
             admission_control=_admission(registry.backends),
             backend_health=_health(registry.backends),
-            token=_use(caller),
-            tokens=[_use(one) for one in (authenticator.callers() if caller.policy.admin else [caller])],
+            problems=dict(problems()),
+            token=_use(caller, unenforced),
+            tokens=[_use(one, unenforced) for one in (authenticator.callers() if caller.policy.admin else [caller])],
         )
 
     @router.post(
@@ -128,7 +138,7 @@ def _best(hosts: dict[str, Health]) -> ClassHealth:
     return ClassHealth(**best.model_dump(), hosts=hosts)
 
 
-def _use(caller: Caller) -> TokenUse:
+def _use(caller: Caller, unenforced: frozenset[str]) -> TokenUse:
     policy, window = caller.policy, caller.window
     return TokenUse(
         name=caller.name,
@@ -139,4 +149,5 @@ def _use(caller: Caller) -> TokenUse:
         tokens_per_day=policy.tokens_per_day,
         tokens_today=caller.tokens_today(),
         priority=policy.priority,
+        unenforced_policy_keys=policy.without_effect(unenforced),
     )

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.utils import deep_dict_update
 from pydantic import TypeAdapter
 
-from gateway.api.pages import OPEN_DIRECTORIES, OPEN_PATHS
+from gateway.api.pages import OPEN_PATHS
 from gateway.errors import OPENAI_ERRORS, ErrorShape
 from gateway.web.endpoint import JSON_TYPE, Endpoint
 
@@ -20,14 +20,14 @@ One address for the appliance's models. A bearer token opens every route but tho
 
 A path answers 405 with `Allow` to other methods than its own. A stream that fails after its status has gone out ends
 with one event that has the error; one of plain audio breaks off."""
-TAGS = {
+DIALECTS = {
     "openai": "OpenAI's routes, for chats, texts, vectors, images and audio",
     "anthropic": "Anthropic's routes, in front of the same models",
-    "music": "Pieces of music: made at once, or as a job that is polled",
+}
+TAGS = {
     "models": "What may stand in `model`",
     "gateway": "The gateway's own state, and its files read again",
     "health": "For supervisors and Prometheus",
-    "files": "Images that were asked for as a `url`",
 }
 ERRORS = {
     "400": "A field is missing, wrong, or nothing that the backend can do; `param` names it",
@@ -108,20 +108,29 @@ SECURITY_SCHEMES = {
 }
 
 
-def describe(pages: FastAPI, endpoints: Sequence[Endpoint]) -> None:
-    """Makes `pages.openapi()` complete: endpoints, errors, headers, tokens."""
+def describe(
+    pages: FastAPI, endpoints: Sequence[Endpoint], tags: Mapping[str, str], open_directories: tuple[str, ...]
+) -> None:
+    """Makes `pages.openapi()` complete: endpoints, errors, headers, tokens; `tags` are those of features."""
 
     def openapi() -> dict[str, Any]:
         if pages.openapi_schema is None:
-            pages.openapi_schema = _page(pages, endpoints)
+            pages.openapi_schema = _page(pages, endpoints, DIALECTS | dict(tags) | TAGS, open_directories)
         return pages.openapi_schema
 
     pages.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the page
 
 
-def _page(pages: FastAPI, endpoints: Sequence[Endpoint]) -> dict[str, Any]:
-    tags = [{"name": name, "description": words} for name, words in TAGS.items()]
-    page = get_openapi(title=pages.title, version=pages.version, description=ABOUT, tags=tags, routes=pages.routes)
+def _page(
+    pages: FastAPI, endpoints: Sequence[Endpoint], tags: Mapping[str, str], open_directories: tuple[str, ...]
+) -> dict[str, Any]:
+    page = get_openapi(
+        title=pages.title,
+        version=pages.version,
+        description=ABOUT,
+        tags=[{"name": name, "description": words} for name, words in tags.items()],
+        routes=pages.routes,
+    )
     requests, shared = TypeAdapter.json_schemas(
         [(endpoint.path, "validation", endpoint.request) for endpoint in endpoints if endpoint.request is not None],
         ref_template="#/components/schemas/{model}",
@@ -145,7 +154,7 @@ def _page(pages: FastAPI, endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     page["paths"] = {**made, **page["paths"]}  # first what most come for
     for path, item in page["paths"].items():
         for operation in item.values():
-            is_open = path in OPEN_PATHS or path.startswith(OPEN_DIRECTORIES)
+            is_open = path in OPEN_PATHS or path.startswith(open_directories)
             _finish(operation, errors.get(path, OPENAI_ERRORS), is_open=is_open)
     return page
 

@@ -16,14 +16,13 @@ from gateway.observe.metrics import CONTENT_TYPE, Metrics
 from gateway.routing.aliases import Alias
 from gateway.routing.policy import AUTO, unknown_model
 
-# Paths that ask for no token; all others do. Stored images: who knows the sha256 of one's bytes may have the image.
+# Paths that ask for no token; all others do, but those below a feature's open directories.
 OPEN_PATHS = ("/health", "/readyz", docs.OPENAPI, *docs.PATHS)
-OPEN_DIRECTORIES = ("/ui/images/",)
 
 READINESS = {
     "type": "object",
-    "required": ["ok", "backends"],
-    "properties": {"ok": {"type": "boolean"}, "backends": {"type": "object"}},
+    "required": ["ok", "backends", "problems"],
+    "properties": {"ok": {"type": "boolean"}, "backends": {"type": "object"}, "problems": {"type": "object"}},
 }
 FIRST_MODEL = {"operationId": "get_model", "parameters": {"model_id": "$response.body#/data/0/id"}}
 
@@ -52,7 +51,7 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-def make_router(registry: Registry, metrics: Metrics | None) -> APIRouter:
+def make_router(registry: Registry, metrics: Metrics | None, problems: health.Problems) -> APIRouter:
     """The routes, bound to the gateway's state; `metrics` is None where METRICS_ENABLED is false."""
     router = APIRouter()
 
@@ -67,7 +66,7 @@ def make_router(registry: Registry, metrics: Metrics | None) -> APIRouter:
         responses={503: {"description": "It cannot", "content": {"application/json": {"schema": READINESS}}}},
     )
     async def get_readyz(response: Response) -> dict[str, Any]:
-        status, report = health.readiness(registry)
+        status, report = health.readiness(registry, problems())
         response.status_code = status
         return report
 

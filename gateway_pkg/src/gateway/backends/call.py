@@ -26,8 +26,8 @@ from gateway.backends.protocols.wire_protocol import below
 from gateway.backends.registry import Registry, Route
 from gateway.backends.request import Request
 from gateway.backends.routes import Routes
+from gateway.backends.settings import UpstreamSettings
 from gateway.backends.slots import Backend, Slots
-from gateway.config.settings import Settings
 from gateway.errors import ApiError, overloaded
 from gateway.routing.body import ask_for_usage, dump
 from gateway.routing.caps import within_limits
@@ -92,7 +92,7 @@ async def in_time(deadline: float, what: str) -> AsyncIterator[None]:
 class Dispatcher:
     """What the handlers of all routes use to reach backends."""
 
-    def __init__(self, registry: Registry, settings: Settings, tracer: Tracer | None = None) -> None:
+    def __init__(self, registry: Registry, settings: UpstreamSettings, tracer: Tracer | None = None) -> None:
         self.registry = registry
         self.routes = Routes(registry)
         self.max_response_bytes = settings.upstream_max_response_bytes

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from gateway.backends.protocols import BY_NAME, PROTOCOLS
 from gateway.backends.protocols.wire_protocol import Implied, WireProtocol
+from gateway.backends.settings import BackendSettings
 from gateway.config.files import read_text, validation_refusal
 from gateway.config.settings import Settings
 from gateway.errors import Refusal
@@ -140,9 +141,10 @@ def load_backends(settings: Settings, environment: Mapping[str, str] = os.enviro
     Raises:
         Refusal: the file is missing, not YAML, names an unset variable, or a record is not of its shape.
     """
-    path = settings.gateway_backends_path
+    own = settings[BackendSettings]
+    path = own.gateway_backends_path
     implied = implied_records(settings)
-    if implied and "gateway_backends_path" not in settings.model_fields_set and not path.exists():
+    if implied and "gateway_backends_path" not in own.model_fields_set and not path.exists():
         return BackendsFile(implied, {})
     records, legacy_mapping = _read(path, lambda name: settings.variable(name, environment))
     classes = {record.backend_class for record in records.values()}
@@ -155,10 +157,10 @@ def load_backends(settings: Settings, environment: Mapping[str, str] = os.enviro
                     f"or give it the class {record.backend_class}"
                 )
             records[name] = record
-    url = settings.images_http_base_url
+    url = settings.value("images_http_base_url")
     if url and not _is_loopback(url):  # the earlier system's rule: its default, on loopback, left the class's own
         for name, record in records.items():
-            if record.backend_class == settings.images_backend_class:
+            if record.backend_class == settings.value("images_backend_class"):
                 records[name] = record.model_copy(update={"base_url": url})
     return BackendsFile(records, legacy_mapping)
 
@@ -207,13 +209,13 @@ def implied_records(settings: Settings) -> dict[str, BackendRecord]:
         Refusal: a value is not the URL of a server.
     """
     records: dict[str, BackendRecord] = {}
-    for name in Settings.model_fields:
-        url: str = getattr(settings, name) if name in IMPLIED or name == IMAGES_URL else ""
+    for name in (*IMPLIED, IMAGES_URL):
+        url = settings.value(name)
         if not url:
             continue
         protocol, implied = IMPLIED.get(name) or _implied_images(settings)
         probe = implied.probe or protocol.probe
-        backend_class: str = implied.backend_class or getattr(settings, implied.class_setting)
+        backend_class = implied.backend_class or settings.value(implied.class_setting)
         record = {
             "class": backend_class,
             "protocol": protocol.name,
@@ -232,7 +234,7 @@ def implied_records(settings: Settings) -> dict[str, BackendRecord]:
 def _implied_images(settings: Settings) -> tuple[WireProtocol, Implied]:
     """The image server is spoken to as IMAGES_BACKEND says; small ones of OpenAI's API have no `/health`."""
     usual = PROTOCOLS[0]
-    protocol = next((one for one in PROTOCOLS if settings.images_backend == one.images_backend), usual)
+    protocol = next((one for one in PROTOCOLS if settings.value("images_backend") == one.images_backend), usual)
     probe = "/v1/models" if protocol is usual else ""
     return protocol, Implied(IMAGES_URL, ("images",), {"images": 2}, class_setting="images_backend_class", probe=probe)
 

@@ -14,7 +14,6 @@ from gateway.backends.protocols.wire_protocol import OPENAI_PATHS, VERSION
 from gateway.backends.queue import FairQueue
 from gateway.backends.records import BackendsFile
 from gateway.backends.slots import Backend, MakeBackend, Slots
-from gateway.config.settings import Settings
 from gateway.errors import RETRY_NOT_READY_SEC, ApiError, not_ready, retry_after
 from gateway.routing.aliases import Alias, models_by_class
 from gateway.routing.body import Rename
@@ -31,6 +30,7 @@ from gateway.routing.policy import (
     decide_embedder,
     decide_in_class,
 )
+from gateway.routing.settings import EmbeddingsSettings, RoutingSettings
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,17 @@ class Route(NamedTuple):
 class Registry:
     """All backends by class, and the names of the models that they serve."""
 
-    def __init__(self, file: BackendsFile, aliases: Mapping[str, Alias], settings: Settings, make: MakeBackend) -> None:
+    def __init__(
+        self,
+        file: BackendsFile,
+        aliases: Mapping[str, Alias],
+        settings: RoutingSettings,
+        embeddings: EmbeddingsSettings,
+        make: MakeBackend,
+    ) -> None:
         self._make = make
         self._settings = settings
+        self._embedder = embeddings.embeddings_backend, embeddings.embeddings_model
         self.rules = Rules(
             settings.router_enable_policy, settings.router_enable_request_type, settings.router_long_context_chars
         )
@@ -162,7 +170,7 @@ class Registry:
             fast,
             self._synonyms,
             settings.default_backend,
-            (settings.embeddings_backend, settings.embeddings_model),
+            self._embedder,
         )
         self._routes.clear()
         self._decided.clear()

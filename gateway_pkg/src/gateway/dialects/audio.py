@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
@@ -15,10 +15,11 @@ from gateway.backends.failures import wrong_type
 from gateway.backends.protocols import speech
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.usage import usage_in
-from gateway.config.settings import Settings
+from gateway.config.settings import URL_PATH, Section
 from gateway.errors import ApiError
+from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
-from gateway.web.endpoint import Endpoint, Endpoints, parse
+from gateway.web.endpoint import Endpoint, parse
 from gateway.web.exchange import Exchange, Headers
 from gateway.web.multipart import Form
 from gateway.web.schemas import Model, events
@@ -136,20 +137,34 @@ TRANSLATIONS = Endpoint(
 )
 
 
-def make_endpoints(dispatcher: Dispatcher, settings: Settings) -> Endpoints:
-    audio = AudioHandler(dispatcher, settings)
-    return [
-        (SPEECH, audio.speak),
-        (TTS, audio.speak),
-        (TRANSCRIPTIONS, audio.transcribe),
-        (TRANSLATIONS, audio.transcribe),
-    ]
+class SpeechSettings(Section):
+    heading: ClassVar[str] = "Speech and transcription"
+
+    tts_base_url: str = Field("", description="A speech server; makes a backend when there is none.")
+    tts_timeout_sec: float = Field(60, gt=0, description="Longest wait for the beginning of speech.")
+    tts_generate_path: str = Field("/v1/audio/speech", pattern=URL_PATH, description="Where speech is asked for.")
+    tts_backend_class: str = Field("pocket_tts", description="Class of the backends that speak.")
+    transcription_backend_class: str = Field("whisper", description="Class of the backends that transcribe.")
+
+
+class Audio(Feature):
+    name = "audio"
+    section = SpeechSettings
+
+    def __init__(self, core: Core) -> None:
+        audio = AudioHandler(core.dispatcher, core.settings[SpeechSettings])
+        self.endpoints = [
+            (SPEECH, audio.speak),
+            (TTS, audio.speak),
+            (TRANSCRIPTIONS, audio.transcribe),
+            (TRANSLATIONS, audio.transcribe),
+        ]
 
 
 class AudioHandler:
     """One request holds one slot of admission until its last byte is out; its client's leaving ends the work."""
 
-    def __init__(self, dispatcher: Dispatcher, settings: Settings) -> None:
+    def __init__(self, dispatcher: Dispatcher, settings: SpeechSettings) -> None:
         self._dispatcher = dispatcher
         self._limit = dispatcher.max_response_bytes
         self._settings = settings

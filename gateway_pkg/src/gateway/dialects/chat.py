@@ -17,9 +17,10 @@ from gateway.backends.registry import Route
 from gateway.backends.slots import Slots
 from gateway.backends.usage import usage_in, usage_of
 from gateway.errors import ClientDisconnected
+from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
 from gateway.routing.caps import within_limits
-from gateway.web.endpoint import Endpoint, Endpoints
+from gateway.web.endpoint import Endpoint
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.known import known_fields
 from gateway.web.schemas import (
@@ -68,9 +69,12 @@ EMBEDDINGS = Endpoint(
 )
 
 
-def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
-    requests = (CHAT, CHAT_REQUEST), (COMPLETIONS, COMPLETION_REQUEST), (EMBEDDINGS, EMBEDDING_REQUEST)
-    return [(endpoint, HotHandler(dispatcher, request).answer) for endpoint, request in requests]
+class Chat(Feature):
+    name = "chat"
+
+    def __init__(self, core: Core) -> None:
+        requests = (CHAT, CHAT_REQUEST), (COMPLETIONS, COMPLETION_REQUEST), (EMBEDDINGS, EMBEDDING_REQUEST)
+        self.endpoints = [(endpoint, HotHandler(core.dispatcher, request).answer) for endpoint, request in requests]
 
 
 class HotHandler:

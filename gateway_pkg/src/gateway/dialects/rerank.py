@@ -16,9 +16,10 @@ from gateway.backends.slots import Slots
 from gateway.backends.usage import usage_of
 from gateway.dialects.ranking import cosines, ranking, scores_of, text_of, vectors_of
 from gateway.errors import ApiError
+from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
 from gateway.routing.policy import AUTO, DEFAULT_ALIAS
-from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
+from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.fields import Array
 from gateway.web.schemas import Model, Whole
@@ -68,16 +69,19 @@ RERANK_ANSWER: dict[str, Any] = {
 }
 
 
-def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
-    endpoint = Endpoint(
-        "/v1/rerank",
-        "rerank",
-        "rerank",
-        "Order documents by how well they answer a query",
-        REQUEST,
-        answers={200: {JSON_TYPE: RERANK_ANSWER}},
-    )
-    return ((endpoint, _Handler(dispatcher)),)
+class Rerank(Feature):
+    name = "rerank"
+
+    def __init__(self, core: Core) -> None:
+        endpoint = Endpoint(
+            "/v1/rerank",
+            "rerank",
+            "rerank",
+            "Order documents by how well they answer a query",
+            REQUEST,
+            answers={200: {JSON_TYPE: RERANK_ANSWER}},
+        )
+        self.endpoints = ((endpoint, _Handler(core.dispatcher)),)
 
 
 class _Handler:

@@ -14,7 +14,7 @@ from gateway.wire.protocol import EXTENSION
 JSON = b"application/json"
 
 
-def make_listener(registry: Registry, metrics: Metrics | None) -> ASGIApp:
+def make_listener(registry: Registry, metrics: Metrics | None, problems: health.Problems) -> ASGIApp:
     """A plain ASGI app; `metrics` is None where METRICS_ENABLED is false."""
 
     def page(method: str, path: str) -> tuple[int, bytes, bytes]:
@@ -23,7 +23,7 @@ def make_listener(registry: Registry, metrics: Metrics | None) -> ASGIApp:
         if path == "/health":
             return 200, JSON, b'{"ok":true}'
         if path == "/readyz":
-            status, report = health.readiness(registry)
+            status, report = health.readiness(registry, problems())
             return status, JSON, orjson.dumps(report)
         if path == "/health/upstreams":
             states = health.upstreams(registry)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -64,6 +64,7 @@ class Family(NamedTuple):
     labels: tuple[str, ...] = ()
 
 
+Samples = Iterable[tuple[tuple[str, ...], float]]  # the labels' values, and the number
 _BY_TOKENS = ("direction", "estimated")
 
 REQUESTS = Family("gateway_requests", "counter", "Requests answered.", ("path", "status"))
@@ -196,8 +197,15 @@ class Tokens:
 class Metrics(Collector):
     """The gateway's own metrics."""
 
-    def __init__(self, registry: Registry, request_log: LineLog | None, tracer: Tracer | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        request_log: LineLog | None,
+        tracer: Tracer | None = None,
+        of_features: Sequence[Callable[[], Iterable[tuple[Family, Samples]]]] = (),
+    ) -> None:
         self._registry = registry
+        self._of_features = of_features
         self._request_log = request_log
         self._tracer = tracer
         self._series: dict[tuple[str, int, str], Series] = {}
@@ -298,6 +306,8 @@ class Metrics(Collector):
         yield _numbers(BACKGROUND, (((task,), count) for task, count in tuple(background.failures.items())))
         if self._tracer is not None:
             yield _numbers(SPANS, (((state,), count) for state, count in self._tracer.counts().items()))
+        for samples in self._of_features:
+            yield from (_numbers(family, values) for family, values in samples())
         yield _numbers(BUILD, [((__version__,), 1)])
 
     def _requests(self) -> Iterator[Metric]:
@@ -348,7 +358,7 @@ class Metrics(Collector):
         )
 
 
-def _numbers(family: Family, samples: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+def _numbers(family: Family, samples: Samples) -> Metric:
     kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
     made = kind(family.name, family.help, labels=family.labels)
     for labels, value in samples:

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from gateway.config.files import read_text, validation_refusal
-from gateway.config.settings import Settings
 from gateway.errors import Refusal
+from gateway.routing.settings import RoutingSettings
 
 HINT = "set MODEL_ALIASES_PATH to a file such as the shipped files/model_aliases.json"
 # The names that a file of the earlier gateway may use.
@@ -76,7 +76,7 @@ class _AliasRecord(BaseModel):
 _RECORDS = TypeAdapter(dict[str, _AliasRecord])
 
 
-def load_aliases(settings: Settings) -> Mapping[str, Alias]:
+def load_aliases(settings: RoutingSettings) -> Mapping[str, Alias]:
     """Aliases by their case-folded name: MODEL_ALIASES_JSON, else the file, over those that the settings imply.
 
     The text has the aliases with or without an outer `{"aliases": …}`. A file need not be there unless it is named.
@@ -113,7 +113,7 @@ def _parse(text: str, source: Path | str) -> dict[str, Alias]:
     return {name.casefold(): Alias(**record.model_dump()) for name, record in records.items()}
 
 
-def models_by_class(settings: Settings) -> tuple[Mapping[str, str], Mapping[str, str]]:
+def models_by_class(settings: RoutingSettings) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """The strong and the fast models that settings name, by the earlier gateway's backend classes; "" for no model."""
     return (
         {"ollama": settings.ollama_model_strong, "mlx": settings.mlx_model_strong},
@@ -121,7 +121,7 @@ def models_by_class(settings: Settings) -> tuple[Mapping[str, str], Mapping[str,
     )
 
 
-def _implied(settings: Settings) -> dict[str, Alias]:
+def _implied(settings: RoutingSettings) -> dict[str, Alias]:
     """The earlier gateway's built-in aliases, as far as the settings name their models."""
     strong, fast = models_by_class(settings)
     first, second = strong

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.access.tokens import Authenticator
-from gateway.config.settings import Settings
 from gateway.errors import ApiError, ClientDisconnected
 from gateway.web.endpoint import Endpoints
 from gateway.web.exchange import Exchange, too_large
 from gateway.web.ids import request_id
+from gateway.web.settings import RequestSettings
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Middleware:
         pages: ASGIApp,
         endpoints: Endpoints,
         authenticator: Authenticator,
-        settings: Settings,
+        settings: RequestSettings,
         record: Callable[[Exchange], None],
         open_paths: tuple[str, ...],
         open_directories: tuple[str, ...],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gateway.app import schema
 from gateway.features.conversations.store import ResponseStore
 from gateway.storage import Database, StorageError
 
@@ -20,7 +21,7 @@ def response(number: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def opened(home: Path) -> AsyncIterator[Database]:
-    database = Database(home / "x.sqlite")
+    database = Database(home / "x.sqlite", schema())
     await database.open()
     try:
         yield database

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from gateway.app import schema
 from gateway.errors import ApiError
 from gateway.features.music.jobs import KEPT_PER_OWNER, Job, MusicJobs
 from gateway.storage import Database, StorageError
@@ -16,7 +17,7 @@ from tests.support.scripted import Run
 
 @asynccontextmanager
 async def jobs_in(directory: Path, ttl_sec: int = 60) -> AsyncIterator[tuple[MusicJobs, Database]]:
-    database = Database(directory / "gateway.sqlite")
+    database = Database(directory / "gateway.sqlite", schema())
     await database.open()
     jobs = MusicJobs(database, ttl_sec=ttl_sec, most=1_000, most_per_owner=1_000)
     try:

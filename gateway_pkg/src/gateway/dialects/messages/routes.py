@@ -18,8 +18,9 @@ from gateway.backends.slots import Slots
 from gateway.dialects.messages.answer import Facts, MessageStream, message
 from gateway.dialects.messages.request import CountRequest, MessagesRequest, prefill, shows_thinking, to_chat
 from gateway.errors import ApiError, ErrorShape
+from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
-from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, Handler, parse
+from gateway.web.endpoint import JSON_TYPE, Endpoint, Handler, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.schemas import events
 from gateway.wire.collector import paused, turn
@@ -105,40 +106,43 @@ def messages_errors(request_id: str | None = None) -> ErrorShape:
     return ErrorShape(body, lambda error: b"event: error\ndata: " + body(error) + b"\n\n", "AnthropicError", _ERROR)
 
 
-def make_endpoints(dispatcher: Dispatcher) -> Endpoints:
-    handlers = _Handlers(dispatcher)
-    errors = messages_errors()
-    message_answers = {200: {JSON_TYPE: _MESSAGE, **events(EVENTS)}}
-    return (
-        (
-            Endpoint(
-                "/v1/messages",
-                "chat",
-                "messages",
-                "Answer a conversation, as Anthropic's API",
-                REQUEST,
-                answers=message_answers,
-                tag="anthropic",
-                errors=errors,
-                openapi_extra=REQUEST_ID,
+class Messages(Feature):
+    name = "messages"
+
+    def __init__(self, core: Core) -> None:
+        handlers = _Handlers(core.dispatcher)
+        errors = messages_errors()
+        message_answers = {200: {JSON_TYPE: _MESSAGE, **events(EVENTS)}}
+        self.endpoints = (
+            (
+                Endpoint(
+                    "/v1/messages",
+                    "chat",
+                    "messages",
+                    "Answer a conversation, as Anthropic's API",
+                    REQUEST,
+                    answers=message_answers,
+                    tag="anthropic",
+                    errors=errors,
+                    openapi_extra=REQUEST_ID,
+                ),
+                _telling_request_id(handlers.create),
             ),
-            _telling_request_id(handlers.create),
-        ),
-        (
-            Endpoint(
-                "/v1/messages/count_tokens",
-                "chat",
-                "messages.count_tokens",
-                "Count a conversation's tokens, by the backend's own tokenizer",
-                CONVERSATION,
-                answers={200: {JSON_TYPE: _TOKENS}},
-                tag="anthropic",
-                errors=errors,
-                openapi_extra=REQUEST_ID,
+            (
+                Endpoint(
+                    "/v1/messages/count_tokens",
+                    "chat",
+                    "messages.count_tokens",
+                    "Count a conversation's tokens, by the backend's own tokenizer",
+                    CONVERSATION,
+                    answers={200: {JSON_TYPE: _TOKENS}},
+                    tag="anthropic",
+                    errors=errors,
+                    openapi_extra=REQUEST_ID,
+                ),
+                _telling_request_id(handlers.count_tokens),
             ),
-            _telling_request_id(handlers.count_tokens),
-        ),
-    )
+        )
 
 
 class _Handlers:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
-from gateway.dialects.responses.items import Item, invalid, need_text, rest, unsupported
+from gateway.dialects.responses.items import Item, invalid, need_text, rest
 from gateway.dialects.responses.request import REFUSED
+from gateway.errors import unsupported
 from gateway.wire.stepwise import STEP_ITEMS, at_once
 
 _TRANSLATED = frozenset(

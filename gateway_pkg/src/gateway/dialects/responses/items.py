@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
-from gateway.errors import ApiError
+from gateway.errors import ApiError, unsupported
 from gateway.wire.stepwise import STEP_ITEMS, at_once
 
 Item = dict[str, Any]
@@ -181,7 +181,3 @@ def need_text(item: Mapping[str, Any], name: str, param: str) -> None:
 
 def invalid(param: str, problem: str) -> ApiError:
     return ApiError(400, f"Invalid request: '{param}' {problem}", param=param, code="invalid_value")
-
-
-def unsupported(param: str, advice: str) -> ApiError:
-    return ApiError(400, f"'{param}' is not supported as it is: {advice}", param=param, code="unsupported_parameter")

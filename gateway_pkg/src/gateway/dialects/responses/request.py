@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from gateway.dialects.responses.items import invalid, unsupported
+from gateway.dialects.responses.items import invalid
+from gateway.errors import unsupported
+from gateway.features.conversations.routes import INCLUDABLE, check_include
 from gateway.routing.policy import MODEL_MAX_CHARS
 from gateway.web.fields import CLOSED, Array, Object, closed
 
@@ -28,7 +30,6 @@ REFUSED = {
     "n": "ask again: a response is one answer",
     "prompt": "send the text itself as `instructions` and `input`",
 }
-INCLUDABLE = ("message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content")
 
 
 @with_config(_OPEN)
@@ -141,8 +142,7 @@ def check(request: Mapping[str, Any]) -> None:
     if request.get("truncation") not in (None, "disabled"):
         raise unsupported("truncation", "leave it out: the gateway does not shorten conversations")
     for index, name in enumerate(request.get("include") or ()):
-        if name not in INCLUDABLE:
-            raise unsupported(f"include.{index}", f"there is no '{name}' here; it may be {', '.join(INCLUDABLE)}")
+        check_include(f"include.{index}", name)
     for name in ("context", "mode"):
         if (request.get("reasoning") or {}).get(name) not in (None, "auto", "standard"):
             raise unsupported(f"reasoning.{name}", "leave it out: the model decides")

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from gateway.backends.answers import EVENTS_TYPE, Answer
 from gateway.backends.call import Dispatcher
 from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids, new_response_id, response_of_item
 from gateway.dialects.responses.chat import translating
-from gateway.dialects.responses.items import Item, reading, unsupported, with_own_ids
-from gateway.dialects.responses.request import INCLUDABLE, ResponsesRequest, check
+from gateway.dialects.responses.items import Item, reading, with_own_ids
+from gateway.dialects.responses.request import ResponsesRequest, check
 from gateway.errors import ApiError
+from gateway.features.conversations.feature import Conversations
+from gateway.features.conversations.routes import OF_STORED, RESPONSE, store_errors
 from gateway.features.conversations.store import ResponseStore, Sized
+from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
 from gateway.storage import StorageError
-from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
+from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.schemas import events
 from gateway.wire import stepwise
@@ -35,117 +36,31 @@ from gateway.wire.stepwise import PARSED_MAX_BYTES
 log = logging.getLogger(__name__)
 
 REQUEST = TypeAdapter(ResponsesRequest)
-RESPONSE = {
-    "type": "object",
-    "required": ["id", "object", "created_at", "status", "model", "output", "usage", "error", "incomplete_details"],
-    "properties": {
-        "id": {"type": "string"},
-        "object": {"const": "response"},
-        "status": {"enum": ["completed", "incomplete"]},
-        "output": {"type": "array", "items": {"type": "object"}},
-        "store": {"type": "boolean", "description": "Whether it is kept."},
-    },
-}
 EVENTS = "OpenAI's events, `response.created` to `response.completed` or `.incomplete` and `[DONE]`, or to `.failed`."
 UNKNOWN = "Unknown model; the message has the nearest names. Or an item that is referred to, and not kept"
 _ID = {"response_id": "$response.body#/id"}
-OF_STORED: dict[str, Any] = {
-    "delete": {"operationId": "delete_response", "parameters": _ID},
-    "input_items": {"operationId": "list_input_items", "parameters": _ID},
-    "continue": {"operationId": "responses", "requestBody": {"previous_response_id": "$response.body#/id"}},
-}
 LINKS: dict[str, Any] = {"show": {"operationId": "get_response", "parameters": _ID}, **OF_STORED}
-INCLUDE: dict[str, Any] = {"items": {"type": "string", "enum": list(INCLUDABLE)}}
 # A conversation is sent whole with each response: what goes on beyond this would only make it slow.
 CONVERSATION_MAX_BYTES = 4_000_000
-ERRORS: dict[int | str, dict[str, Any]] = {
-    404: {"description": "The caller has no such response: never, no longer, or not kept"},
-    503: {"description": "The store cannot be read or written; the gateway's log says why"},
-}
 
 
-class InputItems(BaseModel):
-    """A page of what a response was made from, all that came before it included."""
-
-    object: Literal["list"] = "list"
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
-
-
-class Deleted(BaseModel):
-    id: str
-    object: Literal["response"] = "response"
-    deleted: Literal[True] = True
-
-
-def make_endpoints(dispatcher: Dispatcher, store: ResponseStore) -> Endpoints:
+class Responses(Feature):
     """`POST /v1/responses`."""
-    endpoint = Endpoint(
-        "/v1/responses",
-        "chat",
-        "responses",
-        "Answer a conversation that may be stored",
-        REQUEST,
-        answers={200: {JSON_TYPE: RESPONSE, **events(EVENTS)}},
-        openapi_extra={"responses": {"200": {"links": LINKS}, "404": {"description": UNKNOWN}}},
-    )
-    return ((endpoint, _Handler(dispatcher, store).create),)
 
+    name = "responses"
 
-def make_router(store: ResponseStore) -> APIRouter:
-    """What there is of stored responses; a caller sees its own alone."""
-    router = APIRouter(prefix="/v1/responses/{response_id}", tags=["openai"], responses=ERRORS)
-
-    @router.get(
-        "",
-        summary="Show a stored response",
-        response_class=Response,
-        responses={200: {**_json(RESPONSE), "links": OF_STORED}},
-    )
-    async def get_response(
-        response_id: str,
-        request: Request,
-        include: Annotated[list[str] | None, Query(json_schema_extra=INCLUDE)] = None,
-        include_: Annotated[list[str] | None, Query(alias="include[]", json_schema_extra=INCLUDE)] = None,
-        stream: Annotated[bool, Query(json_schema_extra={"enum": [False]})] = False,
-    ) -> Response:
-        _check_include(include, include_)
-        if stream:
-            raise unsupported("stream", "a stored response is given whole; leave it out")
-        with _store_errors():
-            found = await store.response(_owner(request), response_id)
-        if found is None:
-            raise _not_found(response_id)
-        return Response(found, media_type=JSON_TYPE)
-
-    @router.delete("", summary="Delete a stored response")
-    async def delete_response(response_id: str, request: Request) -> Deleted:
-        with _store_errors():
-            is_gone = await store.delete(_owner(request), response_id)
-        if not is_gone:
-            raise _not_found(response_id)
-        return Deleted(id=response_id)
-
-    @router.get("/input_items", summary="List what a response was made from")
-    async def list_input_items(
-        response_id: str,
-        request: Request,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
-        order: Literal["asc", "desc"] = "desc",
-        after: str | None = None,
-        include: Annotated[list[str] | None, Query(json_schema_extra=INCLUDE)] = None,
-        include_: Annotated[list[str] | None, Query(alias="include[]", json_schema_extra=INCLUDE)] = None,
-    ) -> InputItems:
-        _check_include(include, include_)
-        with _store_errors():
-            found = await store.find(_owner(request), response_id)
-        if found is None:
-            raise _not_found(response_id)
-        return _page(found.input if order == "asc" else found.input[::-1], limit, after)
-
-    return router
+    def __init__(self, core: Core) -> None:
+        endpoint = Endpoint(
+            "/v1/responses",
+            "chat",
+            "responses",
+            "Answer a conversation that may be stored",
+            REQUEST,
+            answers={200: {JSON_TYPE: RESPONSE, **events(EVENTS)}},
+            openapi_extra={"responses": {"200": {"links": LINKS}, "404": {"description": UNKNOWN}}},
+        )
+        handler = _Handler(core.dispatcher, core.find(Conversations).store)
+        self.endpoints = ((endpoint, handler.create),)
 
 
 class _Handler:
@@ -203,7 +118,7 @@ class _Handler:
         previous_id = request.get("previous_response_id")
         before: list[Item] = []
         if previous_id:
-            with _store_errors():
+            with store_errors():
                 previous = await self._store.find(owner, previous_id)
             if previous is None:
                 raise _no_previous(previous_id)
@@ -222,7 +137,7 @@ class _Handler:
         by_response: dict[str, set[str]] = {}
         for item_id in item_ids:
             by_response.setdefault(response_of_item(item_id), set()).add(item_id)
-        with _store_errors():
+        with store_errors():
             known = await self._store.items(owner, by_response, CONVERSATION_MAX_BYTES)
         if sum(sized.bytes for sized in known.values()) > CONVERSATION_MAX_BYTES:
             raise _too_long("input")
@@ -255,46 +170,6 @@ async def _stream(exchange: Exchange, answer: Answer, builder: ResponseBuilder) 
             events = opening + events
         if events:
             await exchange.stream(events)
-
-
-def _page(items: Sequence[Item], limit: int, after: str | None) -> InputItems:
-    start = 0
-    if after is not None:
-        start = next((index + 1 for index, item in enumerate(items) if item["id"] == after), 0)
-        if not start:
-            raise ApiError(400, f"'after': there is no item '{after}'", param="after", code="invalid_value")
-    page = list(items[start : start + limit])
-    ids = [item["id"] for item in page] or [None]
-    return InputItems(data=page, first_id=ids[0], last_id=ids[-1], has_more=start + limit < len(items))
-
-
-def _check_include(*given: list[str] | None) -> None:
-    for name in (name for names in given for name in names or ()):
-        if name not in INCLUDABLE:
-            raise unsupported("include", f"there is no '{name}' here; it may be {', '.join(INCLUDABLE)}")
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    try:
-        yield
-    except StorageError as error:
-        log.warning("stored responses cannot be used: %s", error)
-        words = "Stored responses cannot be used now; the gateway's log says why"
-        raise ApiError(503, words, code="storage_unavailable") from error
-
-
-def _owner(request: Request) -> str:
-    key: str = request.scope["gateway.exchange"].caller.key
-    return key
-
-
-def _json(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"content": {JSON_TYPE: {"schema": schema}}}
-
-
-def _not_found(response_id: str) -> ApiError:
-    return ApiError(404, f"Response with id '{response_id}' not found.", param="response_id", code="not_found")
 
 
 def _no_previous(response_id: str) -> ApiError:

@@ -17,10 +17,53 @@ from pydantic_core import from_json
 from gateway import background
 from gateway.access.callers import OWNED, keep_owner, of_owner, shown
 from gateway.routing.body import dump
-from gateway.storage import Database, StorageError
+from gateway.storage import Database, Migration, StorageError
 
 log = logging.getLogger(__name__)
 
+MIGRATIONS = (
+    # Times are unix seconds; `input` and `response` JSON; `bytes` what both are long.
+    Migration(
+        """
+        CREATE TABLE responses (
+            id TEXT PRIMARY KEY,
+            owner TEXT NOT NULL,
+            expires_at INTEGER NOT NULL,
+            bytes INTEGER NOT NULL,
+            input BLOB NOT NULL,
+            response BLOB NOT NULL
+        ) STRICT;
+        CREATE INDEX responses_expiry ON responses (expires_at);
+        CREATE TABLE responses_total (bytes INTEGER NOT NULL) STRICT;
+        INSERT INTO responses_total VALUES (0);
+        CREATE TRIGGER responses_added AFTER INSERT ON responses
+            BEGIN UPDATE responses_total SET bytes = bytes + new.bytes; END;
+        CREATE TRIGGER responses_removed AFTER DELETE ON responses
+            BEGIN UPDATE responses_total SET bytes = bytes - old.bytes; END;
+        """,
+        was=1,
+    ),
+    # How many bytes of responses each owner has.
+    Migration(
+        """
+        CREATE INDEX responses_owners ON responses (owner);
+        CREATE TABLE responses_of_owners (owner TEXT PRIMARY KEY, bytes INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+        INSERT INTO responses_of_owners SELECT owner, sum(bytes) FROM responses GROUP BY owner;
+        CREATE TRIGGER responses_added_to_owner AFTER INSERT ON responses BEGIN
+            INSERT INTO responses_of_owners
+                VALUES (coalesce((SELECT owner FROM whole_owners WHERE id = new.id), new.owner), new.bytes)
+                ON CONFLICT (owner) DO UPDATE SET bytes = bytes + excluded.bytes;
+        END;
+        CREATE TRIGGER responses_removed_from_owner AFTER DELETE ON responses BEGIN
+            UPDATE responses_of_owners SET bytes = bytes - old.bytes
+                WHERE owner = coalesce((SELECT owner FROM whole_owners WHERE id = old.id), old.owner);
+            DELETE FROM responses_of_owners WHERE bytes <= 0;
+            DELETE FROM whole_owners WHERE id = old.id;
+        END;
+        """,
+        was=5,
+    ),
+)
 SWEEP_EVERY_SEC = 60
 SWEEP_ROWS = 200  # in one go, so that a sweep keeps no other write waiting for long
 OWN = f"id = :id AND {OWNED.format('responses')}"
@@ -61,6 +104,7 @@ class ResponseStore:
         self._ttl_sec = ttl_sec
         self._max_bytes = max_bytes
         self._sweeping: asyncio.Task[None] | None = None
+        self.problem: str | None = None  # why the last sweep, one a minute, could not write
 
     async def start(self) -> None:
         self._sweeping = background.start("responses_sweep", self._sweep)
@@ -149,10 +193,13 @@ class ResponseStore:
 
         while True:
             try:
-                if await self._database.write(sweep) == SWEEP_ROWS:
+                is_more = await self._database.write(sweep) == SWEEP_ROWS
+                self.problem = None
+                if is_more:
                     continue
             except StorageError as error:
                 log.warning("expired responses stay for now: %s", error)
+                self.problem = f"responses cannot be stored: {error.__cause__ or error}"
             await asyncio.sleep(SWEEP_EVERY_SEC)
 
 

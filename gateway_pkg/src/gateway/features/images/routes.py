@@ -21,10 +21,10 @@ from gateway.backends.protocols.steps import Steps
 from gateway.backends.protocols.wire_protocol import WireProtocol, promised
 from gateway.backends.slots import Backend, Slots
 from gateway.backends.usage import usage_of
-from gateway.config.settings import Settings
 from gateway.errors import ApiError
 from gateway.features.images import mock
 from gateway.features.images.choice import ImageModels, choose_model
+from gateway.features.images.settings import ImageSettings
 from gateway.features.images.store import MediaStore
 from gateway.routing.body import dump
 from gateway.routing.policy import MODEL_MAX_CHARS, Decision, decide_in_class
@@ -127,8 +127,10 @@ _SHOW = {"operationId": "get_image", "description": "`name` is the last part of 
 OPENAPI_EXTRA = {"responses": {"200": {"links": {"show": _SHOW}}}}
 
 
-def make_endpoints(dispatcher: Dispatcher, settings: Settings, store: MediaStore) -> Endpoints:
-    images = Images(dispatcher, settings, store)
+def make_endpoints(
+    dispatcher: Dispatcher, settings: ImageSettings, store: MediaStore, public_base_url: str
+) -> Endpoints:
+    images = ImageHandler(dispatcher, settings, store, public_base_url)
     generate = Endpoint(
         "/v1/images/generations",
         CAPABILITY,
@@ -150,25 +152,16 @@ def make_endpoints(dispatcher: Dispatcher, settings: Settings, store: MediaStore
     return ((generate, images.generate), (edit, images.edit))
 
 
-def make_store(settings: Settings) -> MediaStore:
-    """Where images are kept for those that ask for a `url`."""
-    return MediaStore(
-        settings.ui_image_dir,
-        MEDIA_TYPES,
-        ttl_sec=settings.ui_image_ttl_sec,
-        max_bytes=settings.ui_image_max_bytes,
-        max_total_bytes=settings.ui_image_total_bytes,
-    )
-
-
-class Images:
+class ImageHandler:
     """The handlers. A request holds one slot of its backend until all of its images are fetched."""
 
-    def __init__(self, dispatcher: Dispatcher, settings: Settings, store: MediaStore) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, settings: ImageSettings, store: MediaStore, public_base_url: str
+    ) -> None:
         self._dispatcher = dispatcher
         self._settings = settings
         self._store = store
-        self._urls = f"{settings.public_base_url.rstrip('/')}{FILES}"
+        self._urls = f"{public_base_url.rstrip('/')}{FILES}"
         self._models = ImageModels(
             settings.images_openai_model,
             settings.images_openai_model_fast,

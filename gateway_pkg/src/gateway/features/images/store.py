@@ -59,6 +59,7 @@ class MediaStore:
         self._total: int | None = None  # bytes in the directory, once it was read
         self._owners: dict[str, str] = {}  # by a file's name; at most as many as there are files
         self._sweeper: asyncio.Task[None] | None = None
+        self.problem: str | None = None  # why the last file is not stored
 
     async def save(self, data: bytes, suffix: str, owner: str = "") -> str:
         """Stores a file and returns its name. The same bytes are one file: its first owner's, young again.
@@ -101,10 +102,15 @@ class MediaStore:
             if path.exists():
                 os.utime(path)
                 return name
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._total is None or self._total + len(data) > self._max_total_bytes:
-                self._make_room(len(data), owner)
-            self._write(path, data)
+            try:
+                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if self._total is None or self._total + len(data) > self._max_total_bytes:
+                    self._make_room(len(data), owner)
+                self._write(path, data)
+            except OSError as error:
+                self.problem = f"files cannot be stored: {error.strerror}"
+                raise
+            self.problem = None
             self._owners[name] = owner
             self._total = (self._total or 0) + len(data)
         return name

@@ -19,10 +19,41 @@ import orjson
 
 from gateway.access.callers import OWNED, keep_owner, of_owner, shown
 from gateway.errors import ApiError, retry_after
-from gateway.storage import Database, StorageError
+from gateway.storage import Database, Migration, StorageError
 
 log = logging.getLogger(__name__)
 
+MIGRATIONS = (
+    # Times are unix seconds; `file` is the name on the backend of what was made; `result` and `error` are JSON.
+    Migration(
+        """
+        CREATE TABLE music_jobs (
+            id TEXT PRIMARY KEY,
+            owner TEXT NOT NULL,
+            status TEXT NOT NULL,
+            created_at INTEGER NOT NULL,
+            started_at INTEGER,
+            finished_at INTEGER,
+            expires_at INTEGER NOT NULL,
+            backend TEXT,
+            file TEXT,
+            result BLOB,
+            error BLOB
+        ) STRICT;
+        CREATE INDEX music_jobs_expiry ON music_jobs (expires_at);
+        CREATE INDEX music_jobs_files ON music_jobs (file, owner);
+        CREATE INDEX music_jobs_owners ON music_jobs (owner, created_at);
+        """,
+        was=3,
+    ),
+    Migration(
+        """
+        CREATE TRIGGER music_jobs_removed AFTER DELETE ON music_jobs
+            BEGIN DELETE FROM whole_owners WHERE id = old.id; END;
+        """,
+        was=5,
+    ),
+)
 KEPT_PER_OWNER = 200
 RETRY_SEC = 30
 COLUMNS = "id, status, created_at, started_at, finished_at, expires_at, backend, file, result, error"
@@ -88,6 +119,10 @@ class MusicJobs:
         self._is_stopping = True
         for job in tuple(self._jobs.values()):
             await self.cancel(job)
+
+    def counts(self) -> dict[str, int]:
+        """How many are unfinished, by status."""
+        return {status: sum(job.status == status for job in self._jobs.values()) for status in UNFINISHED}
 
     def begin(self, owner: str, make: Make) -> Job:
         """Starts a job: `make` sets `status` to running when it has a slot, and the result at the end.

@@ -21,13 +21,13 @@ from gateway.backends.call import Dispatcher, in_time, to_path
 from gateway.backends.protocols.wire_protocol import AUDIO_FILE, Music, promised
 from gateway.backends.registry import Route
 from gateway.backends.slots import Backend, Slots
-from gateway.config.settings import Settings
 from gateway.errors import ApiError, ClientDisconnected, retry_after
 from gateway.features.music.jobs import Job, MusicJobs
 from gateway.features.music.proxied import ProxiedAudio
+from gateway.features.music.settings import MusicSettings
 from gateway.routing.body import dump
-from gateway.storage import Database, StorageError
-from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
+from gateway.storage import StorageError
+from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.fields import Array
 from gateway.web.schemas import Model
@@ -139,21 +139,7 @@ RANGE = [
 ]
 
 
-def make_jobs(database: Database, settings: Settings) -> MusicJobs:
-    """The jobs that the settings bound; to be started after the database."""
-    return MusicJobs(
-        database,
-        ttl_sec=settings.music_job_ttl_sec,
-        most=settings.music_max_jobs,
-        most_per_owner=settings.music_max_jobs_per_token,
-    )
-
-
-def make_endpoints(dispatcher: Dispatcher, settings: Settings, jobs: MusicJobs) -> Endpoints:
-    return [(GENERATIONS, MusicHandler(dispatcher, settings, jobs).generate)]
-
-
-def make_router(dispatcher: Dispatcher, settings: Settings, jobs: MusicJobs) -> APIRouter:
+def make_router(dispatcher: Dispatcher, settings: MusicSettings, jobs: MusicJobs) -> APIRouter:
     """The caller's own jobs, and the audio of its pieces."""
     router = APIRouter(tags=["music"])
 
@@ -194,10 +180,11 @@ def make_router(dispatcher: Dispatcher, settings: Settings, jobs: MusicJobs) -> 
 class MusicHandler:
     """Begins pieces, and waits for them for as long as the client and the settings want."""
 
-    def __init__(self, dispatcher: Dispatcher, settings: Settings, jobs: MusicJobs) -> None:
+    def __init__(self, dispatcher: Dispatcher, settings: MusicSettings, jobs: MusicJobs, public_base_url: str) -> None:
         self._dispatcher = dispatcher
         self._settings = settings
         self._jobs = jobs
+        self._public_base_url = public_base_url.rstrip("/")
 
     async def generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Raises ApiError, ClientDisconnected."""
@@ -251,7 +238,7 @@ class MusicHandler:
         """The server's answer, its audio where the client can fetch it."""
         return {
             **content,
-            "audio_url": f"{self._settings.public_base_url.rstrip('/')}/ui/heartmula/audio/{file}",
+            "audio_url": f"{self._public_base_url}/ui/heartmula/audio/{file}",
             "_gateway": {
                 "backend": backend.name,
                 "backend_class": backend.record.backend_class,

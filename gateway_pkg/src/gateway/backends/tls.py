@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ssl
 
-from gateway.config.settings import Settings
+from gateway.backends.settings import UpstreamSettings
 from gateway.errors import Refusal
 
 
-def client_context(settings: Settings) -> ssl.SSLContext:
+def client_context(settings: UpstreamSettings) -> ssl.SSLContext:
     """The TLS context of all backend connections; raises Refusal when a file of it cannot be read."""
     try:
         context = ssl.create_default_context(

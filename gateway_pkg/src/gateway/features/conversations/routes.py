@@ -1,0 +1,157 @@
+"""`/v1/responses/{response_id}…`: what is there of stored responses; a caller sees its own alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
+
+from gateway.errors import ApiError, unsupported
+from gateway.features.conversations.store import Item, ResponseStore
+from gateway.storage import StorageError
+from gateway.web.endpoint import JSON_TYPE
+
+log = logging.getLogger(__name__)
+
+INCLUDABLE = ("message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content")
+RESPONSE = {
+    "type": "object",
+    "required": ["id", "object", "created_at", "status", "model", "output", "usage", "error", "incomplete_details"],
+    "properties": {
+        "id": {"type": "string"},
+        "object": {"const": "response"},
+        "status": {"enum": ["completed", "incomplete"]},
+        "output": {"type": "array", "items": {"type": "object"}},
+        "store": {"type": "boolean", "description": "Whether it is kept."},
+    },
+}
+_ID = {"response_id": "$response.body#/id"}
+OF_STORED: dict[str, Any] = {
+    "delete": {"operationId": "delete_response", "parameters": _ID},
+    "input_items": {"operationId": "list_input_items", "parameters": _ID},
+    "continue": {"operationId": "responses", "requestBody": {"previous_response_id": "$response.body#/id"}},
+}
+INCLUDE: dict[str, Any] = {"items": {"type": "string", "enum": list(INCLUDABLE)}}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    404: {"description": "The caller has no such response: never, no longer, or not kept"},
+    503: {"description": "The store cannot be read or written; the gateway's log says why"},
+}
+
+
+class InputItems(BaseModel):
+    """A page of what a response was made from, all that came before it included."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
+
+
+def make_router(store: ResponseStore) -> APIRouter:
+    """What there is of stored responses; a caller sees its own alone."""
+    router = APIRouter(prefix="/v1/responses/{response_id}", tags=["openai"], responses=ERRORS)
+
+    @router.get(
+        "",
+        summary="Show a stored response",
+        response_class=Response,
+        responses={200: {**_json(RESPONSE), "links": OF_STORED}},
+    )
+    async def get_response(
+        response_id: str,
+        request: Request,
+        include: Annotated[list[str] | None, Query(json_schema_extra=INCLUDE)] = None,
+        include_: Annotated[list[str] | None, Query(alias="include[]", json_schema_extra=INCLUDE)] = None,
+        stream: Annotated[bool, Query(json_schema_extra={"enum": [False]})] = False,
+    ) -> Response:
+        _check_query(include, include_)
+        if stream:
+            raise unsupported("stream", "a stored response is given whole; leave it out")
+        with store_errors():
+            found = await store.response(_owner(request), response_id)
+        if found is None:
+            raise _not_found(response_id)
+        return Response(found, media_type=JSON_TYPE)
+
+    @router.delete("", summary="Delete a stored response")
+    async def delete_response(response_id: str, request: Request) -> Deleted:
+        with store_errors():
+            is_gone = await store.delete(_owner(request), response_id)
+        if not is_gone:
+            raise _not_found(response_id)
+        return Deleted(id=response_id)
+
+    @router.get("/input_items", summary="List what a response was made from")
+    async def list_input_items(
+        response_id: str,
+        request: Request,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+        after: str | None = None,
+        include: Annotated[list[str] | None, Query(json_schema_extra=INCLUDE)] = None,
+        include_: Annotated[list[str] | None, Query(alias="include[]", json_schema_extra=INCLUDE)] = None,
+    ) -> InputItems:
+        _check_query(include, include_)
+        with store_errors():
+            found = await store.find(_owner(request), response_id)
+        if found is None:
+            raise _not_found(response_id)
+        return _page(found.input if order == "asc" else found.input[::-1], limit, after)
+
+    return router
+
+
+def _page(items: Sequence[Item], limit: int, after: str | None) -> InputItems:
+    start = 0
+    if after is not None:
+        start = next((index + 1 for index, item in enumerate(items) if item["id"] == after), 0)
+        if not start:
+            raise ApiError(400, f"'after': there is no item '{after}'", param="after", code="invalid_value")
+    page = list(items[start : start + limit])
+    ids = [item["id"] for item in page] or [None]
+    return InputItems(data=page, first_id=ids[0], last_id=ids[-1], has_more=start + limit < len(items))
+
+
+def check_include(place: str, name: str) -> None:
+    """Raises ApiError 400: `place` in the request asks for what is not there to be included."""
+    if name not in INCLUDABLE:
+        raise unsupported(place, f"there is no '{name}' here; it may be {', '.join(INCLUDABLE)}")
+
+
+def _check_query(*given: list[str] | None) -> None:
+    for name in (name for names in given for name in names or ()):
+        check_include("include", name)
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        log.warning("stored responses cannot be used: %s", error)
+        words = "Stored responses cannot be used now; the gateway's log says why"
+        raise ApiError(503, words, code="storage_unavailable") from error
+
+
+def _owner(request: Request) -> str:
+    key: str = request.scope["gateway.exchange"].caller.key
+    return key
+
+
+def _json(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"content": {JSON_TYPE: {"schema": schema}}}
+
+
+def _not_found(response_id: str) -> ApiError:
+    return ApiError(404, f"Response with id '{response_id}' not found.", param="response_id", code="not_found")

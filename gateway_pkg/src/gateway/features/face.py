@@ -1,0 +1,72 @@
+"""The face of a feature: all that app.py asks of one. docs/add-a-feature.md says how to add one.
+
+A dialect has the same face, and mostly endpoints alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol, TypeVar, cast
+
+from fastapi import APIRouter
+
+from gateway.backends.call import Dispatcher
+from gateway.config.settings import Section, Settings
+from gateway.observe.metrics import Family, Samples
+from gateway.storage import Database, Migration
+from gateway.web.endpoint import Endpoints
+
+
+class Part(Protocol):
+    """What runs beside the requests."""
+
+    async def start(self) -> None:
+        """The database is open; whatever this raises ends the start of the gateway."""
+
+    async def stop(self) -> None:
+        """The database is still open."""
+
+
+class Feature:
+    """What is absent is the default here: no route, no table, no setting.
+
+    `name` stands in health and before the versions of its migrations: it never changes.
+    """
+
+    name: ClassVar[str]
+    section: ClassVar[type[Section]] = Section
+    migrations: ClassVar[tuple[Migration, ...]] = ()
+    policy_keys: ClassVar[frozenset[str]] = frozenset()  # keys of a token's policy that this feature enforces
+    tags: ClassVar[Mapping[str, str]] = {}  # of its routes on the OpenAPI page, each with what it says there
+    open_directories: ClassVar[tuple[str, ...]] = ()  # below them a request needs no token; each ends with a slash
+    families: ClassVar[tuple[Family, ...]] = ()
+
+    endpoints: Endpoints = ()
+    router: APIRouter | None = None
+    parts: Sequence[Part] = ()  # started in this order, stopped in the opposite one
+
+    def __init__(self, core: Core) -> None:
+        """Nothing runs yet."""
+
+    def problem(self) -> str | None:
+        """Why the feature cannot do all of its work now, for operators; None when it can."""
+        return None
+
+    def samples(self) -> Iterable[tuple[Family, Samples]]:
+        """The values of `families`."""
+        return ()
+
+
+F = TypeVar("F", bound=Feature)
+
+
+class Core(NamedTuple):
+    """What a feature is built of. It takes its own section of the settings and no other feature's."""
+
+    settings: Settings
+    dispatcher: Dispatcher
+    database: Database
+    features: Mapping[type[Feature], Feature]  # those before it in app.FEATURES
+
+    def find(self, kind: type[F]) -> F:
+        return cast(F, self.features[kind])

@@ -1,0 +1,37 @@
+"""Images: made by image servers or drawn as placeholders, and stored for those that ask for a `url`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from gateway.backends.protocols.image_formats import MEDIA_TYPES
+from gateway.features.face import Core, Feature
+from gateway.features.images.routes import FILES, make_endpoints
+from gateway.features.images.settings import ImageSettings
+from gateway.features.images.store import MediaStore, make_media_router
+from gateway.web.settings import RequestSettings
+
+
+class Images(Feature):
+    name = "images"
+    section = ImageSettings
+    tags: ClassVar[Mapping[str, str]] = {"files": "Images that were asked for as a `url`"}
+    open_directories = (f"{FILES}/",)  # who knows the sha256 of an image's bytes may have the image
+
+    def __init__(self, core: Core) -> None:
+        settings = core.settings[ImageSettings]
+        self._store = MediaStore(
+            settings.ui_image_dir,
+            MEDIA_TYPES,
+            ttl_sec=settings.ui_image_ttl_sec,
+            max_bytes=settings.ui_image_max_bytes,
+            max_total_bytes=settings.ui_image_total_bytes,
+        )
+        public_base_url = core.settings[RequestSettings].public_base_url
+        self.endpoints = make_endpoints(core.dispatcher, settings, self._store, public_base_url)
+        self.router = make_media_router(self._store, FILES, "image")
+        self.parts = (self._store,)
+
+    def problem(self) -> str | None:
+        return self._store.problem

@@ -1,0 +1,40 @@
+"""Music: pieces that are made at once, or as a job that is polled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+from gateway.features.face import Core, Feature
+from gateway.features.music.jobs import MIGRATIONS, MusicJobs
+from gateway.features.music.routes import GENERATIONS, MusicHandler, make_router
+from gateway.features.music.settings import MusicSettings
+from gateway.observe.metrics import Family, Samples
+from gateway.web.settings import RequestSettings
+
+JOBS = Family("gateway_music_jobs", "gauge", "Pieces of music that are made or wait for it.", ("status",))
+
+
+class Music(Feature):
+    name = "music"
+    section = MusicSettings
+    migrations = MIGRATIONS
+    tags: ClassVar[Mapping[str, str]] = {"music": "Pieces of music: made at once, or as a job that is polled"}
+    families = (JOBS,)
+
+    def __init__(self, core: Core) -> None:
+        settings = core.settings[MusicSettings]
+        self._jobs = MusicJobs(
+            core.database,
+            ttl_sec=settings.music_job_ttl_sec,
+            most=settings.music_max_jobs,
+            most_per_owner=settings.music_max_jobs_per_token,
+        )
+        public_base_url = core.settings[RequestSettings].public_base_url
+        handler = MusicHandler(core.dispatcher, settings, self._jobs, public_base_url)
+        self.endpoints = [(GENERATIONS, handler.generate)]
+        self.router = make_router(core.dispatcher, settings, self._jobs)
+        self.parts = (self._jobs,)
+
+    def samples(self) -> Iterable[tuple[Family, Samples]]:
+        yield JOBS, [((status,), count) for status, count in self._jobs.counts().items()]
