@@ -19,8 +19,8 @@ from gateway.features.conversations.store import ResponseStore
 from gateway.features.music.jobs import Job, MusicJobs
 from gateway.storage import Database
 
-from tests.support.earlier import earlier_file
 from tests.support.gateways import Gateway, gateway, write_files
+from tests.support.last_release import last_release_file
 from tests.support.scripted import Run
 from tests.support.upstream import Upstream
 
@@ -62,7 +62,7 @@ JOB_BEFORE = (
 def test_rows_are_each_ones_own_and_those_of_the_release_before_stay(run: Run, tmp_path: Path) -> None:
     async def test() -> None:
         later = int(time.time()) + 60
-        with earlier_file(tmp_path / "gateway.sqlite", 4) as connection:
+        with last_release_file(tmp_path / "gateway.sqlite") as connection:
             connection.execute(*as_before("resp_old", SHOWN))
             connection.execute(JOB_BEFORE, ("music-old", later, "old.mp3", SHOWN))
         async with opened(tmp_path) as database:
