@@ -18,7 +18,7 @@ from typing import Any
 
 import proofs
 import yaml
-from gateway.app import FEATURES, SECTIONS, App, load_settings
+from gateway.app import FEATURES, App, load_settings, sections
 from gateway.backends.failures import FAILURES
 from gateway.backends.protocols import PROTOCOLS
 from gateway.observe.metrics import FAMILIES
@@ -65,7 +65,7 @@ def ports(catalog: Mapping[str, Any]) -> str:
 
 def settings() -> str:
     headings: dict[str, list[list[str]]] = {}
-    for section in SECTIONS:
+    for section in sections():
         for name, field in section.model_fields.items():
             row = [code(name.upper()), kind(field), code(default(field)), field.description or ""]
             headings.setdefault(section.heading, []).append(row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,15 +59,18 @@ from gateway.wire.http1 import Timeouts
 
 # What is served, dialects among it; each may use those before it.
 FEATURES: tuple[type[Feature], ...] = (Chat, Conversations, Responses, Messages, Images, Music, Audio, Rerank)
-SECTIONS: tuple[type[Section], ...] = (
-    ListenerSettings, AccessSettings, RequestSettings, StorageSettings, BackendSettings, RoutingSettings,
-    EmbeddingsSettings, *(feature.section for feature in FEATURES), TraceSettings, ObserveSettings, UpstreamSettings,
-)  # fmt: skip
 
 
-def load_settings(env_file: Path | None = None, **given: Any) -> Settings:
-    """The settings of the core and of all features, as `read_settings` reads them; raises Refusal."""
-    return read_settings(dict.fromkeys(SECTIONS), env_file, **given)
+def sections(features: Sequence[type[Feature]] = FEATURES) -> Iterable[type[Section]]:
+    """Those of the core and of the features, in the order of docs/settings.md."""
+    own = [feature.section for feature in features]
+    core = ListenerSettings, AccessSettings, RequestSettings, StorageSettings, BackendSettings, RoutingSettings
+    return dict.fromkeys((*core, EmbeddingsSettings, *own, TraceSettings, ObserveSettings, UpstreamSettings))
+
+
+def load_settings(env_file: Path | None = None, features: Sequence[type[Feature]] = FEATURES, **given: Any) -> Settings:
+    """As `read_settings`, of which the rest is; raises Refusal."""
+    return read_settings(sections(features), env_file, **given)
 
 
 def schema(features: Sequence[type[Feature]] = FEATURES) -> Schema:

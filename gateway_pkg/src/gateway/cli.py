@@ -80,7 +80,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     directory = arguments.data_dir
     if directory is not None and not directory.is_dir():
         raise Refusal(f"--data-dir {directory} is not a directory; make it with: mkdir -p {directory}")
-    fallback = {}
+    fallback: dict[str, Path] = {}
     if directory is None and arguments.verb == "serve" and not (HOME / "data").is_dir():
         # Nobody provisioned this host: what has no place yet gets one of this user's.
         fallback = _data_paths(_own_directory())

@@ -5,16 +5,21 @@ A dialect has the same face, and mostly endpoints alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from fastapi import APIRouter
 
 from gateway.backends.call import Dispatcher
 from gateway.config.settings import Section, Settings
+from gateway.errors import ApiError
 from gateway.observe.metrics import Family, Samples
-from gateway.storage import Database, Migration
+from gateway.storage import Database, Migration, StorageError
 from gateway.web.endpoint import Endpoints
+
+log = logging.getLogger(__name__)
 
 
 class Part(Protocol):
@@ -55,6 +60,18 @@ class Feature:
     def samples(self) -> Iterable[tuple[Family, Samples]]:
         """The values of `families`."""
         return ()
+
+
+@contextmanager
+def storage_errors(message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Iterator[None]:
+    """A StorageError of the block becomes a 503 with this message; the log says why."""
+    try:
+        yield
+    except StorageError as error:
+        log.warning("%s: %s", message, error)
+        raise ApiError(
+            503, f"{message}; the gateway's log says why", code="storage_unavailable", headers=headers
+        ) from error
 
 
 F = TypeVar("F", bound=Feature)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,11 +11,10 @@ from pydantic import BaseModel
 
 from gateway.errors import ApiError, unsupported
 from gateway.features.conversations.store import Item, ResponseStore
-from gateway.storage import StorageError
+from gateway.features.face import storage_errors
 from gateway.web.endpoint import JSON_TYPE
 
-log = logging.getLogger(__name__)
-
+store_errors = partial(storage_errors, "Stored responses cannot be used now")
 INCLUDABLE = ("message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content")
 RESPONSE = {
     "type": "object",
@@ -132,16 +130,6 @@ def check_include(place: str, name: str) -> None:
 def _check_query(*given: list[str] | None) -> None:
     for name in (name for names in given for name in names or ()):
         check_include("include", name)
-
-
-@contextmanager
-def store_errors() -> Iterator[None]:
-    try:
-        yield
-    except StorageError as error:
-        log.warning("stored responses cannot be used: %s", error)
-        words = "Stored responses cannot be used now; the gateway's log says why"
-        raise ApiError(503, words, code="storage_unavailable") from error
 
 
 def _owner(request: Request) -> str:

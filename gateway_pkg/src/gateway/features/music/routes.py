@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from time import time
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -22,6 +22,7 @@ from gateway.backends.protocols.wire_protocol import AUDIO_FILE, Music, promised
 from gateway.backends.registry import Route
 from gateway.backends.slots import Backend, Slots
 from gateway.errors import ApiError, ClientDisconnected, retry_after
+from gateway.features.face import storage_errors
 from gateway.features.music.jobs import Job, MusicJobs
 from gateway.features.music.proxied import ProxiedAudio
 from gateway.features.music.settings import MusicSettings
@@ -37,6 +38,7 @@ LEAST_WAIT_SEC = 0.1
 DURATION_MAX_SEC = 3600
 POLL_SEC = 5
 ANSWER_MAX_BYTES = 1024 * 1024
+_store_errors = partial(storage_errors, "The gateway cannot keep what it knows of this piece", retry_after(POLL_SEC))
 PREFER_MAX_BYTES = 1_000  # that are read of the header
 JOB_ID = Annotated[str, Path(pattern="^music-[0-9a-f]{24}$")]
 FILE_NAME = Annotated[str, Path(pattern=f"^{AUDIO_FILE.pattern}$")]
@@ -273,16 +275,3 @@ async def _found(jobs: MusicJobs, request: Request, job_id: str) -> Job:
 
 def _owner(exchange: Exchange) -> str:
     return exchange.caller.key if exchange.caller is not None else ""
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    try:
-        yield
-    except StorageError as error:
-        raise ApiError(
-            503,
-            "The gateway cannot keep what it knows of this piece; its log says why",
-            code="storage_unavailable",
-            headers=retry_after(POLL_SEC),
-        ) from error
