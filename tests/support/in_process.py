@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import yaml
-from gateway.app import App, load_settings
+from gateway.app import FEATURES, App, load_settings
+from gateway.features.face import Feature
 from gateway.wire.protocol import EXTENSION, NAMED_HEADERS
 
 from tests.support.gateways import TOKEN
@@ -190,7 +191,11 @@ class InProcess:
 
 @asynccontextmanager
 async def in_process(
-    home: Path, answer: Answer, backends: Mapping[str, tuple[str, str, list[str]]] = BACKENDS, **settings: Any
+    home: Path,
+    answer: Answer,
+    backends: Mapping[str, tuple[str, str, list[str]]] = BACKENDS,
+    features: Sequence[type[Feature]] = FEATURES,
+    **settings: Any,
 ) -> AsyncIterator[InProcess]:
     loop = asyncio.get_running_loop()
     double = Double(answer)
@@ -223,7 +228,7 @@ async def in_process(
         "music_backend_class": "heartmula",
         **settings,
     }
-    app = App(load_settings(None, **given))
+    app = App(load_settings(None, features, **given), features)
     await app.start()
     await until(lambda: all(one.last_check is not None for one in app.registry.backends))  # and probed no more
     gateway = InProcess(app, double)

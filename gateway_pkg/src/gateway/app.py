@@ -63,9 +63,9 @@ FEATURES: tuple[type[Feature], ...] = (Chat, Conversations, Responses, Messages,
 
 def sections(features: Sequence[type[Feature]] = FEATURES) -> Iterable[type[Section]]:
     """Those of the core and of the features, in the order of docs/settings.md."""
-    own = [feature.section for feature in features]
+    own = [feature.section for feature in features if feature.section is not None]
     core = ListenerSettings, AccessSettings, RequestSettings, StorageSettings, BackendSettings, RoutingSettings
-    return dict.fromkeys((*core, EmbeddingsSettings, *own, TraceSettings, ObserveSettings, UpstreamSettings))
+    return *core, EmbeddingsSettings, *own, TraceSettings, ObserveSettings, UpstreamSettings
 
 
 def load_settings(env_file: Path | None = None, features: Sequence[type[Feature]] = FEATURES, **given: Any) -> Settings:
@@ -94,10 +94,7 @@ class App:
         self.usage = TokenUsage()
         self.unenforced = OF_FEATURES.difference(*(feature.policy_keys for feature in features))
         self.registry, self.authenticator, self.reloader = self._from_files()
-        self.database = Database(
-            settings[StorageSettings].gateway_db_path,
-            schema(features),
-        )
+        self.database = Database(settings[StorageSettings].gateway_db_path, schema(features))
         self.tracer = None
         traces = settings[TraceSettings]
         if traces.otel_exporter_otlp_endpoint:
@@ -202,34 +199,38 @@ class App:
 
     async def start(self) -> None:
         """Opens the database and looks at the backends; raises Refusal, and then nothing runs."""
-        upstream = self.settings[UpstreamSettings]
-        async with self._steps as steps:
-            steps.hold(locked(self.settings[StorageSettings].gateway_db_path))
-            await steps.run(self.database.open, self.database.close)
-            await steps.run(partial(self.usage.start, self.database), self.usage.stop)
-            if self.request_log is not None:
-                steps.at_stop(self.request_log.close)
-            if self.tracer is not None:
-                steps.at_stop(self.tracer.close)
-            lag = LagSampler(self.metrics.loop_lag)
-            lag.start()
-            steps.at_stop(lag.stop)
-            steps.at_stop(self._close_pools)
-            steps.at_stop(settled)
-            for part in (part for feature in self.features.values() for part in feature.parts):
-                await steps.run(part.start, part.stop)
-            prober = Prober(
-                self.registry, self.tls, upstream.health_check_interval_sec, upstream.health_check_timeout_sec
-            )
-            await steps.run(prober.start, prober.stop)
+        try:
+            await self._start(self._steps)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self, steps: Steps) -> None:
+        steps.enter_context(locked(self.settings[StorageSettings].gateway_db_path))
+        await steps.run(self.database.open, self.database.close)
+        await steps.run(partial(self.usage.start, self.database), self.usage.stop)
+        if self.request_log is not None:
+            steps.at_stop(self.request_log.close)
+        if self.tracer is not None:
+            steps.at_stop(self.tracer.close)
+        lag = LagSampler(self.metrics.loop_lag)
+        lag.start()
+        steps.at_stop(lag.stop)
+        steps.at_stop(self._close_pools)
+        steps.at_stop(settled)
+        for part in (part for feature in self.features.values() for part in feature.parts):
+            await steps.run(part.start, part.stop)
+        times = self.settings[UpstreamSettings]
+        prober = Prober(self.registry, self.tls, times.health_check_interval_sec, times.health_check_timeout_sec)
+        await steps.run(prober.start, prober.stop)
 
     async def stop(self) -> None:
         """Ends what `start` began, in the opposite order; what does not end in its time is left."""
-        await self._steps.stop()
+        await self._steps.aclose()
 
     def cut(self) -> None:
         """From now on a stop waits only briefly for each of its steps."""
-        self._steps.cut()
+        self._steps.is_cut = True
 
     async def _close_pools(self) -> None:
         await asyncio.gather(*(backend.pool.close() for backend in self.registry.all_backends))

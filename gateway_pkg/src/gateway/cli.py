@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway import __version__
 from gateway.errors import Refusal
@@ -80,7 +80,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     directory = arguments.data_dir
     if directory is not None and not directory.is_dir():
         raise Refusal(f"--data-dir {directory} is not a directory; make it with: mkdir -p {directory}")
-    fallback: dict[str, Path] = {}
+    fallback: dict[str, Any] = {}
+    given: dict[str, Any] = _data_paths(directory) if directory is not None else {}
     if directory is None and arguments.verb == "serve" and not (HOME / "data").is_dir():
         # Nobody provisioned this host: what has no place yet gets one of this user's.
         fallback = _data_paths(_own_directory())
@@ -91,11 +92,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         model_aliases_path=arguments.aliases,
         gateway_host=arguments.host,
         gateway_port=arguments.port,
-        **({} if directory is None else _data_paths(directory)),
+        **given,
     )
 
 
-def _data_paths(directory: Path) -> dict[str, Path]:
+def _data_paths(directory: Path) -> dict[str, Any]:
     return {
         "request_log_path": directory / "requests.jsonl",
         "gateway_db_path": directory / "gateway.sqlite",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 
 log = logging.getLogger(__name__)
 
@@ -14,47 +14,23 @@ STOP_STEP_SEC = 6.0
 CUT_STEP_SEC = 0.5  # the same after a second signal
 
 
-class Steps:
-    """Within its block (`async with`) parts are started; an exception there stops those that were."""
+class Steps(AsyncExitStack):
+    """Closing it ends all that was started; what does not end in its time is left."""
 
-    def __init__(self) -> None:
-        self._starting = AsyncExitStack()
-        self._running = AsyncExitStack()
-        self._is_cut = False
-
-    async def __aenter__(self) -> Steps:
-        return self
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            self._running = self._starting.pop_all()
-        else:
-            await self._starting.aclose()
-
-    def hold(self, block: AbstractContextManager[object]) -> None:
-        """Enters a block that the stop leaves."""
-        self._starting.enter_context(block)
+    is_cut = False  # whether a stop waits for its steps no longer than CUT_STEP_SEC each
 
     async def run(self, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> None:
         await start()
         self.at_stop(stop)
 
     def at_stop(self, stop: Callable[[], Awaitable[None]]) -> None:
-        self._starting.push_async_callback(self._ended, stop)
-
-    async def stop(self) -> None:
-        """Ends all that was started; what does not end in its time is left."""
-        await self._running.aclose()
-
-    def cut(self) -> None:
-        """From now on a stop waits for its steps no longer than CUT_STEP_SEC each."""
-        self._is_cut = True
+        self.push_async_callback(self._ended, stop)
 
     async def _ended(self, stop: Callable[[], Awaitable[None]]) -> None:
         step = asyncio.ensure_future(stop())
         loop = asyncio.get_running_loop()
         began = loop.time()
-        while not step.done() and loop.time() - began < (CUT_STEP_SEC if self._is_cut else STOP_STEP_SEC):
+        while not step.done() and loop.time() - began < (CUT_STEP_SEC if self.is_cut else STOP_STEP_SEC):
             await asyncio.wait({step}, timeout=0.1)
         if step.done():
             step.result()

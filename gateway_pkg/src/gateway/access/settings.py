@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field, SecretStr
 
 from gateway.access.addresses import Networks
@@ -23,9 +21,7 @@ TOKEN_MIN_CHARS = 16
 MAKE_ONE = """python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"""
 
 
-class AccessSettings(Section):
-    heading: ClassVar[str] = "Who may call"
-
+class AccessSettings(Section, heading="Who may call"):
     gateway_bearer_token: SecretStr = Field(
         SecretStr(""), description="The token that clients send, 16 or more characters."
     )

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from pydantic import Field
 
 from gateway.config.settings import HOME, OptionalPath, Section
 
 
-class BackendSettings(Section):
-    heading: ClassVar[str] = "Backends, aliases, routing"
-
+class BackendSettings(Section, heading="Backends, aliases, routing"):
     gateway_backends_path: Path = Field(HOME / "app/backends.yaml", description="The backends, rendered by Ansible.")
     ollama_base_url: str = Field(
         "", description="An Ollama server; makes a backend of class `ollama` when there is none."
@@ -20,9 +17,7 @@ class BackendSettings(Section):
     mlx_base_url: str = Field("", description="An MLX server; a backend of class `mlx` where there is none.")
 
 
-class UpstreamSettings(Section):
-    heading: ClassVar[str] = "Talking to backends"
-
+class UpstreamSettings(Section, heading="Talking to backends"):
     upstream_connect_timeout_sec: float = Field(5, gt=0, description="Longest wait for a connection to a backend.")
     upstream_first_byte_timeout_sec: float = Field(
         600, gt=0, description="Longest wait for the first byte of a backend's answer."

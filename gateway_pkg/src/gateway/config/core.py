@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from pydantic import Field
 
 from gateway.config.settings import HOME, OptionalPath, Section
 
 
-class ListenerSettings(Section):
-    heading: ClassVar[str] = "Listener and process"
-
+class ListenerSettings(Section, heading="Listener and process"):
     gateway_host: str = Field("127.0.0.1", description="Address of the API listener.")
     gateway_port: int = Field(8800, ge=1, le=65535, description="Port of the API listener.")
     gateway_tls_cert_path: OptionalPath = Field(None, description="Certificate chain (PEM) of the API listener.")
@@ -25,9 +22,7 @@ class ListenerSettings(Section):
     )
 
 
-class StorageSettings(Section):
-    heading: ClassVar[str] = "What is stored"
-
+class StorageSettings(Section, heading="What is stored"):
     gateway_db_path: Path = Field(
         HOME / "data/gateway.sqlite", description="Stored responses, music jobs, and what tokens have used."
     )

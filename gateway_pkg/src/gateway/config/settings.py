@@ -25,12 +25,16 @@ OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or Non
 class Section(BaseModel):
     """The settings of one room: a field for each, named as its variable. Sizes are bytes, times seconds.
 
-    `heading` is the one under which docs/settings.md lists them.
+    `class Mine(Section, heading="Mine")` lists them under this heading in docs/settings.md.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    heading: ClassVar[str] = ""
+    heading: ClassVar[str]
+
+    def __init_subclass__(cls, heading: str, **config: Any) -> None:
+        cls.heading = heading
+        super().__init_subclass__(**config)
 
 
 S = TypeVar("S", bound=Section)

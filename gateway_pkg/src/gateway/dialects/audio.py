@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
@@ -137,9 +137,7 @@ TRANSLATIONS = Endpoint(
 )
 
 
-class SpeechSettings(Section):
-    heading: ClassVar[str] = "Speech and transcription"
-
+class SpeechSettings(Section, heading="Speech and transcription"):
     tts_base_url: str = Field("", description="A speech server; makes a backend when there is none.")
     tts_timeout_sec: float = Field(60, gt=0, description="Longest wait for the beginning of speech.")
     tts_generate_path: str = Field("/v1/audio/speech", pattern=URL_PATH, description="Where speech is asked for.")

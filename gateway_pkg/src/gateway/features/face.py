@@ -39,7 +39,7 @@ class Feature:
     """
 
     name: ClassVar[str]
-    section: ClassVar[type[Section]] = Section
+    section: ClassVar[type[Section] | None] = None  # of the settings
     migrations: ClassVar[tuple[Migration, ...]] = ()
     policy_keys: ClassVar[frozenset[str]] = frozenset()  # keys of a token's policy that this feature enforces
     tags: ClassVar[Mapping[str, str]] = {}  # of its routes on the OpenAPI page, each with what it says there

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from pydantic import Field
 
 from gateway.config.settings import HOME, Section
 
 
-class TraceSettings(Section):
-    heading: ClassVar[str] = "Traces"
-
+class TraceSettings(Section, heading="Traces"):
     otel_exporter_otlp_endpoint: str = Field(
         "", description="OTLP/HTTP collector of traces, such as `http://127.0.0.1:4318`; empty: no traces."
     )
@@ -22,9 +19,7 @@ class TraceSettings(Section):
     otel_service_name: str = Field("ai-appliance-gateway", description="The service's name in traces.")
 
 
-class ObserveSettings(Section):
-    heading: ClassVar[str] = "Health, metrics, request log"
-
+class ObserveSettings(Section, heading="Health, metrics, request log"):
     observability_enabled: bool = Field(True, description="Whether the listener for health and metrics is opened.")
     observability_host: str = Field("127.0.0.1", description="Address of that listener; it asks for no token.")
     observability_port: int = Field(8801, ge=1, le=65535, description="Port of that listener.")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from pydantic import Field
 
 from gateway.config.settings import HOME, Section
 
 
-class RoutingSettings(Section):
-    heading: ClassVar[str] = "Backends, aliases, routing"
-
+class RoutingSettings(Section, heading="Backends, aliases, routing"):
     ollama_model_strong: str = Field("", description="What the bare name `ollama` stands for.")
     ollama_model_fast: str = Field("", description="The model of class `ollama` for short requests.")
     mlx_model_strong: str = Field("", description="What the bare name `mlx` stands for.")
@@ -31,9 +28,7 @@ class RoutingSettings(Section):
     )
 
 
-class EmbeddingsSettings(Section):
-    heading: ClassVar[str] = "Embeddings"
-
+class EmbeddingsSettings(Section, heading="Embeddings"):
     embeddings_backend: str = Field(
         "", description="Class for embeddings that name no model; empty: the first that has the capability."
     )

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from gateway.config.settings import Section
 
 
-class RequestSettings(Section):
-    heading: ClassVar[str] = "Requests and answers"
-
+class RequestSettings(Section, heading="Requests and answers"):
     max_request_bytes: int = Field(1_000_000, ge=1, description="Largest JSON body of a request.")
     max_upload_bytes: int = Field(26_214_400, ge=1, description="Largest multipart body of a request.")
     request_body_timeout_sec: float = Field(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from gateway.config.settings import Section
@@ -12,9 +10,7 @@ from gateway.features.conversations.store import MIGRATIONS, ResponseStore
 from gateway.features.face import Core, Feature
 
 
-class ConversationSettings(Section):
-    heading: ClassVar[str] = "What is stored"
-
+class ConversationSettings(Section, heading="What is stored"):
     responses_ttl_sec: int = Field(30 * 86_400, ge=1, description="How long a stored response is kept.")
     responses_max_bytes: int = Field(
         1024 * 1024 * 1024,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from gateway.config.settings import HOME, Section
 
 
-class ImageSettings(Section):
-    heading: ClassVar[str] = "Images"
-
+class ImageSettings(Section, heading="Images"):
     images_backend: Literal["", "mock", "http_a1111", "http_openai_images", "http_invokeai", "http_comfyui"] = Field(
         "",
         description="How images are made; empty: by the backends of `IMAGES_BACKEND_CLASS`, by `mock` without any.",

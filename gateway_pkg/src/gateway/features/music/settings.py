@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 
 from gateway.config.settings import URL_PATH, Section
 
 
-class MusicSettings(Section):
-    heading: ClassVar[str] = "Music"
-
+class MusicSettings(Section, heading="Music"):
     heartmula_base_url: str = Field("", description="A music server; makes a backend when there is none.")
     heartmula_timeout_sec: float = Field(
         120, gt=0, description="Longest time for a piece of music, but at least 5 x its duration + 30."

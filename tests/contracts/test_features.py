@@ -1,0 +1,126 @@
+"""Each feature absent, present, and with settings that are refused; and the one that docs/add-a-feature.md adds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from gateway.app import FEATURES, App, load_settings, schema
+from gateway.errors import Refusal
+from gateway.features.conversations.feature import Conversations
+from gateway.features.face import Feature
+
+from tests.support.gateways import TOKEN, write_files
+from tests.support.in_process import http, in_process
+
+PAGE = Path(__file__).parents[2] / "docs/add-a-feature.md"
+NUMBERS = [
+    (feature, name)
+    for feature in FEATURES
+    if feature.section is not None
+    for name, field in feature.section.model_fields.items()
+    if field.annotation in (int, float, bool)
+]
+
+
+def built(home: Path, features: Sequence[type[Feature]], **given: Any) -> App:
+    write_files(home, "http://127.0.0.1:1/v1")
+    given |= {"gateway_bearer_token": TOKEN, "gateway_backends_path": home / "backends.yaml"}
+    return App(load_settings(None, features, gateway_db_path=home / "data/gateway.sqlite", **given), features)
+
+
+def routes(app: App) -> set[tuple[str, str]]:
+    middleware: Any = app.api
+    paths = middleware._pages.openapi()["paths"]
+    return {(method, path) for path, operations in paths.items() for method in operations}
+
+
+def needed_by(feature: type[Feature]) -> set[type[Feature]]:
+    return {feature, *(one for one in FEATURES if feature is Conversations and one.name == "responses")}
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+def test_a_feature_that_is_absent_takes_along_what_is_its_own_and_no_more(tmp_path: Path, feature: Any) -> None:
+    left_out = needed_by(feature)
+    features = [one for one in FEATURES if one not in left_out]
+    whole, rest = built(tmp_path, FEATURES), built(tmp_path, features)
+    made = [whole.features[one] for one in left_out]
+    own = {("post", endpoint.path) for one in made for endpoint, _ in one.endpoints}
+    for router in (one.router for one in made if one.router is not None):
+        own |= {(method.lower(), route.path) for route in router.routes for method in route.methods}  # type: ignore[attr-defined]  # FastAPI's
+    assert own
+    assert routes(whole) - routes(rest) == {(method, path) for method, path in own if method != "head"}
+    assert routes(rest) < routes(whole)
+    assert schema() == {**schema(features), **{one.name: one.migrations for one in left_out if one.migrations}}
+    assert set(rest.problems()) == set(whole.problems()) == set()
+
+
+@pytest.mark.parametrize(("feature", "name"), NUMBERS)
+def test_a_setting_of_a_feature_is_refused_by_its_name_where_the_feature_is(feature: Any, name: str) -> None:
+    with pytest.raises(Refusal, match=f"^{name.upper()}: "):
+        load_settings(None, FEATURES, **{name: "much"})
+    load_settings(None, [one for one in FEATURES if one is not feature], **{name: "much"})
+
+
+def test_names_are_each_feature_s_own() -> None:
+    assert len({feature.name for feature in FEATURES} | {"access", "earlier"}) == len(FEATURES) + 2
+
+
+def test_a_policy_key_has_effect_where_a_feature_enforces_it(tmp_path: Path) -> None:
+    class Shell(Feature):
+        name = "shell"
+        policy_keys = frozenset({"tools_allow_shell"})
+
+    without, with_it = built(tmp_path, FEATURES).unenforced, built(tmp_path, [*FEATURES, Shell]).unenforced
+    assert without - with_it == {"tools_allow_shell"}
+    assert {"memory_namespace", "tools_allowlist", "tools_rate_limit_rps"} <= with_it
+
+
+@pytest.fixture
+def counter(tmp_path: Path) -> Iterator[type[Feature]]:
+    """The feature of the page, as somebody who follows it writes it."""
+    (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    path = tmp_path / "counter_feature.py"
+    path.write_text(source)
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[path.stem] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module.Counter
+    del sys.modules[path.stem]
+
+
+def test_the_feature_of_the_page_is_one(tmp_path: Path, counter: type[Feature]) -> None:
+    features = [*FEATURES, counter]
+
+    async def count(**settings: Any) -> list[tuple[int, Any]]:
+        answers = []
+        async with in_process(tmp_path, lambda *_: http(b"{}"), features=features, **settings) as gateway:
+            for _ in range(2):
+                told = await gateway.post("/v1/counter", b"")
+                answers.append((told.status, json.loads(told.body)))
+            assert ("post", "/v1/counter") in routes(gateway.app)
+        return answers
+
+    async def test() -> None:
+        assert await count() == [(200, {"count": 1}), (200, {"count": 2})]
+        third, (status, error) = await count(counter_max=3)
+        assert third == (200, {"count": 3})
+        assert (status, error["error"]["code"]) == (409, "counter_full")
+
+    asyncio.run(test())
+    connection = apsw.Connection(str(tmp_path / "gateway.sqlite"))
+    assert connection.execute("SELECT version FROM schema_namespaces WHERE name = 'counter'").get == 1
+    assert connection.execute("SELECT count FROM counters").get == 3
+    connection.close()
+    with pytest.raises(Refusal, match="COUNTER_MAX: "):
+        load_settings(None, features, counter_max=0)
