@@ -40,6 +40,8 @@ def stand_in(service: str) -> dict[str, list[dict[str, Any]]]:
     """Task files of a role that runs the listener as a product's role runs its server."""
     here = {
         "service_name": service,
+        "service_state": "{{ product_state | default('present') }}",
+        "service_purge": False,
         "service_private_users": False,
         "service_reads": ["/etc/appliance/services.json"],
         "service_peers": ["any"],  # as a gateway whose backends have names: its unit then filters no addresses
@@ -49,8 +51,7 @@ def stand_in(service: str) -> dict[str, list[dict[str, Any]]]:
         {"fail": {"msg": "broken"}, "when": f"broken | default('') == '{service}'"},
         {"include_role": {"name": "service"}, "vars": {**here, "service_argv": argv}},
     ]
-    gone = {"service_state": "absent", "service_purge": False}
-    return {"main": main, "remove": [{"include_role": {"name": "service"}, "vars": {**here, **gone}}], "preflight": []}
+    return {"main": main, "preflight": []}
 
 
 class Appliance(Site):
