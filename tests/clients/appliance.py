@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from tests.support.ansible_run import ROOT, ansible_playbook
-from tests.support.ports import free_ports
+from tests.support.services import on_free_ports
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,10 @@ def _inventory(place: Path) -> tuple[Path, int]:
     shutil.copytree(ROOT / "inventories" / "local", directory, ignore=shutil.ignore_patterns("secrets"))
     path = directory / "hosts.yml"
     inventory: dict[str, Any] = yaml.safe_load(path.read_text())
-    api, observability, embed, llamacpp = free_ports(4)
+    override = on_free_ports()
     inventory["all"]["hosts"]["localhost"] |= {
         "appliance_root": str(place / "root"),
-        "appliance_services_override": {
-            "gateway": {"port": api, "listeners": {"observability": {"port": observability}}},
-            "gateway_embed": {"port": embed},
-            "llamacpp": {"port": llamacpp},
-        },
+        "appliance_services_override": override,
     }
     path.write_text(yaml.safe_dump(inventory))
-    return path, api
+    return path, override["gateway"]["port"]

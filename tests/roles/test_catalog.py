@@ -14,9 +14,18 @@ from catalog import OPTIONS, SILENCE, SMOKE, address, backends, chosen, listener
 from gateway.backends.records import BackendRecord, Capability
 from preflight import BACKEND_OPTIONS
 
-ROOT = Path(__file__).parents[2]
-SERVICES_YML = ROOT / "playbooks/group_vars/all/services.yml"
-CATALOG: dict[str, Any] = yaml.safe_load(SERVICES_YML.read_text())["appliance_catalog"]
+from tests.support.ansible_run import ROOT
+from tests.support.services import CATALOG, EXPECTED
+from tests.support.services import listeners as with_port
+
+
+def test_the_catalog_is_what_was_written_by_hand() -> None:
+    derived = {
+        key: {name: place["port"] for name, place in with_port(entry)}
+        for key, entry in CATALOG.items()
+        if "url" not in entry
+    }
+    assert derived == {key: expected.ports for key, expected in EXPECTED.items()}
 
 
 def test_every_listener_of_a_host_is_named() -> None:

@@ -15,6 +15,7 @@ import yaml
 from tests.roles.test_firewall_hosts import Site
 from tests.support.ansible_run import ROOT, Run, ansible_playbook
 from tests.support.podman_hosts import Fleet, why_unavailable
+from tests.support.services import CATALOG
 
 pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
 
@@ -61,7 +62,7 @@ class Appliance(Site):
         super().__init__(fleet, directory)
         self.server.run(f"cat >/usr/local/lib/listener.py <<'END'\n{LISTENER}END")
         # As the tasks `account` of role service would, in a tenth of the time.
-        for user in ("gateway", "gateway-embed", "llamacpp", "renamed"):
+        for user in (*(entry["user"] for entry in CATALOG.values() if "user" in entry), "renamed"):
             self.server.run(f"useradd --system {user}; install -d -o {user} /var/lib/{user} /var/log/{user}")
         self.override: dict[str, Any] = {}
         self.services = ["gateway", "gateway_embed", "llamacpp"]

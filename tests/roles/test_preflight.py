@@ -17,9 +17,9 @@ from catalog import listeners
 from gateway.access import settings
 from host_state import declared, linux_listeners
 
-ROOT = Path(__file__).parents[2]
-SERVICES_YML = ROOT / "playbooks/group_vars/all/services.yml"
-CATALOG: dict[str, Any] = yaml.safe_load(SERVICES_YML.read_text())["appliance_catalog"]
+from tests.support.ansible_run import ROOT
+from tests.support.services import CATALOG
+
 TOKEN_COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
 
 
@@ -74,7 +74,7 @@ def fleet(groups: dict[str, list[str]], **variables: dict[str, Any]) -> tuple[di
             ["llamacpp.backend.protocol is 'lamacpp'; write llamacpp; there are openai, llamacpp, "],
         ),
         ({"llamcpp": {}}, ["llamcpp is not in the catalog; write llamacpp"]),
-        ({"qqq": {}}, ["qqq is not in the catalog; it has gateway, gateway_embed, llamacpp"]),
+        ({"qqq": {}}, [f"qqq is not in the catalog; it has {', '.join(CATALOG)}"]),
         ({"llamacpp": {"prot": 1}}, ["llamacpp.prot is not in the catalog; write port"]),
         (
             {"gateway": {"listeners": {"obs": {"port": 1}}}},

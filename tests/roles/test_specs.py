@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.support.ansible_run import ROOT
+from tests.support.services import CATALOG, EXPECTED
+
 SHARED = {"service", "firewall", "release", "product", "models"}
 ROLES = sorted(path.parent for path in (ROOT / "roles").glob("*/meta"))
-CATALOG: dict[str, Any] = yaml.safe_load((ROOT / "playbooks/group_vars/all/services.yml").read_text())[
-    "appliance_catalog"
-]
 
 
 def specs(role: Path) -> dict[str, Any]:
@@ -58,7 +57,16 @@ def test_a_role_has_the_anatomy_of_all_roles(role: Path) -> None:
 
 def test_the_catalog_has_a_role_for_each_service_and_no_role_is_left_over() -> None:
     products = {role.name.replace("-", "_") for role in ROLES} - SHARED
-    assert products == set(CATALOG)
+    assert products == {key for key, entry in CATALOG.items() if "url" not in entry}
+
+
+@pytest.mark.parametrize("service", EXPECTED)
+def test_a_descriptor_says_what_is_expected_of_its_service(service: str) -> None:
+    descriptor = yaml.safe_load((ROOT / "roles" / service / "vars/main.yml").read_text())[f"{service}_product"]
+    known = specs(ROOT / "roles/product")["main"]["options"]["product_descriptor"]["options"]
+    assert set(descriptor) <= set(known)
+    assert set(descriptor["release"]) <= set(known["release"]["options"])
+    assert set(descriptor.get("writes", [])) == EXPECTED[service].writes
 
 
 def test_a_roles_defaults_hold_no_fact_of_the_catalog() -> None:
