@@ -147,6 +147,10 @@ def is_whole(way: Way) -> bool:
     return not way.is_stream
 
 
+def has_events(way: Way) -> bool:
+    return way.media in (EVENTS, NDJSON)
+
+
 def speaks_openai(way: Way) -> bool:
     """Whether the answer is read as JSON of OpenAI's: other protocols, and audio, may be of any type."""
     return way.backend in ("open", "llamacpp", "embedder") and not way.path.startswith(("/v1/audio", "/v1/images"))
@@ -173,6 +177,21 @@ FAILURES = {
         always(http(b"{}", content_type="text/plain")), Outcome(502, "upstream_error", "answer"), where=speaks_openai
     ),
     "half a JSON": Failure(lambda way: http(way.begins), Outcome(502, "upstream_error", "answer"), where=is_whole),
+    "no event": Failure(
+        lambda way: http(b"", content_type=way.media), Outcome(502, "upstream_closed", "closed"), where=has_events
+    ),
+    "an error as JSON": Failure(
+        always(http(json.dumps(ERROR).encode())),
+        Outcome(502, "x", "status_200_with_error", effect="nothing"),
+        where=lambda way: way.media != AUDIO,
+    ),
+    "an error as an event": Failure(
+        lambda way: http(
+            b"data: " * (way.media == EVENTS) + json.dumps(ERROR).encode() + b"\n\n", content_type=way.media
+        ),
+        Outcome(502, "x", "status_200_with_error", effect="nothing"),
+        where=lambda way: has_events(way) and not way.path.startswith("/v1/audio"),
+    ),
     "status 302": Failure(status(302), Outcome(502, "upstream_error", "status_3xx", effect="nothing")),
     "status 401": Failure(status(401), Outcome(502, "upstream_error", "status_4xx", effect="nothing")),
     "status 409": Failure(status(409), Outcome(409, "x", "status_4xx", effect="nothing")),

@@ -16,7 +16,7 @@ import pytest
 from gateway.backends.protocols import invokeai
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.image_request import Painting, Upload, read_request
-from gateway.backends.protocols.steps import Abandoned, Ask, Refused, Reply, Steps
+from gateway.backends.protocols.steps import Abandoned, Ask, Reply, Steps
 from gateway.errors import ApiError
 
 from tests.support.environments import environment
@@ -126,7 +126,7 @@ def listen(url: str, steps: Steps[Painting], until: str = "") -> Heard:
                     until = ""
                 else:
                     step = steps.send(Reply(answer.status_code, kind, answer.content))
-        except (StopIteration, Abandoned, AnswerError, ApiError, Refused):
+        except (StopIteration, Abandoned, AnswerError, ApiError):
             return list(heard.values())
 
 

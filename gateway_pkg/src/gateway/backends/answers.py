@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from gateway.backends.failures import check_inside, wrong_type
-from gateway.backends.protocols.base import AnswerError, json_object, json_object_in_steps, written
+from gateway.backends.failures import wrong_type
+from gateway.backends.protocols.base import AnswerError, check_inside, json_object, json_object_in_steps, written
 from gateway.backends.request import Request
 from gateway.backends.slots import Slots
 from gateway.backends.usage import usage_of

@@ -1,12 +1,6 @@
 """The one road to a backend: admission, sending, the one failover, timing, and what becomes of a failure.
 
-A dialect or a feature says what to send and how to read it:
-
-    async with dispatcher.call(exchange, route) as call:
-        response = await call.ask(lambda slots: json_message(slots.target, body))
-        content = json_object(await response.read(limit))
-
-Within the block whatever fails raises UpstreamError or AnswerError; the client is told what `failures` says of that.
+A dialect or a feature says what to send and how to read it. What fails there raises UpstreamError or AnswerError.
 """
 
 from __future__ import annotations
@@ -19,8 +13,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from gateway.backends.answers import JSON_TYPE, Answer
 from gateway.backends.converse import converse
-from gateway.backends.failures import Effect, ErrorStatus, told, wrong_type
-from gateway.backends.protocols.base import AnswerError
+from gateway.backends.failures import Effect, told, wrong_type
+from gateway.backends.protocols.base import AnswerError, ErrorStatus
 from gateway.backends.protocols.steps import Steps
 from gateway.backends.protocols.wire_protocol import below
 from gateway.backends.registry import Registry, Route
@@ -218,25 +212,25 @@ class Dispatcher:
         if slots.adapter is not None:
             model = exchange.route.decision.model if exchange.route is not None else ""
             path, body = slots.adapter.request(slots.capability, request, model)
-            return self._post(exchange, slots, backend.origin.prefix + path, backend.request_headers, body)
+            return self.post(exchange, slots, Message(backend.origin.prefix + path, body))
         if request.get("stream") and backend.record.stream_usage and not asks_for_usage(request):
             body = ask_for_usage(body, request)
         body = as_understood(slots, request, body)
         if self.tracer is not None:
-            return self._post(exchange, slots, slots.target, backend.request_headers, body)
+            return self.post(exchange, slots, Message(slots.target, body))
         return backend.pool.request(
             b"POST", slots.target, backend.request_headers, body, exchange.retried, slots.on_hang_up
         )
 
     def post(self, exchange: Request, slots: Slots, message: Message) -> Awaitable[Response]:
         """One request to the slots' backend; raises UpstreamError."""
-        headers = slots.backend.auth_headers + message.lines
-        return self._post(exchange, slots, message.target, headers, message.body)
-
-    def _post(self, exchange: Request, slots: Slots, target: bytes, headers: bytes, body: bytes) -> Awaitable[Response]:
+        backend = slots.backend
+        headers = backend.auth_headers + message.lines
         if self.tracer is not None:
-            headers += self.tracer.begin(exchange, slots.backend, slots.capability)
-        return slots.backend.pool.request(b"POST", target, headers, body, exchange.retried, slots.on_hang_up)
+            headers += self.tracer.begin(exchange, backend, slots.capability)
+        return backend.pool.request(
+            message.method, message.target, headers, message.body, exchange.retried, slots.on_hang_up
+        )
 
 
 class Call:

@@ -7,9 +7,8 @@ import logging
 from typing import Any, TypeVar
 
 from gateway import background
-from gateway.backends.failures import ErrorStatus
-from gateway.backends.protocols.base import AnswerError
-from gateway.backends.protocols.steps import NOTHING, Abandoned, Ask, Pause, Refused, Reply, Steps
+from gateway.backends.protocols.base import AnswerError, ErrorStatus
+from gateway.backends.protocols.steps import NOTHING, Abandoned, Ask, Pause, Reply, Steps
 from gateway.backends.slots import Backend
 from gateway.wire.connection import HangUp
 from gateway.wire.errors import ConnectFailed, UpstreamClosed, UpstreamError
@@ -49,15 +48,15 @@ async def converse(
         except StopIteration as end:
             result: T = end.value
             return result
-        except Refused as error:
-            # What OpenAI's API calls 400, FastAPI's servers call 422.
-            status = 400 if error.reply.status == 422 else error.reply.status
-            raise ErrorStatus(status, error.reply.body) from error
+        except ErrorStatus as error:
+            if error.status == 422:  # FastAPI's servers' word for what OpenAI's API calls 400
+                error.status = 400
+            raise
         try:
             reply = await _do(backend, step, max_response_bytes, only_once)
         except BaseException as error:
             if reply is not None and isinstance(error, UpstreamError):
-                error.sendings += 1  # what has begun here is not begun again elsewhere
+                error.sendings = 2  # what has begun here is not begun again elsewhere
             if on_hang_up is not None and not isinstance(error, ConnectFailed | UpstreamClosed):
                 on_hang_up()
             _abandon(backend, steps, max_response_bytes)
@@ -105,7 +104,7 @@ async def _take_leave(backend: Backend, steps: Steps[Any], step: Ask | Pause, ma
                 step = steps.send(await _do(backend, step, max_response_bytes))
     except (Abandoned, StopIteration):
         pass
-    except (AnswerError, Refused, UpstreamError, TimeoutError) as error:
+    except (AnswerError, UpstreamError, TimeoutError) as error:
         name = backend.record.backend_class
         log.warning("a job of backend '%s' could not be stopped: %s", name, str(error) or "no answer in time")
     except Exception:

@@ -5,13 +5,12 @@ Nothing is changed here: the road (`call`) counts a failure and changes the back
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
 import orjson
 
-from gateway.backends.protocols.base import AnswerError, quoted
+from gateway.backends.protocols.base import AnswerError, ErrorInside, ErrorStatus, quoted
 from gateway.errors import RETRY_NOT_READY_SEC, RETRY_OVERLOADED_SEC, ApiError, retry_after
 from gateway.wire.errors import ConnectFailed, PoolExhausted, UpstreamClosed, UpstreamError, UpstreamTimeout
 
@@ -19,23 +18,6 @@ QUOTED_CHARS = 500
 CODE_CHARS = 100
 PARSED_MAX_BYTES = 1 << 16  # an error's body; of a longer one only the beginning is told
 REFUSES_THE_GATEWAY = (401, 403, 407)  # whose key it is, not the client's
-
-
-class ErrorStatus(AnswerError):
-    """The backend's answer has another status than the request is answered with; `body` is what it says."""
-
-    def __init__(self, status: int, body: bytes) -> None:
-        super().__init__(f"status {status}")
-        self.status = status
-        self.body = body
-
-
-class ErrorInside(AnswerError):
-    """An answer of status 200, or an event of a stream, that holds an error: `content`."""
-
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        super().__init__("an error in an answer of status 200")
-        self.content = content
 
 
 class Effect(Enum):
@@ -148,12 +130,6 @@ def _name_of_status(status: int) -> str:
     if status < 500:
         return "status 401, 403 or 407" if status in REFUSES_THE_GATEWAY else "another status below 500"
     return "another status"
-
-
-def check_inside(content: Mapping[str, Any]) -> None:
-    """Raises ErrorInside where an answer of status 200, or an event of a stream, holds an error instead."""
-    if content.get("error"):
-        raise ErrorInside(content)
 
 
 def wrong_type(content_type: bytes, wanted: str) -> AnswerError:

@@ -11,8 +11,15 @@ from pydantic import TypeAdapter
 
 from gateway.backends.answers import EVENTS_TYPE, JSON_TYPE, Answer, check_end
 from gateway.backends.call import Dispatcher, asks_for_usage, failed
-from gateway.backends.failures import ErrorStatus, check_inside, wrong_type
-from gateway.backends.protocols.base import AnswerError, embeddings_written, json_object_in_steps, written
+from gateway.backends.failures import wrong_type
+from gateway.backends.protocols.base import (
+    AnswerError,
+    ErrorStatus,
+    check_inside,
+    embeddings_written,
+    json_object_in_steps,
+    written,
+)
 from gateway.backends.registry import Route
 from gateway.backends.slots import Slots
 from gateway.backends.usage import usage_in, usage_of

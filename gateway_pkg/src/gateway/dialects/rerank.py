@@ -9,8 +9,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from gateway.backends.call import Dispatcher, Message, as_understood
-from gateway.backends.failures import check_inside
-from gateway.backends.protocols.base import json_value
+from gateway.backends.protocols.base import check_inside, json_value
 from gateway.backends.registry import Route
 from gateway.backends.slots import Slots
 from gateway.backends.usage import usage_of
@@ -133,8 +132,8 @@ class _Handler:
 
         async with self._dispatcher.call(exchange, route) as call:
             answer = json_value(await call.read_json(await call.ask(say)))
+            check_inside(answer)
             about = answer if isinstance(answer, dict) else {}
-            check_inside(about)
             exchange.usage = usage_of(about.get("usage"))
             return about, scores_of(answer, len(texts))
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from gateway.backends.protocols.base import AnswerError, StreamTranslator
 from gateway.backends.protocols.ollama.answer import OllamaStream
+from gateway.wire.errors import UpstreamClosed
 from gateway.wire.ndjson import LINE_MAX_BYTES
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,8 +28,8 @@ def streamed(pieces: Iterable[bytes], capability: str = "chat", **fields: Any) -
         for piece in pieces:
             out += stream.feed(piece)
         out += stream.end()
-    except AnswerError as answer_error:
-        error = str(answer_error)
+    except (AnswerError, UpstreamClosed) as ended_badly:
+        error = str(ended_badly)
     assert stream.is_done is (error is None)
     return [event_of(data) for data in out], error
 

@@ -16,7 +16,30 @@ FLOATS_AT_ONCE = 1 << 16
 
 
 class AnswerError(Exception):
-    """A backend's answer that is no answer: not of its protocol, cut short, or an error told with status 200."""
+    """A backend's answer is not what was asked for."""
+
+
+class ErrorStatus(AnswerError):
+    """The backend's answer has another status than a good one; `body` is what it says."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+        self.body = body
+
+
+class ErrorInside(AnswerError):
+    """An answer of status 200, or an event of a stream, that holds an error: `content`."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        super().__init__(quoted(content.get("error"), 300))
+        self.content = content
+
+
+def check_inside(content: Any) -> None:
+    """Raises ErrorInside where an answer of status 200, or an event of a stream, holds an error instead."""
+    if isinstance(content, dict) and content.get("error"):
+        raise ErrorInside(content)
 
 
 def json_value(body: bytes) -> Any:

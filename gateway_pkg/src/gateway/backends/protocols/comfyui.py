@@ -22,7 +22,7 @@ from gateway.backends.protocols.image_request import (
     native_size,
     one_image,
 )
-from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Refused, Reply, Steps
+from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Reply, Steps
 from gateway.backends.protocols.wire_protocol import WireProtocol
 from gateway.errors import ApiError
 from gateway.wire.stepwise import loads
@@ -97,7 +97,7 @@ def _run(
             reply = yield Ask("GET", f"/view?{urlencode(query | view)}")
             check_image(reply.content())
             images.append(reply.body)
-    except (Abandoned, AnswerError, Refused):
+    except (Abandoned, AnswerError):
         yield from _cancelled(prompt_id)
         raise
     sent = {"model": checkpoint, "prompt": request.prompt, "negative_prompt": negative, "n": request.n}
@@ -248,7 +248,7 @@ def _cancelled(prompt_id: str) -> Steps[None]:
     reply = yield Ask("GET", "/queue")
     try:
         running = reply.json().get("queue_running")
-    except (AnswerError, Refused):
+    except AnswerError:
         return  # told is what went wrong before
     for item in running if isinstance(running, list) else []:
         if isinstance(item, list) and prompt_id in item[:2]:

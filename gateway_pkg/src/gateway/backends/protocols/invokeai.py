@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import orjson
 
-from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.base import AnswerError, ErrorStatus
 from gateway.backends.protocols.image_formats import Size
 from gateway.backends.protocols.image_parts import check_image, multipart
 from gateway.backends.protocols.image_request import (
@@ -21,7 +21,7 @@ from gateway.backends.protocols.image_request import (
     native_size,
     one_image,
 )
-from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Refused, Reply, Steps
+from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Reply, Steps
 from gateway.backends.protocols.wire_protocol import WireProtocol
 from gateway.errors import ApiError
 from gateway.wire.stepwise import loads
@@ -96,7 +96,7 @@ def _run(
             images += [(yield from _fetched(by_seed[seed]))]
         for name in made if source is None else (*made, source):
             yield Ask("DELETE", _image_path(name))
-    except (Abandoned, AnswerError, ApiError, Refused):
+    except (Abandoned, AnswerError, ApiError):
         yield Ask("PUT", f"{QUEUE}/cancel_by_batch_ids", orjson.dumps({"batch_ids": [batch_id]}))
         if source is not None:
             yield Ask("DELETE", _image_path(source))
@@ -209,7 +209,7 @@ def _accepted(reply: Reply) -> dict[str, Any]:
             problem = loads(reply.body)["detail"][0]
             field, message = str(problem["loc"][-1]), str(problem["msg"])[:QUOTED_CHARS]
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
-            raise Refused(reply) from None
+            raise ErrorStatus(reply.status, reply.body) from None
         param = {"cfg_scale": "guidance_scale", "denoising_start": "strength"}.get(field, field)
         raise ApiError(400, f"The backend refused '{param}': {message}", param=param, code="invalid_value")
     return reply.json()

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from gateway.backends.protocols.base import AnswerError, quoted
+from gateway.backends.protocols.base import AnswerError, check_inside, quoted
 from gateway.errors import ApiError
 from gateway.wire.stepwise import TooMuchJson, decoded, loads, parsed
 
@@ -26,7 +26,7 @@ USUAL_FORMAT = "mp3"  # OpenAI's, where a request names none
 VAGUE_TYPES = ("", "application/octet-stream", "binary/octet-stream", "audio/*")
 AUDIO_KEYS = ("audio_base64", "audio", "audio_data")
 LINE_CHARS = 100  # MIME's lines of base64 have 76
-NO_JSON = "what it calls JSON is none"
+NO_JSON = "malformed JSON"
 JSON_FORMATS = ("json", "verbose_json", "diarized_json")
 TEXT_TYPES = {"text": "text/plain; charset=utf-8", "srt": "application/x-subrip", "vtt": "text/vtt; charset=utf-8"}
 
@@ -87,6 +87,7 @@ def audio_in_json(body: bytes) -> Generator[None, None, bytes]:
         content, texts = parsed(body)
     except orjson.JSONDecodeError:
         raise AnswerError(NO_JSON) from None
+    check_inside(content)
     values = [content.get(key) for key in AUDIO_KEYS] if isinstance(content, dict) else []
     text = next((value for value in values if isinstance(value, str) and value), None)
     if text is None:
@@ -154,16 +155,15 @@ def _event(content: dict[str, Any]) -> bytes:
 
 def _json(body: bytes) -> Any:
     try:
-        return loads(body)
+        content = loads(body)
     except TooMuchJson as error:
         raise AnswerError(error.msg) from None
     except orjson.JSONDecodeError:
         raise AnswerError(NO_JSON) from None
+    check_inside(content)
+    return content
 
 
 def _words(content: Any) -> str:
-    """What an answer that is none says of itself."""
-    error = content.get("error", content.get("detail", content)) if isinstance(content, dict) else content
-    if isinstance(error, dict):
-        error = error.get("message", error)
-    return quoted(error, 300)
+    """What another answer says of itself."""
+    return quoted(content.get("detail", content) if isinstance(content, dict) else content, 300)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from gateway.backends.protocols.base import AnswerError, written
+from gateway.backends.protocols.base import AnswerError, ErrorStatus, check_inside, written
 from gateway.wire.stepwise import LongTexts, TooMuchJson, loads, parsed
 
 T = TypeVar("T")
@@ -45,18 +45,18 @@ class Reply:
         """The body of a 2xx.
 
         Raises:
-            Refused: another status.
+            ErrorStatus: another status.
         """
         if not 200 <= self.status < 300:
-            raise Refused(self)
+            raise ErrorStatus(self.status, self.body)
         return self.body
 
     def json(self) -> dict[str, Any]:
         """The JSON object of a 2xx.
 
         Raises:
-            Refused: another status.
-            AnswerError: the body is no JSON object.
+            ErrorStatus: another status.
+            AnswerError: the body is no JSON object, or one that holds an error.
         """
         return self._object(lambda body: (loads(body), {}))[0]
 
@@ -73,16 +73,9 @@ class Reply:
             raise AnswerError(f"no JSON in an answer of type '{self.content_type[:100]}'") from None
         if not isinstance(content, dict):
             raise AnswerError("an answer that is no JSON object")
+        check_inside(content)
         written(content)  # a part of it is told to the client
         return content, texts
-
-
-class Refused(Exception):
-    """The backend said no."""
-
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.status)
-        self.reply = reply
 
 
 class Abandoned(Exception):

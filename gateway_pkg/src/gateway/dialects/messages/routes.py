@@ -11,8 +11,7 @@ from pydantic import TypeAdapter
 
 from gateway.backends.answers import EVENTS_TYPE, Answer
 from gateway.backends.call import Dispatcher, Message, as_understood
-from gateway.backends.failures import ErrorStatus
-from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.base import AnswerError, ErrorStatus, check_inside, json_object
 from gateway.backends.registry import Route
 from gateway.backends.slots import Slots
 from gateway.dialects.messages.answer import Facts, MessageStream, message
@@ -24,7 +23,6 @@ from gateway.web.endpoint import JSON_TYPE, Endpoint, Handler, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.schemas import events
 from gateway.wire.collector import paused, turn
-from gateway.wire.stepwise import loads
 
 REQUEST = TypeAdapter(MessagesRequest)
 CONVERSATION = TypeAdapter(CountRequest)
@@ -232,10 +230,9 @@ def _request_id(exchange: Exchange) -> tuple[bytes, bytes]:
 
 
 def _count(body: bytes) -> int:
-    try:
-        counted = loads(body)["input_tokens"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        counted = None
+    content = json_object(body)
+    check_inside(content)
+    counted = content.get("input_tokens")
     if not isinstance(counted, int):
         raise AnswerError("a count of tokens without input_tokens")
     return counted

@@ -9,10 +9,11 @@ from typing import Any
 
 import orjson
 
-from gateway.backends.protocols.base import AnswerError, Outgoing, json_object_in_steps, quoted, written
+from gateway.backends.protocols.base import AnswerError, Outgoing, check_inside, json_object_in_steps, written
 from gateway.backends.protocols.ollama import request as outgoing
 from gateway.backends.usage import count_of
 from gateway.wire import rawjson
+from gateway.wire.errors import UpstreamClosed
 from gateway.wire.ndjson import LineCutter, LineTooLong
 from gateway.wire.stepwise import LongTexts, TooMuchJson, is_heavy, loads
 
@@ -47,7 +48,7 @@ class OllamaAdapter:
         self, request: Mapping[str, Any], model: str, body: bytes
     ) -> Generator[None, None, tuple[Json, LongTexts]]:
         line, lists = yield from json_object_in_steps(body)
-        _check(line)
+        check_inside(line)
         return _embeddings(request, model, line), lists
 
     def stream(self, capability: str, request: Mapping[str, Any], model: str) -> OllamaStream:
@@ -92,7 +93,7 @@ class OllamaStream:
     def end(self) -> list[bytes]:
         events = self.feed(b"\n")
         if not self.is_done:
-            raise self._error or AnswerError("the stream ended before its last line")
+            raise self._error or UpstreamClosed("the stream ended before its last line", sent_first_byte=True)
         return events
 
     def _translate(self, data: bytes, events: list[bytes]) -> None:
@@ -258,14 +259,8 @@ def _parse(data: bytes) -> Json:
         raise AnswerError(f"no JSON: {data[:QUOTED_CHARS].decode('utf-8', 'replace')}") from None
     if not isinstance(line, dict):
         raise AnswerError("JSON that is no object")
-    _check(line)
+    check_inside(line)
     return line
-
-
-def _check(line: Json) -> None:
-    """Raises AnswerError where it tells of an error."""
-    if (error := line.get("error")) is not None:
-        raise AnswerError(quoted(error, QUOTED_CHARS))
 
 
 def _calls(data: bytes, said: Any) -> list[tuple[str, Any, str]]:
