@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from tests.contracts.test_key_by_value import good
 from tests.support.in_process import CAPS, InProcess, Told, in_process
+from tests.support.sound import good
 
 CAP, HOTTEST = CAPS["max_tokens_cap"], CAPS["temperature_cap"]
 TOKENS = (

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.ansible_run import ROOT
-from tests.unit.api.test_openapi import BODIES, FORMS, Page, read_page
+from tests.support.page import BODIES, FORMS, Page, read_page
 
 PROGRAM = "import json; from docs.proofs import collect; print(json.dumps(sorted(collect())))"
 

@@ -15,10 +15,12 @@ import httpx
 import pytest
 import yaml
 
-from tests.support.gateways import TOKEN, Gateway, gateway, write_files
+from tests.support.chat_script import chat_script
+from tests.support.gateways import TOKEN, Gateway, gateway, two_hosts, write_files
 from tests.support.ports import NOBODYS
 from tests.support.sampling import sample
 from tests.support.sockets import connect, read_until, send
+from tests.support.upstream import upstream
 from tests.support.waiting import PATIENCE_SEC, until
 from tests.support.wire import (
     EVENTS,
@@ -164,7 +166,7 @@ def nothing_is_left(request: pytest.FixtureRequest, server: Wire) -> Iterator[No
 
 
 def check_alive(served: Gateway, server: Wire) -> None:
-    wait_until_free(served)
+    served.wait_until_idle()
     for native in (False, True):
         way = Way(PATHS[0], False, native)
         server.script = Script(way.good())
@@ -180,15 +182,6 @@ def wait_until_there(served: Gateway, way: Way) -> None:
         return found == WHOLE
 
     until(is_there, "not probed back in")
-
-
-def inflight(served: Gateway) -> int:
-    status = served.client.get("/v1/gateway/status").json()
-    return sum(admission["inflight"] for admission in status["admission_control"].values())
-
-
-def wait_until_free(served: Gateway) -> None:
-    until(lambda: inflight(served) == 0, "a slot is held")
 
 
 def ask(served: Gateway, way: Way) -> httpx.Response:
@@ -334,7 +327,7 @@ def test_backend_that_hangs(tmp_path: Path, server: Wire) -> None:
             for way in WAYS:
                 server.script = script(way)
                 assert verdict(way, ask(served, way)) == 504, way
-        wait_until_free(served)
+        served.wait_until_idle()
 
 
 def test_backend_that_stalls_open(tmp_path: Path, server: Wire) -> None:
@@ -342,7 +335,7 @@ def test_backend_that_stalls_open(tmp_path: Path, server: Wire) -> None:
         for way in WAYS:
             server.script = half(way)
             assert verdict(way, ask(served, way)) == (BROKEN if way.stream else 504), way
-        wait_until_free(served)
+        served.wait_until_idle()
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
@@ -554,7 +547,7 @@ def test_a_client_that_does_not_read_stops_its_backend(served: Gateway, server: 
         for _ in range(20):
             assert verdict(Way(PATHS[0], False), ask(served, Way(PATHS[0], False))) == WHOLE
         assert server.written == held
-        assert inflight(served) == 1
+        assert served.inflight() == 1
         taken = 0
         while taken < held or server.written == held:  # once it reads, it goes on
             data = connection.recv(1_000_000)
@@ -623,3 +616,56 @@ def test_heads_that_come_one_byte_at_a_time(served: Gateway, server: Wire) -> No
                 assert verdict(way, ask(served, way)) == WHOLE
         for connection in slow:
             assert read_until(connection, b"\r\n").startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+# --- clients that leave before it, hosts that fail before their answer
+
+
+def test_client_that_leaves_before_its_backend_is_asked(tmp_path: Path) -> None:
+    """Stored responses are read beside the event loop: who leaves meanwhile has left when the work begins."""
+    with chat_script() as script:
+        write_files(tmp_path, script.url)
+        with gateway(tmp_path) as running:
+            stored = running.client.post("/v1/responses", json={"model": "echo", "input": "Hi"}).json()["id"]
+            request = {"model": "hang", "input": "Go on", "previous_response_id": stored}
+            for number in range(30):
+                headers = {"X-Request-Id": f"leaving-{number}"}
+                send(running.port, "/v1/responses", request, headers=headers).close()
+            for number in range(30):
+                assert running.log_entry(_is(f"leaving-{number}"))["status"] == 499
+            running.wait_until_idle()
+
+
+def test_host_that_another_stood_in_for_has_failed(tmp_path: Path) -> None:
+    with upstream() as gone, upstream() as there, two_hosts(tmp_path, gone.url, there.url) as running:
+        gone.always = "die-before"
+        assert running.chat("echo").status_code == 200
+        failures = 'gateway_upstream_failures_total{backend="test@here",kind="closed"} 1.0'
+        assert failures in running.client.get("/metrics").text
+
+
+@pytest.mark.parametrize("way", STREAMS, ids=str)
+def test_backend_that_said_all_and_stays(tmp_path: Path, way: Way) -> None:
+    """Nobody waits for the end of its message: the client has its answer whole, the next one the slot."""
+    with wire() as server:
+        write_backends(tmp_path, server)
+        server.script = Script(chunked(way.content_type, way.pieces(), is_whole=False), "hang")
+        with gateway(tmp_path) as running:
+            assert verdict(way, ask(running, way)) == WHOLE
+            running.wait_until_idle()
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}), ("/v1/responses", {"input": "Hi"})],
+)
+def test_time_that_a_silent_backend_took_is_told(tmp_path: Path, path: str, content: dict[str, Any]) -> None:
+    with upstream() as backend:
+        write_files(tmp_path, backend.url)
+        with gateway(tmp_path, UPSTREAM_FIRST_BYTE_TIMEOUT_SEC="0.3") as running:
+            assert running.client.post(path, json={"model": "hang", **content}).status_code == 504
+            assert running.log_entry(lambda entry: entry["status"] == 504)["upstream_ms"] >= 300
+
+
+def _is(request_id: str) -> Callable[[dict[str, Any]], bool]:
+    return lambda entry: entry["request_id"] == request_id

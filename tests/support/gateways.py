@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,42 @@ class Gateway:
             raise
         return self.said
 
+    def samples(self, name: str) -> dict[frozenset[tuple[str, str]], float]:
+        """A metric's values by their labels."""
+        found = {}
+        for line in self.observe.get("/metrics").text.splitlines():
+            if match := re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line):
+                found[frozenset(re.findall(r'(\w+)="([^"]*)"', match[1] or ""))] = float(match[2])
+        return found
+
+    def value(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        return sum(number for has, number in self.samples(name).items() if has >= labels.items())
+
+    def inflight(self) -> float:
+        """The slots that are taken."""
+        return self.value("gateway_backend_inflight")
+
+    def is_idle(self) -> bool:
+        """Nothing holds a slot or waits for one or for a connection, by the metrics and by the status."""
+        waiting = map(self.value, ("gateway_backend_connections_waiting", "gateway_queue_waiting"))
+        return not any((self.inflight(), self.held(), *waiting))
+
+    def held(self) -> int:
+        """The requests that have a slot or wait for one, by the status."""
+        status = self.client.get("/v1/gateway/status").json()["admission_control"].values()
+        return sum(one["inflight"] + one["queued"] for one in status)
+
+    def wait_until_idle(self) -> None:
+        until(self.is_idle, "something is held")
+
+    def resident_kb(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0])
+
+    def open_files(self) -> int:
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+
     def _log(self) -> list[dict[str, Any]]:
         path = self.home / "data/requests.jsonl"
         whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # one may be half written
@@ -129,6 +166,26 @@ def gateway(home: Path, tls: ssl.SSLContext | None = None, /, **settings: str) -
             said = running.end()
     assert process.returncode == 0, said[-4000:]
     assert "Traceback" not in said, said
+
+
+@contextmanager
+def two_hosts(
+    home: Path,
+    first: str,
+    second: str,
+    *,
+    usage_told_by: tuple[bool, bool] = (True, True),
+    record: Mapping[str, Any] = {},
+    **settings: str,
+) -> Iterator[Gateway]:
+    write_files(home, first, **record)
+    content = yaml.safe_load((home / "backends.yaml").read_text())
+    here = content["backends"]["test@here"]
+    content["backends"]["test@there"] = {**here, "base_url": second, "stream_usage": usage_told_by[1]}
+    here["stream_usage"] = usage_told_by[0]
+    (home / "backends.yaml").write_text(yaml.safe_dump(content))
+    with gateway(home, None, **settings) as running:
+        yield running
 
 
 def _program(env: dict[str, str], stderr: IO[str]) -> subprocess.Popen[bytes]:

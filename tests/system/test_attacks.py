@@ -81,17 +81,6 @@ class House:
         """Seconds that the gateway's process has computed."""
         return time.clock_gettime((~self.gateway.process.pid << 3) | 2)
 
-    def memory_kb(self) -> int:
-        text = Path(f"/proc/{self.gateway.process.pid}/status").read_text()
-        return int(text.partition("VmRSS:")[2].split()[0])
-
-    def files(self) -> int:
-        return sum(1 for _ in Path(f"/proc/{self.gateway.process.pid}/fd").iterdir())
-
-    def held(self) -> int:
-        status = self.gateway.client.get("/v1/gateway/status").json()["admission_control"].values()
-        return sum(admission["inflight"] + admission["queued"] for admission in status)
-
     def stored(self, caller: str) -> int:
         """The tokens of a caller in the database."""
         with closing(apsw.Connection(f"{self.home}/data/gateway.sqlite")) as connection:
@@ -268,8 +257,8 @@ def leaving_in_the_dial(house: House) -> None:
     house.deaf.stop_hearing()
     for _ in range(20):
         with send(house.gateway.port, CHAT, {"model": "deaf:echo", "messages": HI}):
-            until(lambda: house.held() == 1, "it is not admitted")
-        until(lambda: house.held() == 0, "its slot is held")
+            until(lambda: house.gateway.held() == 1, "it is not admitted")
+        until(lambda: house.gateway.held() == 0, "its slot is held")
 
 
 @attack("leaving at once")
@@ -298,8 +287,8 @@ def crowd_that_leaves(house: House) -> None:
             stack.enter_context(connection := connect(house.gateway.port))
             connection.sendall(crowd)
             if number % 500 == 0:
-                until(lambda number=number: house.held() > number, "it is not admitted")  # type: ignore[misc]
-        until(lambda: house.held() >= LEAVERS - 50, "they do not wait")
+                until(lambda number=number: house.gateway.held() > number, "it is not admitted")  # type: ignore[misc]
+        until(lambda: house.gateway.held() >= LEAVERS - 50, "they do not wait")
 
 
 @attack("a queue that one token fills", "narrow:slow")
@@ -323,15 +312,15 @@ def greedy_queue(house: House) -> None:
 
 @attack("clients that do not read")
 def slow_readers(house: House) -> None:
-    before = house.memory_kb()
+    before = house.gateway.resident_kb()
     with ExitStack() as stack:
         body = {"model": "hostile:endless", "messages": HI, "stream": True}
         some = [stack.enter_context(send(house.gateway.port, CHAT, body, buffer=4096)) for _ in range(40)]
         for one in some:
             read_until(one, b"data: ")
         time.sleep(1)  # the pace of the attack
-        print(f"{house.memory_kb() - before} kB held")
-        assert house.memory_kb() - before < 40 * READER_KB
+        print(f"{house.gateway.resident_kb() - before} kB held")
+        assert house.gateway.resident_kb() - before < 40 * READER_KB
 
 
 # --- bodies (row 4)
@@ -572,8 +561,8 @@ def reload_storm(house: House) -> None:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_beside_a_good_client(house: House, name: str) -> None:
     act, model = ATTACKS[name]
-    until(lambda: house.held() == 0, "a slot is held from before")
-    memory, files, said = house.memory_kb(), house.files(), len(house.gateway.said)
+    until(lambda: house.gateway.held() == 0, "a slot is held from before")
+    memory, files, said = house.gateway.resident_kb(), house.gateway.open_files(), len(house.gateway.said)
     worst: list[float] = []
     while len(worst) < TRIES and min(worst, default=LATE_MS + 1) > LATE_MS:
         with house.neighbour.asking(house.gateway.port, house.gateway.process.pid, TOKEN, model) as report:
@@ -584,9 +573,10 @@ def test_beside_a_good_client(house: House, name: str) -> None:
         assert report.answers > 0
     assert min(worst) <= LATE_MS
     assert "Traceback" not in house.gateway.said[said:]
-    until(lambda: house.held() == 0, "a slot is held")
+    until(lambda: house.gateway.held() == 0, "a slot is held")
     try:
-        until(lambda: house.memory_kb() <= memory + MEMORY_KB, "the memory is not back", PATIENCE_SEC)
-        until(lambda: house.files() <= files + FILES, "the files are not closed")
+        until(lambda: house.gateway.resident_kb() <= memory + MEMORY_KB, "the memory is not back", PATIENCE_SEC)
+        until(lambda: house.gateway.open_files() <= files + FILES, "the files are not closed")
     finally:
-        print(f"memory {memory} kB before, now {house.memory_kb()}; files {files} before, now {house.files()}")
+        print(f"memory {memory} kB before, now {house.gateway.resident_kb()}")
+        print(f"files {files} before, now {house.gateway.open_files()}")

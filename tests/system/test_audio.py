@@ -27,7 +27,6 @@ from tests.support.gateways import Gateway, gateway, write_files
 from tests.support.sockets import read_until, send
 from tests.support.upstream import running, upstream
 from tests.support.wire import settle
-from tests.system.test_leaving import wait_until_idle
 
 SPEECH = "/v1/audio/speech"
 TTS = "/v1/tts/generations"
@@ -173,7 +172,7 @@ def test_a_wrong_field_is_a_400_that_names_it(
 def test_a_backend_that_fails_to_speak(speaking: Gateway, model: str, status: int, code: str) -> None:
     answer = say(speaking, model)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-    wait_until_idle(speaking)
+    speaking.wait_until_idle()
 
 
 def test_audio_that_breaks_off_is_not_taken_for_whole(speaking: Gateway) -> None:
@@ -187,7 +186,7 @@ def test_audio_that_breaks_off_is_not_taken_for_whole(speaking: Gateway) -> None
     assert AUDIO.startswith(received)
     entry = speaking.log_entry(lambda entry: entry.get("upstream_model") == "die-mid")
     assert (entry["status"], entry["abort_reason"]) == (200, "upstream_closed")
-    wait_until_idle(speaking)
+    speaking.wait_until_idle()
 
 
 def test_events_that_break_off_end_with_an_error(speaking: Gateway) -> None:
@@ -214,7 +213,7 @@ def test_backend_sees_its_client_leave(speaking: Gateway, server: SpeechServer, 
         if model == "hang-mid":
             read_until(connection, b"RIFF")
     server.wait_for(1, left=True)
-    wait_until_idle(speaking)
+    speaking.wait_until_idle()
 
 
 def test_nothing_is_taken_from_a_backend_that_its_client_does_not_take(speaking: Gateway, server: SpeechServer) -> None:
@@ -222,7 +221,7 @@ def test_nothing_is_taken_from_a_backend_that_its_client_does_not_take(speaking:
         read_until(connection, b"RIFF")
         assert settle(lambda: server.sent) < 64_000_000, "more than the buffers of sockets hold"
     server.wait_for(1, left=True)
-    wait_until_idle(speaking)
+    speaking.wait_until_idle()
 
 
 def test_what_does_not_begin_in_time_is_a_504(tmp_path: Path, server: SpeechServer) -> None:
@@ -243,7 +242,7 @@ def test_a_slot_is_held_until_the_last_byte(tmp_path: Path, server: SpeechServer
             refused = say(served, "any")
             assert (refused.status_code, refused.json()["error"]["code"]) == (429, "backend_overloaded")
             assert write_down(served, "any").status_code == 200, "another capability has slots of its own"
-        wait_until_idle(served)
+        served.wait_until_idle()
         assert say(served, "any").status_code == 200
 
 
@@ -359,7 +358,7 @@ def test_a_stream_that_ends_too_early_is_not_taken_for_whole(speaking: Gateway, 
     *deltas, error = events(write_down(speaking, model, stream="true"))
     assert [delta["delta"] for delta in deltas] == ([] if model == "no-events" else ["The quick", " brown fox."])
     assert error["error"]["code"] == "upstream_closed"
-    wait_until_idle(speaking)
+    speaking.wait_until_idle()
 
 
 @pytest.mark.parametrize(
@@ -436,4 +435,4 @@ def test_a_file_that_is_too_large_is_a_413_that_names_the_setting(speaking: Gate
 def test_a_backend_that_fails_to_transcribe(speaking: Gateway, model: str, status: int, code: str, stream: str) -> None:
     answer = write_down(speaking, model, stream=stream)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-    wait_until_idle(speaking)
+    speaking.wait_until_idle()

@@ -28,9 +28,9 @@ from gateway.storage import Database
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from tests.support.gateways import gateway, write_files
+from tests.support.registries import record, registry
 from tests.support.scripted import Run, until
-from tests.system.test_observe_counts import server, value
-from tests.unit.backends.test_registry import record, registry
+from tests.support.wire import JSON, Script, framed, wire
 
 
 class FailsOnce:
@@ -248,31 +248,22 @@ def test_what_was_spent_fits_the_database(run: Run, tmp_path: Path) -> None:
 )
 def test_absurd_usage_harms_nobody(tmp_path: Path, path: str) -> None:
     """The counts of all are stored, and the stop exits with 0."""
-    told: Any = None
-
-    def post(handler: Any) -> None:
-        usage = {"prompt_tokens": told, "completion_tokens": told, "prompt_tokens_details": {"cached_tokens": told}}
-        message = {"role": "assistant", "content": "x"}
-        choice = {"index": 0, "message": message, "text": "x", "finish_reason": "stop"}
-        data = [{"object": "embedding", "index": 0, "embedding": [1.0]}]
-        body = json.dumps({"choices": [choice], "data": data, "usage": usage}).encode()
-        handler.send_response(200)
-        handler.send_header("content-type", "application/json")
-        handler.send_header("content-length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
     said = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
     bodies = {"/v1/completions": {"prompt": "x"}, "/v1/embeddings": {"input": "x"}, "/v1/responses": {"input": "x"}}
-    with server(post) as url:
-        write_files(tmp_path, url)
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "text": "x", "finish_reason": "stop"}
+    data = [{"object": "embedding", "index": 0, "embedding": [1.0]}]
+    with wire() as server:
+        write_files(tmp_path, server.url)
         with gateway(tmp_path) as running:
-            for number in (*ABSURD, None, float("nan"), 5):
-                told = number
+            for told in (*ABSURD, None, float("nan"), 5):
+                details = {"cached_tokens": told}
+                usage = {"prompt_tokens": told, "completion_tokens": told, "prompt_tokens_details": details}
+                body = json.dumps({"choices": [choice], "data": data, "usage": usage}).encode()
+                server.script = Script((framed(JSON, body),))
                 answer = running.client.post(path, json={"model": "fast", **bodies.get(path, said)})
                 assert answer.status_code in (200, 502), answer.text  # NaN is not JSON
             assert answer.status_code == 200
-            assert value(running, "gateway_background_failures_total") == 0
+            assert running.value("gateway_background_failures_total") == 0
     connection = apsw.Connection(str(tmp_path / "data/gateway.sqlite"))
     (stored,) = {tokens for (tokens,) in connection.execute("SELECT tokens FROM token_usage")}
     connection.close()

@@ -15,9 +15,9 @@ from gateway.backends.records import BackendsFile
 from gateway.backends.slots import Backend
 
 from tests.support.gateways import environment, write_files
+from tests.support.registries import record, registry
 from tests.support.scripted import OK, Run, backend, until
 from tests.support.scripted import Backend as Server
-from tests.unit.backends.test_registry import record, registry
 
 MODELS = b'{"data": [{"id": "one"}, {"id": "two"}]}'
 LISTED = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(MODELS), MODELS)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.support.gateways import Gateway, gateway, write_files
+from tests.support.gateways import Gateway, gateway, two_hosts, write_files
 from tests.support.sockets import send
 from tests.support.upstream import DONE, EVENT, USAGE, Upstream, upstream
 from tests.support.waiting import until
@@ -20,26 +19,6 @@ from tests.support.wire import Script, wire
 
 STREAM = b"".join(EVENT % number for number in range(3))
 HI = [{"role": "user", "content": "Hi"}]
-
-
-@contextmanager
-def two_hosts(
-    home: Path,
-    first: str,
-    second: str,
-    *,
-    usage_told_by: tuple[bool, bool] = (True, True),
-    record: Mapping[str, Any] = {},
-    **settings: str,
-) -> Iterator[Gateway]:
-    write_files(home, first, **record)
-    content = yaml.safe_load((home / "backends.yaml").read_text())
-    here = content["backends"]["test@here"]
-    content["backends"]["test@there"] = {**here, "base_url": second, "stream_usage": usage_told_by[1]}
-    here["stream_usage"] = usage_told_by[0]
-    (home / "backends.yaml").write_text(yaml.safe_dump(content))
-    with gateway(home, None, **settings) as running:
-        yield running
 
 
 def test_host_that_is_gone_costs_its_clients_nothing(tmp_path: Path) -> None:

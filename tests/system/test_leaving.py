@@ -21,22 +21,12 @@ from tests.support.sockets import connect, read_to_end, read_until, send
 from tests.support.upstream import DONE, EVENT, Seen, Upstream, upstream
 from tests.support.upstream import running as serve
 from tests.support.waiting import PATIENCE_SEC, until
-from tests.system.test_policies_served import resident_bytes
 
 
 def chat(port: int, model: str, stream: bool = False) -> socket.socket:
     """A request on a connection of its own, not waited for."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "stream": stream}
     return send(port, "/v1/chat/completions", body)
-
-
-def inflight(running: Gateway) -> float:
-    lines = running.observe.get("/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("gateway_backend_inflight{"))
-
-
-def wait_until_idle(running: Gateway) -> None:
-    until(lambda: inflight(running) == 0, "a slot was not given back")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +40,7 @@ def test_backend_sees_its_client_leave(served: Gateway, seen: Upstream, model: s
         if model == "hang-mid":
             read_until(connection, b"data: ")
     seen.wait_for(1, left=True)
-    wait_until_idle(served)
+    served.wait_until_idle()
     entry = served.log_entry(lambda entry: entry.get("upstream_model") == model)
     assert entry["abort_reason"] == "client_disconnected"
     assert entry["status"] == (200 if model == "hang-mid" else 499)
@@ -63,8 +53,8 @@ def test_client_that_leaves_the_queue_for_a_connection(tmp_path: Path) -> None:
             with chat(running.port, "hang"):
                 backend.wait_for(1)
                 with chat(running.port, "hang"):
-                    until(lambda: inflight(running) == 2, "the second does not wait")
-                until(lambda: inflight(running) == 1, "the second still waits")
+                    until(lambda: running.inflight() == 2, "the second does not wait")
+                until(lambda: running.inflight() == 1, "the second still waits")
             backend.wait_for(1, left=True)
             assert len(backend.seen) == 1
             assert running.chat("echo").status_code == 200
@@ -80,7 +70,7 @@ def test_slots_are_held_until_the_last_byte_and_then_free(tmp_path: Path) -> Non
                 assert refused.status_code == 429
                 assert refused.json()["error"]["code"] == "backend_overloaded"
                 assert refused.headers["retry-after"] == "5"
-            wait_until_idle(running)
+            running.wait_until_idle()
             assert running.chat("echo").status_code == 200
 
 
@@ -248,9 +238,9 @@ def test_clients_that_leave_as_their_backend_is_dialled_do_not_hold_the_stop(tmp
             for models in (["deaf:x", "hang"] * 300, ["hang"] * 2_000):
                 for model in models:
                     chat(running.port, model).close()
-                wait_until_idle(running)
-                held.append(resident_bytes(running.process.pid))
-            assert held[1] - held[0] < 2_500_000
+                running.wait_until_idle()
+                held.append(running.resident_kb())
+            assert held[1] - held[0] < 2_500
             chat(running.port, "hang").close()  # the last one may leave as the process does
             running.process.send_signal(signal.SIGTERM)
             assert running.process.wait(PATIENCE_SEC) == 0

@@ -20,7 +20,6 @@ from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.sockets import connect, read_to_end, send
 from tests.support.upstream import running
 from tests.support.waiting import PATIENCE_SEC, until
-from tests.system.test_leaving import inflight, wait_until_idle
 
 PATH = "/v1/music/generations"
 AUDIO = "/ui/heartmula/audio/"
@@ -173,7 +172,7 @@ def test_a_backend_that_fails(
         assert answer.status_code == status
         error = answer.json()["error"]
     assert error["code"] == code
-    wait_until_idle(playing)
+    playing.wait_until_idle()
 
 
 def test_a_piece_that_takes_its_time_is_a_job(playing: Gateway, server: HeartMula) -> None:
@@ -187,13 +186,13 @@ def test_a_piece_that_takes_its_time_is_a_job(playing: Gateway, server: HeartMul
     assert (job["object"], job["status"], job["result"], job["error"]) == ("music.generation", "running", None, None)
     assert job["created_at"] <= job["started_at"] <= time.time() < job["expires_at"]
     assert playing.client.get(location).json() == job
-    assert inflight(playing) == 1, "a job holds its slot"
+    assert playing.inflight() == 1, "a job holds its slot"
     server.is_released = True
     done = job_once(playing, location, "succeeded")
     assert done["finished_at"] >= done["started_at"]
     assert done["result"]["audio_url"].startswith(f"http://appliance.lan{AUDIO}music_")
     assert done["result"]["_gateway"]["backend"] == "m@0"
-    wait_until_idle(playing)
+    playing.wait_until_idle()
     assert playing.client.delete(location).json() == done, "what is finished stays as it is"
     assert playing.client.get(done["result"]["audio_url"].removeprefix("http://appliance.lan")).status_code == 200
 
@@ -204,7 +203,7 @@ def test_a_job_is_cancelled(playing: Gateway, server: HeartMula) -> None:
     job = playing.client.delete(location).json()
     assert (job["status"], job["error"], job["result"]) == ("cancelled", None, None)
     server.wait_for(1, left=True)
-    wait_until_idle(playing)
+    playing.wait_until_idle()
     assert playing.client.get(location).json() == job
     assert playing.client.delete(location).json() == job
 
@@ -241,14 +240,14 @@ def test_jobs_are_bounded(playing: Gateway, server: HeartMula) -> None:
     server.is_released = True
     assert play(playing, prompt="rain").status_code == 200
     playing.client.delete(other, headers=stranger)
-    wait_until_idle(playing)
+    playing.wait_until_idle()
 
 
 def test_backend_sees_its_client_leave(playing: Gateway, server: HeartMula) -> None:
     with send(playing.port, PATH, {"prompt": "hang"}):
         server.wait_for(1)
     server.wait_for(1, left=True)
-    wait_until_idle(playing)
+    playing.wait_until_idle()
     assert play(playing, prompt="rain").status_code == 200
 
 
@@ -272,7 +271,7 @@ def test_the_queue_of_a_class(tmp_path: Path, server: HeartMula) -> None:
         assert served.client.delete(first).json()["status"] == "cancelled"
         assert job_once(served, second, "running")["started_at"]
         assert served.client.delete(second).json()["status"] == "cancelled"
-        wait_until_idle(served)
+        served.wait_until_idle()
 
 
 def test_without_a_queue_what_is_too_much_is_told_at_once(tmp_path: Path, server: HeartMula) -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -32,80 +28,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
+from tests.support.registries import record, registry
 from tests.support.sockets import send
-from tests.support.upstream import MODELS, Upstream
+from tests.support.upstream import DONE, Upstream
 from tests.support.waiting import until
-from tests.unit.backends.test_registry import record, registry
+from tests.support.wire import EVENTS, JSON, Script, event, framed, head, wire
 
 CALLER = sha256(TOKEN.encode()).hexdigest()[:8]
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"word"}}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":5,"total_tokens":12}}\n\n'
 
 
-def samples(running: Gateway, name: str) -> dict[frozenset[tuple[str, str]], float]:
-    """A metric's values by their labels."""
-    found = {}
-    for line in running.observe.get("/metrics").text.splitlines():
-        if match := re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line):
-            found[frozenset(re.findall(r'(\w+)="([^"]*)"', match[1] or ""))] = float(match[2])
-    return found
-
-
-def value(running: Gateway, name: str, **labels: str) -> float:
-    """The sum of the samples that have these labels."""
-    return sum(number for has, number in samples(running, name).items() if has >= labels.items())
-
-
 @contextmanager
 def grows(running: Gateway, by: float, name: str, **labels: str) -> Iterator[None]:
-    before = value(running, name, **labels)
+    before = running.value(name, **labels)
     yield
-    until(lambda: value(running, name, **labels) - before >= by, f"{name} does not grow")
-    assert value(running, name, **labels) - before == by
+    until(lambda: running.value(name, **labels) - before >= by, f"{name} does not grow")
+    assert running.value(name, **labels) - before == by
 
 
-@contextmanager
-def server(post: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """A backend that is well by its probes, and answers requests as `post` does; its base URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            body = json.dumps({"object": "list", "data": [{"id": model} for model in MODELS]}).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            post(self)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.server_address[1]}/v1"
-        finally:
-            listening.shutdown()
-            thread.join()
-
-
-def stream(events: bytes, handler: BaseHTTPRequestHandler) -> None:
-    handler.send_response(200)
-    handler.send_header("content-type", "text/event-stream")
-    handler.send_header("connection", "close")
-    handler.end_headers()
-    handler.wfile.write(events + b"data: [DONE]\n\n")
-    handler.close_connection = True
-
-
-def hang_up(handler: BaseHTTPRequestHandler) -> None:
-    handler.close_connection = True
+def stream(events: bytes) -> Script:
+    return Script((head(EVENTS) + events + DONE,), "close")
 
 
 def test_a_request_is_counted_by_path_status_class_and_caller(served: Gateway) -> None:
@@ -125,7 +68,7 @@ def test_a_request_is_counted_by_path_status_class_and_caller(served: Gateway) -
         grows(served, 1, "gateway_upstream_duration_ms_count", backend_class="test", **chat),
     ):
         assert served.chat("fast", stream=True).status_code == 200
-    assert value(served, "gateway_request_duration_ms_sum", status="200", **chat) > 0
+    assert served.value("gateway_request_duration_ms_sum", status="200", **chat) > 0
     assert TOKEN not in served.observe.get("/metrics").text
 
 
@@ -143,32 +86,34 @@ def test_tokens_are_those_that_the_backend_told(served: Gateway) -> None:
 
 
 def test_a_stream_tells_its_tokens_to_the_metrics_and_not_to_who_did_not_ask(tmp_path: Path) -> None:
-    with server(partial(stream, 3 * EVENT + USAGE)) as url:
-        write_files(tmp_path, url)
+    with wire() as server:
+        server.script = stream(3 * EVENT + USAGE)
+        write_files(tmp_path, server.url)
         with gateway(tmp_path) as running:
             answer = running.chat("fast", stream=True)
             assert "usage" not in answer.text
             entry = running.entry_of(answer)
             assert (entry["input_tokens"], entry["output_tokens"]) == (7, 5)
-            assert value(running, "gateway_tokens_total", direction="input", estimated="false") == 7
-            assert value(running, "gateway_tokens_total", direction="output", estimated="false") == 5
+            assert running.value("gateway_tokens_total", direction="input", estimated="false") == 7
+            assert running.value("gateway_tokens_total", direction="output", estimated="false") == 5
 
 
 def test_tokens_that_nobody_told_are_estimated_and_marked(tmp_path: Path) -> None:
     sent = json.dumps({"model": "fast", "stream": True, "messages": [{"role": "user", "content": "x" * 400}]})
-    with server(partial(stream, 3 * EVENT)) as url:
-        write_files(tmp_path, url)
+    with wire() as server:
+        server.script = stream(3 * EVENT)
+        write_files(tmp_path, server.url)
         with gateway(tmp_path) as running:
             answer = running.client.post("/v1/chat/completions", content=sent)
             assert answer.status_code == 200
             assert "usage" not in answer.text
             assert "input_tokens" not in running.entry_of(answer)
             estimated = {"model": "echo", "estimated": "true"}
-            assert value(running, "gateway_tokens_total", direction="input", **estimated) == len(sent) // 4
+            assert running.value("gateway_tokens_total", direction="input", **estimated) == len(sent) // 4
             # Three events and the terminator; how many writes they are is the network's to say.
-            assert 1 <= value(running, "gateway_tokens_total", direction="output", **estimated) <= 4
-            assert value(running, "gateway_tokens_total", estimated="false") == 0
-            assert value(running, "gateway_caller_tokens_total", caller=CALLER) > 100
+            assert 1 <= running.value("gateway_tokens_total", direction="output", **estimated) <= 4
+            assert running.value("gateway_tokens_total", estimated="false") == 0
+            assert running.value("gateway_caller_tokens_total", caller=CALLER) > 100
 
 
 def test_embeddings_have_no_tokens_out(served: Gateway) -> None:
@@ -208,18 +153,19 @@ def test_a_stream_that_breaks_is_counted_with_its_reason(served: Gateway) -> Non
 
 def test_a_client_that_leaves_is_counted(served: Gateway, seen: Upstream) -> None:
     left = {"reason": "client_disconnected"}
-    before = value(served, "gateway_streams_aborted_total", **left)
+    before = served.value("gateway_streams_aborted_total", **left)
     body = {"model": "hang-mid", "stream": True, "messages": [{"role": "user", "content": "Hi"}]}
     with served.client.stream("POST", "/v1/chat/completions", json=body) as answer:
         next(answer.iter_raw())
     entry = served.log_entry(lambda entry: entry.get("upstream_model") == "hang-mid")
     assert entry["abort_reason"] == "client_disconnected"
-    assert value(served, "gateway_streams_aborted_total", **left) == before + 1
+    assert served.value("gateway_streams_aborted_total", **left) == before + 1
 
 
 def test_a_request_that_went_to_another_host_says_so(tmp_path: Path, backend: Upstream) -> None:
-    with server(hang_up) as url:
-        write_files(tmp_path, url)
+    with wire() as server:
+        server.script = Script((), "close")
+        write_files(tmp_path, server.url)
         path = tmp_path / "backends.yaml"
         content = yaml.safe_load(path.read_text())
         content["backends"]["test@there"] = {**content["backends"]["test@here"], "base_url": backend.url}
@@ -229,27 +175,27 @@ def test_a_request_that_went_to_another_host_says_so(tmp_path: Path, backend: Up
             assert answer.status_code == 200
             entry = running.entry_of(answer)
             assert entry["retried"] is True
-            assert value(running, "gateway_retries_total", backend_class="test") == 1
+            assert running.value("gateway_retries_total", backend_class="test") == 1
             assert entry["backend"] == "test@there"
 
 
 def test_waiting_in_a_queue_is_seen(tmp_path: Path, seen: Upstream) -> None:
     write_files(tmp_path, seen.url, concurrency_limits={"chat": 1}, queue={"max": 8, "timeout_sec": 60})
     with gateway(tmp_path) as running:
-        assert value(running, "gateway_backend_limit", backend="test@here", capability="chat") == 1
+        assert running.value("gateway_backend_limit", backend="test@here", capability="chat") == 1
         chats = {"backend_class": "test", "capability": "chat"}
         body = {"model": "hang", "messages": [{"role": "user", "content": "Hi"}]}
         with ThreadPoolExecutor(1) as pool:
             with send(running.port, "/v1/chat/completions", body):
                 seen.wait_for(1)
                 waiting = pool.submit(running.chat, "fast")
-                until(lambda: value(running, "gateway_queue_waiting", **chats) == 1, "it does not wait")
+                until(lambda: running.value("gateway_queue_waiting", **chats) == 1, "it does not wait")
             answer = waiting.result()
         assert answer.status_code == 200
         entry = running.entry_of(answer)
         assert 0 < entry["queued_ms"] < entry["duration_ms"]
-        assert value(running, "gateway_queue_wait_ms_count", backend_class="test") == 1
-        assert value(running, "gateway_queue_waiting", **chats) == 0
+        assert running.value("gateway_queue_wait_ms_count", backend_class="test") == 1
+        assert running.value("gateway_queue_waiting", **chats) == 0
 
 
 def test_both_listeners_show_backends_process_and_loop(served: Gateway) -> None:
@@ -344,44 +290,38 @@ def test_histograms_add_up(some: list[float], more: list[float]) -> None:
 
 def test_the_page_is_bounded_whatever_clients_and_backends_send(tmp_path: Path) -> None:
     """Each source of a label has its turn: paths, methods, models, classes, statuses, error codes, request types."""
-    turn = 0
 
-    def post(handler: BaseHTTPRequestHandler) -> None:
+    def script(turn: int) -> Script:
         code = f"{turn} " + "x" * 50_000
         error = {"message": code, "code": code, "type": code, "param": code}
         if turn % 3 == 0:
-            stream(EVENT + b"data: " + json.dumps({"error": error}).encode() + b"\n\n", handler)
-            return
-        told = {"choices": [], "usage": {"prompt_tokens": 1}} if turn % 3 == 1 else {"error": error}
-        body = json.dumps(told).encode()
-        handler.send_response(200 if turn % 3 == 1 else 400 + turn % 200)
-        handler.send_header("content-type", "application/json")
-        handler.send_header("content-length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
+            return stream(EVENT + event({"error": error}))
+        if turn % 3 == 1:
+            return Script((framed(JSON, b'{"choices": [], "usage": {"prompt_tokens": 1}}'),))
+        return Script((framed(JSON, json.dumps({"error": error}).encode(), f"{400 + turn % 200} X"),))
 
-    with server(post) as url:
-        write_files(tmp_path, url)
+    with wire() as server:
+        write_files(tmp_path, server.url)
         with gateway(tmp_path) as running:
-            for number in range(250):
-                turn = number
+            for turn in range(250):
+                server.script = script(turn)
                 for path, fields in (
                     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "stream": turn % 3 == 0}),
-                    (f"/v1/{'y' * 200}{number}", {}),
+                    (f"/v1/{'y' * 200}{turn}", {}),
                 ):
                     headers = {
-                        "X-Request-Type": f"type {number}",
-                        "X-Backend": "test" if number % 2 else f"class{number}",
+                        "X-Request-Type": f"type {turn}",
+                        "X-Backend": "test" if turn % 2 else f"class{turn}",
                     }
                     running.client.request(
-                        "POST" if number % 5 else f"METHOD{number}",
+                        "POST" if turn % 5 else f"METHOD{turn}",
                         path,
-                        json={"model": f"test:{'m' * 100}{number}", **fields},
+                        json={"model": f"test:{'m' * 100}{turn}", **fields},
                         headers=headers,
                     )
             page = running.observe.get("/metrics").text
-            assert value(running, "gateway_streams_aborted_total", reason="other") > 30
-            assert value(running, "gateway_tokens_total", model="other") > 30
+            assert running.value("gateway_streams_aborted_total", reason="other") > 30
+            assert running.value("gateway_tokens_total", model="other") > 30
             assert running.chat("fast").status_code
     assert len(page) < 100_000
     assert max(map(len, re.findall(r'="([^"]*)"', page))) <= LABEL_MAX_CHARS

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
+from tests.support.page import BODIES, read_page
 from tests.support.upstream import Upstream
-from tests.unit.api.test_openapi import BODIES, read_page
 
 MESSAGES = '"messages":[{"role":"user","content":"Hi"}]'
 KNOWN = sorted(known_fields(CHAT_REQUEST)._names - {"messages"})

@@ -23,7 +23,6 @@ from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.sockets import connect, read_to_end, read_until, send
 from tests.support.waiting import PATIENCE_SEC, until
 from tests.support.wire import Script, Wire, event, head, wire
-from tests.system.test_leaving import wait_until_idle
 
 WHOLE = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nok"
 
@@ -242,7 +241,7 @@ def test_a_client_that_takes_nothing_of_a_stream_is_cut(bounded: tuple[Gateway, 
     with send(running.port, "/v1/chat/completions", body, buffer=4096):
         entry = running.log_entry(lambda entry: entry.get("stream") is True)
         assert (entry["status"], entry["abort_reason"]) == (200, "client_disconnected")
-        wait_until_idle(running)
+        running.wait_until_idle()
 
 
 @contextmanager

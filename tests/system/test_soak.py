@@ -25,7 +25,6 @@ from tests.support.hostile import deaf
 from tests.support.neighbour import neighbour
 from tests.support.sampling import IS_FULL, SEED
 from tests.support.waiting import PATIENCE_SEC, until
-from tests.system.test_leaving import inflight
 
 COUNT = 200_000 if IS_FULL else 4_000
 FIRST = COUNT // 10  # after so many memory is as it is to stay
@@ -111,46 +110,26 @@ async def one_round(target: Target, chance: random.Random) -> None:
     assert [budget.done for budget in budgets] == [budget.requests for budget in budgets]
 
 
-def memory_kb(running: Gateway) -> int:
-    return int(Path(f"/proc/{running.process.pid}/status").read_text().partition("VmRSS:")[2].split()[0])
-
-
-def files(running: Gateway) -> int:
-    return sum(1 for _ in Path(f"/proc/{running.process.pid}/fd").iterdir())
-
-
-def wait_until_free(running: Gateway) -> None:
-    """No slot is held, and nobody waits for one or for a connection."""
-
-    def is_free() -> bool:
-        status = running.client.get("/v1/gateway/status").json()["admission_control"].values()
-        waiting = [
-            float(line.rpartition(" ")[2])
-            for line in running.observe.get("/metrics").text.splitlines()
-            if line.startswith(("gateway_backend_connections_waiting{", "gateway_queue_waiting{"))
-        ]
-        return not any((inflight(running), *(one["inflight"] + one["queued"] for one in status), *waiting))
-
-    until(is_free, "something is held")
-
-
 def test_soak(soaked: Gateway) -> None:
     chance = random.Random(SEED)  # noqa: S311 - repeatable, not secret
     target = Target(soaked.port, TOKEN)
-    begun, files_before, memory_then = time.monotonic(), files(soaked), 0
+    begun, files_before, memory_then = time.monotonic(), soaked.open_files(), 0
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         for done in range(ROUND, COUNT + ROUND, ROUND):
             runner.run(one_round(target, chance))
             if done == max(FIRST, ROUND):
-                wait_until_free(soaked)
-                memory_then = memory_kb(soaked)
-    wait_until_free(soaked)
+                soaked.wait_until_idle()
+                memory_then = soaked.resident_kb()
+    soaked.wait_until_idle()
     print(f"{COUNT} requests, TEST_SEED={SEED}, {time.monotonic() - begun:.0f} s")
-    print(f"memory {memory_then} kB after {max(FIRST, ROUND)}, now {memory_kb(soaked)}")
-    print(f"files {files_before} before, now {files(soaked)}")
+    print(f"memory {memory_then} kB after {max(FIRST, ROUND)}, now {soaked.resident_kb()}")
+    print(f"files {files_before} before, now {soaked.open_files()}")
     assert soaked.chat("echo").status_code == 200
-    until(lambda: memory_kb(soaked) <= memory_then + MEMORY_KB, f"{memory_kb(soaked)} kB are held")
-    until(lambda: files(soaked) <= files_before + CONNECTIONS + 16, f"{files(soaked)} files are open")
+    until(
+        lambda: soaked.resident_kb() <= memory_then + MEMORY_KB,
+        f"{soaked.resident_kb()} kB are held",
+    )
+    until(lambda: soaked.open_files() <= files_before + CONNECTIONS + 16, f"{soaked.open_files()} files are open")
     stopped = time.monotonic()
     soaked.process.terminate()
     assert soaked.process.wait(PATIENCE_SEC) == 0

@@ -16,10 +16,10 @@ from gateway.backends.tokenizer import COUNTED_MAX_BYTES, count
 from tests.support import scripted
 from tests.support.chat_script import ChatScript, chat_script
 from tests.support.gateways import Gateway, gateway, write_files
+from tests.support.registries import record, registry
 from tests.support.scripted import Run, cancelled, until
 from tests.support.sockets import send
 from tests.support.wire import JSON, framed
-from tests.unit.backends.test_registry import record, registry
 
 HI = [{"role": "user", "content": "Hi"}]
 CHAT, COMPLETION = {"messages": HI, "stream": True}, {"prompt": "Hi", "n": 2}

@@ -20,8 +20,8 @@ from gateway.routing.request_type import is_coding
 from gateway.wire.protocol import EXTENSION, NAMED_HEADERS
 
 from tests.support.gateways import TOKEN, write_files
+from tests.support.page import BODIES, REQUIRED, read_page
 from tests.support.sampling import sample
-from tests.unit.api.test_openapi import BODIES, REQUIRED, read_page
 
 SIZE = 1_000_000
 USUAL = 40  # bodies of a route that are tried, of 60 to 300

@@ -14,8 +14,8 @@ from gateway.backends.registry import Registry
 from gateway.backends.slots import CIRCUIT_OPENS_AFTER, Slots
 from gateway.errors import ApiError
 
+from tests.support.registries import record, registry
 from tests.support.scripted import Run
-from tests.unit.backends.test_registry import record, registry
 
 QUEUE = {"max": 50, "timeout_sec": 60}
 

@@ -9,32 +9,10 @@ from gateway.backends.registry import ROUTES_MAX, Registry, Route
 from gateway.backends.slots import CIRCUIT_OPENS_AFTER, Backend, backend_maker
 from gateway.errors import ApiError
 from gateway.routing.aliases import Alias
-from gateway.routing.settings import EmbeddingsSettings, RoutingSettings
 from gateway.wire.http1 import Pool, Timeouts
 
+from tests.support.registries import ALIASES, ROUTING, record, registry
 from tests.support.scripted import Run, until
-
-ALIASES = {"default": Alias("test", "m"), "lost": Alias("nowhere", "m")}
-ROUTING = RoutingSettings.model_validate({}), EmbeddingsSettings.model_validate({})
-
-
-def record(limit: int | None = None, **fields: Any) -> BackendRecord:
-    given = {
-        "class": "test",
-        "base_url": "http://127.0.0.1:1/v1",
-        "supported_capabilities": ["chat"],
-        "concurrency_limits": {"chat": limit} if limit else {},
-    }
-    return BackendRecord.model_validate(given | fields)
-
-
-def registry(**records: BackendRecord) -> Registry:
-    make = backend_maker(Timeouts(), None)  # type: ignore[arg-type]  # no https here
-    made = Registry(BackendsFile(records, {}), ALIASES, *ROUTING, make)
-    for backend in made.backends:
-        backend.models = ("m",)
-    made.refresh_names()
-    return made
 
 
 def taken(registry: Registry, route: Route) -> str:

@@ -7,7 +7,7 @@ from gateway.wire.ndjson import LINE_MAX_BYTES, LineCutter, LineTooLong
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.wire.test_sse import cut as cuts
+from tests.support.pieces import cut as cuts
 
 
 @given(st.lists(st.binary(max_size=20).filter(lambda line: b"\n" not in line)), st.data())

@@ -24,6 +24,8 @@ from gateway.wire.sse import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.support.pieces import cut
+
 Json = dict[str, Any]
 line_ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=20).map(str.encode)
@@ -92,12 +94,6 @@ def streams(draw: st.DrawFn) -> bytes:
         )
         found.append(b"".join(line + end for line in lines) + end)
     return b"".join(found) + draw(st.just(b"") | st.just(b'data: {"half') | st.binary(max_size=9))
-
-
-@st.composite
-def cut(draw: st.DrawFn, data: bytes) -> list[bytes]:
-    places = sorted(draw(st.sets(st.integers(0, len(data)), max_size=10)))
-    return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True) if b > a]
 
 
 def parsed(pieces: list[bytes]) -> list[Json]:

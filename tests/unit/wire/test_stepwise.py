@@ -26,16 +26,7 @@ from gateway.wire.stepwise import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-
-def ended(steps: Any) -> tuple[Any, int]:
-    """What a generator returns, and how often it stopped before."""
-    stops = 0
-    try:
-        while True:
-            next(steps)
-            stops += 1
-    except StopIteration as end:
-        return end.value, stops
+from tests.support.pieces import ended
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, STEP_BYTES - 1, STEP_BYTES, STEP_BYTES + 1, 2 * STEP_BYTES + 5])

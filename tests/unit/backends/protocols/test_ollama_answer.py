@@ -15,7 +15,7 @@ from hypothesis import given
 
 from tests.support.faces.ollama import go_json
 from tests.support.ollama_lines import ADAPTER, ANY_JSON, COUNTS, HEAD, LAST, OTHER, TOOL, Json
-from tests.unit.wire.test_stepwise import ended
+from tests.support.pieces import ended
 
 
 def answer(capability: str, line: Json, **fields: Any) -> Json:

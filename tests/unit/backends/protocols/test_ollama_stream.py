@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.support.faces.ollama import go_json
 from tests.support.ollama_lines import ADAPTER, ANY_JSON, HEAD, LAST, TOOL, Json, delta_line, ndjson, recorded_shapes
-from tests.unit.wire.test_sse import cut as cuts
+from tests.support.pieces import cut as cuts
 
 
 def streamed(pieces: Iterable[bytes], capability: str = "chat", **fields: Any) -> tuple[list[Any], str | None]:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.faces.speech import AUDIO
-from tests.unit.wire.test_stepwise import ended
+from tests.support.pieces import ended
 
 
 def test_a_speech_request_is_openai_s_whatever_its_names() -> None:
