@@ -16,12 +16,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from gateway.backends.protocols import PROTOCOLS, openai
+from gateway.backends.protocols import BY_NAME, PROTOCOLS, openai
+from gateway.backends.protocols.wire_protocol import WireProtocol
 
 from tests.support.in_process import InProcess, http, in_process
 from tests.support.waiting import PATIENCE_SEC
 
 GOLDEN = Path(__file__).parent / "wire_protocols"
+PAGE = Path(__file__).parents[2] / "docs/add-a-protocol.md"
 PROBED = b'{"data": [{"id": "m"}], "models": [{"name": "m"}]}'
 IS_LIKE_OPENAI = {each.name: each.models is openai.MODELS for each in PROTOCOLS}
 # By protocol: its name, what follows the host in base_url, and all its capabilities.
@@ -55,9 +57,9 @@ def turns() -> Iterator[tuple[str, str, Path]]:
 TURNS = list(turns())
 
 
-def read(path: Path) -> list[Part]:
+def read(turn: bytes) -> list[Part]:
     """The parts of a turn: what stands behind `--- `, and the lines below it but for the last line's end."""
-    parts = re.split(rb"^--- (.*)\n", path.read_bytes(), flags=re.MULTILINE)[1:]
+    parts = re.split(rb"^--- (.*)\n", turn, flags=re.MULTILINE)[1:]
     return [(head.decode(), body.removesuffix(b"\n")) for head, body in zip(parts[::2], parts[1::2], strict=True)]
 
 
@@ -110,16 +112,35 @@ async def played(gateway: InProcess, parts: list[Part], backend: str) -> list[Pa
     ("protocol", "path"), [pytest.param(name, path, id=f"{name}-{path.stem}") for name, _, path in TURNS]
 )
 def test_golden_turn(gateway: InProcess, runner: asyncio.Runner, protocol: str, path: Path) -> None:
-    golden = read(path)
+    golden = read(path.read_bytes())
     now = runner.run(asyncio.wait_for(played(gateway, golden, protocol), PATIENCE_SEC))
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_bytes(b"".join(b"--- %b\n%b\n" % (head.encode(), body) for head, body in now))
     assert gateway.settle() == 0
     assert gateway.alarms.told == []
-    assert now == read(path)
+    assert now == read(path.read_bytes())
 
 
 def test_every_capability_of_every_protocol_has_a_turn() -> None:
     wanted = {(each.name, capability) for each in PROTOCOLS for capability in each.capabilities}
     assert {(protocol, capability) for protocol, capability, _ in TURNS} == wanted
     assert {path for _, _, path in TURNS} == set(GOLDEN.rglob("*.txt"))
+
+
+def test_the_page_adds_a_protocol(runner: asyncio.Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, turn = re.findall(r"```(?:python)?\n(.*?)```", PAGE.read_text(), re.DOTALL)[:2]
+    added: dict[str, WireProtocol] = {}
+    exec(source, added)  # noqa: S102 - our own page
+    protocol = added["PROTOCOL"]
+    monkeypatch.setitem(BY_NAME, protocol.name, protocol)
+
+    async def added_and_played() -> list[Part]:
+        backends = {protocol.name: (protocol.name, "", sorted(protocol.capabilities))}
+        async with in_process(tmp_path, lambda *_: http(PROBED), backends, model_aliases_json="{}") as gateway:
+            return await played(gateway, read(turn.encode()), protocol.name)
+
+    *_, (asked, body), _, (told, events) = runner.run(added_and_played())
+    assert (asked, body) == ("asked POST /say", b'{"bird":"polly","text":"pretty bird"}')
+    assert told == "told 200 text/event-stream"
+    assert [line.partition(b'"content":')[2][:9] for line in events.splitlines()[:4:2]] == [b'"pretty "', b'"bird "},']
+    assert events.endswith(b"\n\ndata: [DONE]\n\n")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from gateway.backends.protocols import BY_NAME, PROTOCOLS
+from gateway.backends.protocols import BY_IMAGES_BACKEND, BY_NAME, PROTOCOLS
 from gateway.backends.protocols.wire_protocol import Implied, WireProtocol
 from gateway.backends.settings import BackendSettings
 from gateway.config.files import read_text, validation_refusal
@@ -233,9 +233,8 @@ def implied_records(settings: Settings) -> dict[str, BackendRecord]:
 
 def _implied_images(settings: Settings) -> tuple[WireProtocol, Implied]:
     """The image server is spoken to as IMAGES_BACKEND says; small ones of OpenAI's API have no `/health`."""
-    usual = PROTOCOLS[0]
-    protocol = next((one for one in PROTOCOLS if settings.value("images_backend") == one.images_backend), usual)
-    probe = "/v1/models" if protocol is usual else ""
+    protocol = BY_IMAGES_BACKEND.get(settings.value("images_backend"), PROTOCOLS[0])
+    probe = "/v1/models" if protocol is PROTOCOLS[0] else ""
     return protocol, Implied(IMAGES_URL, ("images",), {"images": 2}, class_setting="images_backend_class", probe=probe)
 
 

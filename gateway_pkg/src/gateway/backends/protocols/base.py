@@ -181,23 +181,26 @@ class StreamTranslator(Protocol):
         ...
 
 
-class Adapter(Protocol):
-    """Between OpenAI's API and a backend's own. A `capability` is one of chat, completions, embeddings."""
+class Adapter:
+    """Between OpenAI's API and a backend's own; it has what the protocol's capabilities ask for.
+
+    A `capability` is one of chat, completions, embeddings.
+    """
 
     def request(self, capability: str, request: Mapping[str, Any], model: str) -> Outgoing:
         """The backend's request for `model`; raises ApiError 400 that names a field it has no counterpart for."""
-        ...
+        raise NotImplementedError
 
     def answer(self, capability: str, request: Mapping[str, Any], model: str, body: bytes) -> dict[str, Any]:
         """OpenAI's answer to a chat or a completion for a whole body of status 200; raises AnswerError."""
-        ...
+        raise NotImplementedError
 
     def embeddings(
         self, request: Mapping[str, Any], model: str, body: bytes
     ) -> Generator[None, None, tuple[dict[str, Any], LongTexts]]:
         """OpenAI's answer to embeddings, as `json_object_in_steps` has it; raises AnswerError."""
-        ...
+        raise NotImplementedError
 
     def stream(self, capability: str, request: Mapping[str, Any], model: str) -> StreamTranslator:
         """The translator for the answer to a request that asked for a stream."""
-        ...
+        raise NotImplementedError

@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 from typing_extensions import TypedDict
 
 from gateway.backends.call import Call, Dispatcher, in_time
-from gateway.backends.protocols import PROTOCOLS
+from gateway.backends.protocols import BY_IMAGES_BACKEND
 from gateway.backends.protocols.image_formats import MEDIA_TYPES, kind_of
 from gateway.backends.protocols.image_request import GUIDANCE, ImageRequest, Painting, Upload, read_request
 from gateway.backends.protocols.steps import Steps
@@ -225,11 +225,9 @@ class ImageHandler:
     def _protocol(self, backend: Backend) -> WireProtocol:
         """What IMAGES_BACKEND says that the servers of its class speak, whatever their records say."""
         forced, own = self._settings.images_backend, backend.protocol
-        if not forced or forced == own.images_backend:
+        if forced == own.images_backend or backend.record.backend_class != self._settings.images_backend_class:
             return own
-        if backend.record.backend_class != self._settings.images_backend_class:
-            return own
-        return next((one for one in PROTOCOLS if one.images_backend == forced), own)
+        return BY_IMAGES_BACKEND.get(forced, own)
 
     async def _paint(self, call: Call, request: ImageRequest, wanted: str) -> Painting:
         def steps(slots: Slots) -> Steps[Painting]:

@@ -9,7 +9,14 @@ from typing import Any
 
 import orjson
 
-from gateway.backends.protocols.base import AnswerError, Outgoing, check_inside, json_object_in_steps, written
+from gateway.backends.protocols.base import (
+    Adapter,
+    AnswerError,
+    Outgoing,
+    check_inside,
+    json_object_in_steps,
+    written,
+)
 from gateway.backends.protocols.ollama import request as outgoing
 from gateway.backends.usage import count_of
 from gateway.wire import rawjson
@@ -26,9 +33,7 @@ CALLS_MAX = 1_000
 CALL_VALUES_MAX = 200_000
 
 
-class OllamaAdapter:
-    """Implements `base.Adapter`."""
-
+class OllamaAdapter(Adapter):
     def request(self, capability: str, request: Mapping[str, Any], model: str) -> Outgoing:
         if capability == "chat":
             return Outgoing(b"/api/chat", outgoing.dump(outgoing.chat(request, model), request))
