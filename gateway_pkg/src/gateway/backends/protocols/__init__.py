@@ -17,8 +17,8 @@ PROTOCOLS: tuple[WireProtocol, ...] = (
     invokeai.PROTOCOL,
     heartmula.PROTOCOL,
 )
+BY_NAME: Mapping[str, WireProtocol] = {each.name: each for each in PROTOCOLS}
 # By the value of IMAGES_BACKEND; of two, the first.
 BY_IMAGES_BACKEND: Mapping[str, WireProtocol] = {
-    each.images_backend: each for each in PROTOCOLS[::-1] if each.images_backend
+    each.images_backend: each for each in reversed(PROTOCOLS) if each.images_backend
 }
-BY_NAME: Mapping[str, WireProtocol] = {each.name: each for each in PROTOCOLS}
