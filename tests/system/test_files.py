@@ -40,6 +40,10 @@ def naming(path: Path) -> Settings:
         (GOOD.replace("class: test", "class: 'a b'") + "}}", "class"),
         (GOOD + ", concurrency_limits: {chat: 0}}}", "concurrency_limits.chat"),
         (GOOD + ", protocol: heartmula}}", "protocol 'heartmula' has no chat; it has music"),
+        (
+            GOOD + ", protocol: olama}}",
+            "no protocol 'olama'; did you mean 'ollama'? there are openai, llamacpp, ollama, nexa, a1111, ",
+        ),
         (GOOD + ", queue: {max: 0, timeout_sec: 1}}}", "queue.max"),
         (GOOD + ", api_key: '${NOT_SET}'}}", "${NOT_SET} is not set"),
         (GOOD + ', api_key: "a\\r\\nX: y"}}', "api_key"),

@@ -14,7 +14,7 @@ from gateway.backends.protocols.ollama.answer import models
 from hypothesis import given
 
 from tests.support.faces.ollama import go_json
-from tests.support.ollama_lines import ADAPTER, ANY_JSON, COUNTS, HEAD, LAST, OTHER, TOOL, Json
+from tests.support.ollama_lines import ADAPTER, ANY_JSON, COUNTS, LAST, Json
 from tests.support.pieces import ended
 
 
@@ -28,44 +28,6 @@ def answered(capability: str, request: Json, body: bytes) -> Json:
     (content, lists), _ = ended(ADAPTER.embeddings(request, "m", body))
     whole: Json = orjson.loads(ended(embeddings_written(content, lists, request.get("encoding_format")))[0])
     return whole
-
-
-def test_a_whole_answer_is_openais() -> None:
-    message = {"role": "assistant", "content": "Hello", "thinking": "Hm"}
-    completion = answer("chat", LAST | {"message": message})
-    assert completion.pop("id").startswith("chatcmpl-")
-    assert completion.pop("created") > 0
-    assert completion == {
-        "object": "chat.completion",
-        "model": "ollama:m",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12},
-    }
-
-
-def test_a_whole_answer_has_the_calls_of_tools() -> None:
-    calls = [
-        {"id": "call_a", "function": {"index": 0, "name": "f", "arguments": {"a": 1}}},
-        {"function": {"name": "g"}},
-    ]
-    choice = answer("chat", LAST | {"message": {"role": "assistant", "content": "", "tool_calls": calls}})["choices"][0]
-    assert choice["finish_reason"] == "tool_calls"
-    assert choice["message"]["content"] is None
-    first, second = choice["message"]["tool_calls"]
-    assert first == {"id": "call_a", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
-    assert second["function"] == {"name": "g", "arguments": "{}"}
-    assert second["id"].startswith("call_")
-
-
-def test_a_tool_that_had_to_be_called_has_been() -> None:
-    choice = answer(
-        "chat",
-        LAST | {"message": {"role": "assistant", "content": '{"a": 1}'}},
-        tools=[TOOL, OTHER],
-        tool_choice={"type": "function", "function": {"name": "f"}},
-    )["choices"][0]
-    assert choice["finish_reason"] == "tool_calls"
-    assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
 
 
 def test_no_parallel_calls_when_they_are_not_wanted() -> None:
@@ -89,52 +51,6 @@ def test_no_parallel_calls_when_they_are_not_wanted() -> None:
 def test_usage_is_real_or_absent(counts: Json, usage: Json | None) -> None:
     line = {key: value for key, value in LAST.items() if key not in COUNTS}
     assert answer("chat", line | counts).get("usage") == usage
-
-
-def test_log_probabilities_are_openais() -> None:
-    entries = [{"token": "Hel", "logprob": -0.5, "bytes": [72], "top_logprobs": [{"token": "Hel", "logprob": -0.5}]}]
-    chat = answer("chat", LAST | {"logprobs": [*entries, {"token": "lo", "logprob": -1}]})
-    assert chat["choices"][0]["logprobs"]["content"] == [
-        {
-            "token": "Hel",
-            "logprob": -0.5,
-            "bytes": [72],
-            "top_logprobs": [{"token": "Hel", "logprob": -0.5, "bytes": None}],
-        },
-        {"token": "lo", "logprob": -1, "bytes": None, "top_logprobs": []},
-    ]
-    line = {**HEAD, "response": "Hello", "done": True, "logprobs": [*entries, {"token": "lo", "logprob": -1}]}
-    assert answer("completions", line)["choices"][0]["logprobs"] == {
-        "tokens": ["Hel", "lo"],
-        "token_logprobs": [-0.5, -1],
-        "top_logprobs": [{"Hel": -0.5}, {}],
-        "text_offset": [0, 3],
-    }
-
-
-def test_a_completion_is_openais() -> None:
-    line = {**HEAD, "response": " upon a time", "thinking": "Hm", "done": True, "done_reason": "length", **COUNTS}
-    completion = answer("completions", line)
-    assert completion["object"] == "text_completion"
-    assert completion["id"].startswith("cmpl-")
-    choice = {"index": 0, "text": " upon a time", "thinking": "Hm", "finish_reason": "length"}
-    assert completion["choices"] == [choice]
-    assert completion["usage"]["total_tokens"] == 12
-
-
-def test_embeddings_are_openais() -> None:
-    line = {"model": "m", "embeddings": [[0.5, -0.25], [1, 0]], "prompt_eval_count": 4}
-    assert answer("embeddings", line, input=["a", "b"]) == {
-        "object": "list",
-        "model": "ollama:m",
-        "data": [
-            {"object": "embedding", "index": 0, "embedding": [0.5, -0.25]},
-            {"object": "embedding", "index": 1, "embedding": [1, 0]},
-        ],
-        "usage": {"prompt_tokens": 4, "total_tokens": 4},
-    }
-    packed = answer("embeddings", line, input=["a", "b"], encoding_format="base64")["data"][0]["embedding"]
-    assert struct.unpack("<2f", base64.b64decode(packed)) == (0.5, -0.25)
 
 
 def test_large_embeddings_keep_their_numbers_as_they_came() -> None:

@@ -30,50 +30,6 @@ def said(*messages: Json) -> list[Json]:
     return content
 
 
-def test_a_chat_is_ollamas() -> None:
-    assert sent() == {"model": "m", "messages": [USER], "stream": False, "options": {}}
-    assert sent(stream=True)["stream"] is True
-
-
-def test_sampling_goes_into_the_options_beside_ollamas_own() -> None:
-    body = sent(
-        temperature=0.5,
-        top_p=0.9,
-        seed=7,
-        stop="END",
-        presence_penalty=0.1,
-        frequency_penalty=0.2,
-        max_tokens=9,
-        options={"num_ctx": 4096, "temperature": 2},
-    )
-    assert body["options"] == {
-        "num_ctx": 4096,
-        "temperature": 0.5,
-        "top_p": 0.9,
-        "seed": 7,
-        "stop": ["END"],
-        "presence_penalty": 0.1,
-        "frequency_penalty": 0.2,
-        "num_predict": 9,
-    }
-    assert sent(max_tokens=9, max_completion_tokens=3, stop=["a", "b"])["options"] == {
-        "num_predict": 3,
-        "stop": ["a", "b"],
-    }
-
-
-def test_fields_that_are_not_openais_are_forwarded() -> None:
-    extra: Json = {
-        "keep_alive": "10m",
-        "think": True,
-        "truncate": False,
-        "user": "u-1",
-        "metadata": {"a": "b"},
-    }
-    assert sent(**extra).items() >= extra.items()
-    assert sent(store=None).keys() == sent().keys()
-
-
 @pytest.mark.parametrize(
     ("effort", "think"),
     [("none", False), ("minimal", "low"), ("low", "low"), ("medium", "medium"), ("high", "high"), ("xhigh", "max")],
@@ -91,54 +47,6 @@ def test_response_format_is_format() -> None:
     assert sent(response_format=wanted)["format"] == schema
 
 
-def test_log_probabilities_are_asked_for() -> None:
-    assert sent(logprobs=True, top_logprobs=3).items() >= {"logprobs": True, "top_logprobs": 3}.items()
-    assert "logprobs" not in sent(logprobs=False)
-    assert sent("completions", logprobs=2).items() >= {"logprobs": True, "top_logprobs": 2}.items()
-
-
-def test_messages_are_ollamas() -> None:
-    assert said({"role": "developer", "content": "Be brief"}) == [{"role": "system", "content": "Be brief"}]
-    parts = [
-        {"type": "text", "text": "What is"},
-        {"type": "image_url", "image_url": {"url": PNG, "detail": "high"}},
-        {"type": "text", "text": "this?"},
-        {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
-    ]
-    assert said({"role": "user", "content": parts}) == [
-        {"role": "user", "content": "What is\nthis?", "images": ["iVBORw0KGgo=", "UklGRg=="]}
-    ]
-
-
-def test_tool_calls_and_results_are_ollamas() -> None:
-    arguments = '{"a": 1.0, "big": 123456789012345678901234567890, "e": "\\u00e9"}'
-    calls = [
-        {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": arguments}},
-        {"id": "call_2", "type": "function", "function": {"name": "g", "arguments": ""}},
-    ]
-    messages = [
-        {"role": "assistant", "content": None, "tool_calls": calls, "thinking": "Hm"},
-        {"role": "tool", "tool_call_id": "call_2", "content": "two"},
-        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "one"}]},
-    ]
-    body = ADAPTER.request("chat", {"messages": messages}, "m").body
-    assert arguments.encode() in body  # the very text: no number is rewritten
-    told = json.loads(body)["messages"]
-    assert told == [
-        {
-            "role": "assistant",
-            "content": "",
-            "thinking": "Hm",
-            "tool_calls": [
-                {"id": "call_1", "function": {"name": "f", "index": 0, "arguments": json.loads(arguments)}},
-                {"id": "call_2", "function": {"name": "g", "index": 1, "arguments": {}}},
-            ],
-        },
-        {"role": "tool", "tool_call_id": "call_2", "tool_name": "g", "content": "two"},
-        {"role": "tool", "tool_call_id": "call_1", "tool_name": "f", "content": "one"},
-    ]
-
-
 def test_tool_choice() -> None:
     tools = [TOOL, OTHER]
     assert sent(tools=tools)["tools"] == sent(tools=tools, tool_choice="auto")["tools"] == tools
@@ -148,23 +56,6 @@ def test_tool_choice() -> None:
         body = sent(tools=offered, tool_choice=choice)
         assert body["tools"] == offered
         assert body["format"] == TOOL["function"]["parameters"]  # type: ignore[index]  # a dict of dicts
-
-
-def test_a_completion_is_ollamas() -> None:
-    assert sent("completions", suffix="the end.", raw=True) == {
-        "model": "m",
-        "prompt": "Once",
-        "suffix": "the end.",
-        "raw": True,
-        "stream": False,
-        "options": {},
-    }
-    assert sent("completions", prompt=["One"])["prompt"] == "One"
-
-
-def test_an_embedding_is_ollamas() -> None:
-    fields = {"input": ["a", "b"], "dimensions": 8, "encoding_format": "base64", "truncate": False}
-    assert sent("embeddings", **fields) == {"model": "m", "input": ["a", "b"], "dimensions": 8, "truncate": False}
 
 
 def content(part: Json) -> Json:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.faces.ollama import go_json
-from tests.support.ollama_lines import ADAPTER, ANY_JSON, HEAD, LAST, TOOL, Json, delta_line, ndjson, recorded_shapes
+from tests.support.ollama_lines import ADAPTER, ANY_JSON, LAST, TOOL, Json, delta_line, ndjson, recorded_shapes
 from tests.support.pieces import cut as cuts
 
 
@@ -53,39 +53,6 @@ def event_of(data: bytes) -> Any:
     return event
 
 
-def test_a_stream_is_openais() -> None:
-    lines = ndjson(
-        delta_line(thinking="Hm"),
-        delta_line(content="Hel"),
-        delta_line(tool_calls=[{"function": {"name": "f", "arguments": {"a": "é<"}}}, {"function": {"name": "g"}}]),
-        delta_line(tool_calls=[{"id": "call_9", "function": {"index": 0, "name": "h", "arguments": {}}}]),
-        LAST,
-    )
-    events, error = streamed([lines], stream_options={"include_usage": True})
-    assert error is None
-
-    def called(index: int, name: str, arguments: str) -> Json:
-        return {"index": index, "id": "call_", "type": "function", "function": {"name": name, "arguments": arguments}}
-
-    deltas = [
-        {"role": "assistant", "content": "", "thinking": "Hm"},
-        {"content": "Hel"},
-        {"tool_calls": [called(0, "f", '{"a":"é\\u003c"}'), called(1, "g", "{}")]},
-        {"tool_calls": [called(2, "h", "{}")]},
-        {},
-    ]
-    reasons = [None, None, None, None, "tool_calls"]
-    head = {"object": "chat.completion.chunk", "model": "ollama:m"}
-    assert events == [
-        *(
-            {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
-            for delta, reason in zip(deltas, reasons, strict=True)
-        ),
-        {**head, "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}},
-        "[DONE]",
-    ]
-
-
 def test_usage_is_told_only_when_asked_for_but_always_known() -> None:
     stream = ADAPTER.stream("chat", {"stream": True}, "m")
     events = stream.feed(ndjson(delta_line(content="Hi"), LAST))
@@ -101,31 +68,6 @@ def test_the_last_line_may_say_something() -> None:
         {"index": 0, "delta": {"role": "assistant", "content": "Hi"}, "finish_reason": "length"}
     ]
     assert events[1:] == ["[DONE]"]
-
-
-def test_a_completions_stream() -> None:
-    lines = [{**HEAD, "response": "Hel", "done": False}, {**HEAD, "response": "", "done": True, "done_reason": "stop"}]
-    events, error = streamed([ndjson(*lines)], "completions")
-    assert error is None
-    head = {"object": "text_completion", "model": "ollama:m"}
-    assert events == [
-        {**head, "choices": [{"index": 0, "text": "Hel", "finish_reason": None}]},
-        {**head, "choices": [{"index": 0, "text": "", "finish_reason": "stop"}]},
-        "[DONE]",
-    ]
-
-
-def test_a_forced_call_is_streamed_as_its_arguments_come() -> None:
-    pieces = ['{"a"', ": ", "1}"]
-    lines = ndjson(delta_line(thinking="Hm"), *(delta_line(content=piece) for piece in pieces), LAST)
-    events, _ = streamed([lines], tools=[TOOL], tool_choice="required")
-    deltas = [event["choices"][0]["delta"] for event in events[:-1]]
-    assert "tool_calls" not in deltas[0]
-    calls = [delta["tool_calls"][0] for delta in deltas[1:4]]
-    assert calls[0]["function"]["name"] == "f"
-    assert [call["index"] for call in calls] == [0, 0, 0]
-    assert "".join(call["function"]["arguments"] for call in calls) == "".join(pieces)
-    assert events[-2]["choices"][0]["finish_reason"] == "tool_calls"
 
 
 def test_a_call_made_without_force_is_the_one() -> None:
