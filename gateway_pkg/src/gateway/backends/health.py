@@ -92,7 +92,7 @@ class Prober:
     async def _probe(self, backend: Backend) -> None:
         healthy = ready = False
         error: str | None = None
-        paths, protocol = backend.record.health, backend.protocol
+        paths = backend.record.health
         # A connection of its own for each look: requests never wait for it, and however many are under way, it is made.
         late = Timeouts(*[2 * self._timeout] * 4)
         pool = Pool(backend.origin, max_connections=1, timeouts=late, ssl_context=self._tls)
@@ -101,13 +101,7 @@ class Prober:
             healthy = True
             if paths.readiness != paths.liveness:
                 await self._get(pool, backend, paths.readiness)
-            if protocol.models is not None and MODEL_CAPABILITIES & backend.slots.keys():
-                models = await self._names(pool, backend, protocol.models, MODELS_MAX)
-                if protocol.loaded is not None:
-                    backend.loaded = await self._names(pool, backend, protocol.loaded, LOADED_MAX)
-                if models != backend.models:
-                    backend.models = models
-                    self._registry.refresh_names()
+            await self._list_models(pool, backend)
             ready = True
         except _ProbeFailed as failure:
             error = str(failure)
@@ -126,6 +120,17 @@ class Prober:
         backend.healthy, backend.ready, backend.error, backend.last_check = healthy, ready, error, time.time()
         if ready and not was_ready:
             backend.wake()
+
+    async def _list_models(self, pool: Pool, backend: Backend) -> None:
+        protocol = backend.protocol
+        if protocol.models is None or not MODEL_CAPABILITIES & backend.slots.keys():
+            return
+        models = await self._names(pool, backend, protocol.models, MODELS_MAX)
+        if protocol.loaded is not None:
+            backend.loaded = await self._names(pool, backend, protocol.loaded, LOADED_MAX)
+        if models != backend.models:
+            backend.models = models
+            self._registry.refresh_names()
 
     async def _names(self, pool: Pool, backend: Backend, listing: Listing, most: int) -> tuple[str, ...]:
         path = backend.origin.prefix.decode() + listing.path

@@ -9,15 +9,7 @@ import orjson
 
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.image_parts import image_bytes
-from gateway.backends.protocols.image_request import (
-    GUIDANCE,
-    STEPS,
-    ImageRequest,
-    Painting,
-    diffusion_options,
-    native_size,
-    one_image,
-)
+from gateway.backends.protocols.image_request import GUIDANCE, STEPS, ImageRequest, Painting, diffusion_options
 from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Steps, paced
 from gateway.backends.protocols.wire_protocol import WireProtocol
 from gateway.errors import ApiError
@@ -36,16 +28,16 @@ def paint(request: ImageRequest) -> Steps[Painting]:
     The images of a batch have the seeds from `seed` on.
     """
     options = diffusion_options(request, NAME)
-    size = native_size(request, NAME)
+    size = options.native_size()
     sent: dict[str, Any] = {
         "prompt": request.prompt,
         "negative_prompt": options.take("negative_prompt") or "",
         "width": size.width,
         "height": size.height,
         "batch_size": request.n,
-        "steps": options.take(*STEPS) or request.usual_steps,
-        "cfg_scale": _or(options.take(*GUIDANCE), GUIDANCE_SCALE),
-        "seed": _or(options.take("seed"), -1),
+        "steps": options.take(*STEPS, usual=request.usual_steps),
+        "cfg_scale": options.take(*GUIDANCE, usual=GUIDANCE_SCALE),
+        "seed": options.take("seed", usual=-1),
     }
     for name, theirs in (("sampler", "sampler_name"), ("scheduler", "scheduler")):
         if value := options.take(name):
@@ -53,8 +45,8 @@ def paint(request: ImageRequest) -> Steps[Painting]:
     if request.model:
         sent["override_settings"] = {"sd_model_checkpoint": request.model}
     if request.images:
-        one_image(request, NAME)
-        sent["denoising_strength"] = _or(options.take("strength"), STRENGTH)
+        options.one_image()
+        sent["denoising_strength"] = options.take("strength", usual=STRENGTH)
         if request.mask is not None:
             # The server edits where the mask is opaque, OpenAI's masks say it by transparency.
             sent["inpainting_mask_invert"] = 1
@@ -121,10 +113,6 @@ def _seeds(info: Any) -> list[int]:
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return []
     return [seed for seed in seeds if type(seed) is int] if isinstance(seeds, list) else []
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
 
 
 PROTOCOL = WireProtocol(

@@ -19,8 +19,6 @@ from gateway.backends.protocols.image_request import (
     Painting,
     Upload,
     diffusion_options,
-    native_size,
-    one_image,
 )
 from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Reply, Steps
 from gateway.backends.protocols.wire_protocol import WireProtocol
@@ -50,18 +48,18 @@ def paint(request: ImageRequest) -> Steps[Painting]:
     view = _view(options)
     sampler = {
         "seed": _seed(options.take("seed")),
-        "steps": options.take(*STEPS) or STEPS_DEFAULT,
-        "cfg": _or(options.take(*GUIDANCE), GUIDANCE_SCALE),
+        "steps": options.take(*STEPS, usual=STEPS_DEFAULT),
+        "cfg": options.take(*GUIDANCE, usual=GUIDANCE_SCALE),
         "sampler_name": options.take("sampler") or SAMPLER,
         "scheduler": options.take("scheduler") or SCHEDULER,
         "denoise": 1.0,
     }
     size: dict[str, int] = {}
     if request.images:
-        one_image(request, NAME)
-        sampler["denoise"] = _or(options.take("strength"), STRENGTH)
+        options.one_image()
+        sampler["denoise"] = options.take("strength", usual=STRENGTH)
     if request.size is not None or not request.images:
-        size = native_size(request, NAME)._asdict()
+        size = options.native_size()._asdict()
     negative = options.take("negative_prompt") or ""
     options.finish()
     return _run(request, sampler, size, negative, view)
@@ -257,10 +255,6 @@ def _cancelled(prompt_id: str) -> Steps[None]:
 
 def _seed(seed: int | None) -> int:
     return secrets.randbelow(SEED_LIMIT) if seed is None or seed < 0 else seed
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
 
 
 PROTOCOL = WireProtocol(

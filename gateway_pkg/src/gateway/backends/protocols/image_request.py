@@ -121,30 +121,48 @@ class Options:
     """The fields of a request, crossed off one by one: what a backend has no counterpart for is refused by name."""
 
     def __init__(self, request: ImageRequest, protocol: str) -> None:
-        self._disconnected = dict(request.fields)
+        self._request = request
+        self._left = dict(request.fields)
         self._protocol = protocol
 
-    def take(self, *names: str) -> Any:
-        """The value of a field that has several names, None without; 400 when two of them disagree."""
-        found = [(name, self._disconnected.pop(name)) for name in names if name in self._disconnected]
+    def take(self, *names: str, usual: Any = None) -> Any:
+        """The value of a field that has several names, `usual` without; 400 when two of them disagree."""
+        found = [(name, self._left.pop(name)) for name in names if name in self._left]
         for name, value in found[1:]:
             if value != found[0][1]:
                 raise _invalid(name, f"says something else than '{found[0][0]}'; send one of them")
-        return found[0][1] if found else None
+        return found[0][1] if found else usual
+
+    def native_size(self) -> Size:
+        """The size to ask a diffusion model for, that of the given image where the request names none.
+
+        Raises:
+            ApiError: 400, it is no multiple of 8 in each direction.
+        """
+        given = size_of(self._request.images[0].data) if self._request.images else None
+        size = self._request.size or given or DEFAULT_SIZE
+        if size.width % LATENT_PIXELS or size.height % LATENT_PIXELS:
+            takes = f"protocol '{self._protocol}' takes multiples of {LATENT_PIXELS} only"
+            raise _invalid("size", f"{size.width}x{size.height}: {takes}")
+        return size
+
+    def one_image(self) -> None:
+        """Raises ApiError 400 for an edit of several images."""
+        if len(self._request.images) > 1:
+            raise _invalid("image", f"protocol '{self._protocol}' edits one image at a time")
 
     def only(self, name: str, *values: str) -> None:
         """Accepts values that ask for what is done anyway, and refuses all others."""
-        value = self._disconnected.get(name)
-        if value in values:
-            del self._disconnected[name]
+        if self._left.get(name) in values:
+            del self._left[name]
 
     def no_effect(self, name: str) -> None:
         """For a field that changes nothing of an image by definition."""
-        self._disconnected.pop(name, None)
+        self._left.pop(name, None)
 
     def finish(self) -> None:
         """Raises ApiError 400 for a field that is left."""
-        for name, value in self._disconnected.items():
+        for name, value in self._left.items():
             shown = f" {value!r}" if isinstance(value, str) and len(value) < 40 else ""
             raise ApiError(
                 400,
@@ -163,23 +181,3 @@ def diffusion_options(request: ImageRequest, protocol: str) -> Options:
     options.only("output_format", "png")
     options.no_effect("user")
     return options
-
-
-def native_size(request: ImageRequest, protocol: str) -> Size:
-    """The size to ask a diffusion model for, that of the given image where the request names none.
-
-    Raises:
-        ApiError: 400, it is no multiple of 8 in each direction.
-    """
-    size = request.size or (size_of(request.images[0].data) if request.images else None) or DEFAULT_SIZE
-    if size.width % LATENT_PIXELS or size.height % LATENT_PIXELS:
-        problem = f"{size.width}x{size.height}: protocol '{protocol}' takes multiples of {LATENT_PIXELS} only"
-        raise _invalid("size", problem)
-    return size
-
-
-def one_image(request: ImageRequest, protocol: str) -> Upload:
-    """The only image of an edit; raises ApiError 400 for several."""
-    if len(request.images) > 1:
-        raise _invalid("image", f"protocol '{protocol}' edits one image at a time")
-    return request.images[0]

@@ -12,15 +12,7 @@ import orjson
 from gateway.backends.protocols.base import AnswerError, ErrorStatus
 from gateway.backends.protocols.image_formats import Size
 from gateway.backends.protocols.image_parts import check_image, multipart
-from gateway.backends.protocols.image_request import (
-    GUIDANCE,
-    STEPS,
-    ImageRequest,
-    Painting,
-    diffusion_options,
-    native_size,
-    one_image,
-)
+from gateway.backends.protocols.image_request import GUIDANCE, STEPS, ImageRequest, Painting, diffusion_options
 from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Reply, Steps
 from gateway.backends.protocols.wire_protocol import WireProtocol
 from gateway.errors import ApiError
@@ -50,16 +42,16 @@ def paint(request: ImageRequest) -> Steps[Painting]:
     The images have the seeds from `seed` on. Without a model the first that a graph is known for is used.
     """
     options = diffusion_options(request, NAME)
-    size = native_size(request, NAME)
+    size = options.native_size()
     denoise: dict[str, Any] = {
-        "steps": options.take(*STEPS) or STEPS_DEFAULT,
-        "cfg_scale": _or(options.take(*GUIDANCE), GUIDANCE_SCALE),
+        "steps": options.take(*STEPS, usual=STEPS_DEFAULT),
+        "cfg_scale": options.take(*GUIDANCE, usual=GUIDANCE_SCALE),
         "scheduler": options.take("scheduler") or SCHEDULER,
     }
     if request.images:
-        one_image(request, NAME)
+        options.one_image()
         # The server counts from the other end: how much of the noise has been removed already.
-        denoise["denoising_start"] = 1 - _or(options.take("strength"), STRENGTH)
+        denoise["denoising_start"] = 1 - options.take("strength", usual=STRENGTH)
         if request.mask is not None:
             message = f"A backend of protocol '{NAME}' takes no mask here"
             raise ApiError(400, message, param="mask", code="unsupported_value")
@@ -279,10 +271,6 @@ def _fetched(name: str) -> Steps[bytes]:
 
 def _image_path(name: str) -> str:
     return f"/api/v1/images/i/{quote(name, safe='')}"
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
 
 
 PROTOCOL = WireProtocol(
