@@ -210,7 +210,12 @@ def test_what_an_openai_server_tells_is_passed_on(studio: Studio) -> None:
 
 @pytest.mark.parametrize(
     ("model", "words"),
-    [("url", "a URL or a path"), ("text", "no PNG"), ("few", "fewer than 1"), ("webp", "output_format 'png'")],
+    [
+        ("url", "a URL or a path"),
+        ("text", "other than a PNG"),
+        ("few", "fewer than 1"),
+        ("webp", "output_format 'png'"),
+    ],
 )
 def test_answers_that_are_none(studio: Studio, model: str, words: str) -> None:
     assert words in refusal(studio.generate("openai", model=model, output_format="png"), 502)["message"]

@@ -31,7 +31,7 @@ MODEL_CAPABILITIES = frozenset({"chat", "completions", "embeddings", "rerank"})
 
 
 class _ProbeFailed(Exception):
-    """A backend's answer is none."""
+    """A probe got no proper answer."""
 
 
 class Prober:
@@ -53,7 +53,7 @@ class Prober:
             await asyncio.wait(probed, timeout=FIRST_ROUND_SEC)
 
     async def stop(self) -> None:
-        self._registry.on_change = _nothing
+        self._registry.on_change = lambda: None
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -93,9 +93,10 @@ class Prober:
         healthy = ready = False
         error: str | None = None
         paths = backend.record.health
-        # A connection of its own for each look: requests never wait for it, and however many are under way, it is made.
-        late = Timeouts(*[2 * self._timeout] * 4)
-        pool = Pool(backend.origin, max_connections=1, timeouts=late, ssl_context=self._tls)
+        # A connection for this probe alone: the pool of requests may be full, and waits for no probe.
+        late = 2 * self._timeout  # `_get` tells of a timeout first
+        timeouts = Timeouts(connect=late, first_byte=late, idle=late)
+        pool = Pool(backend.origin, max_connections=1, timeouts=timeouts, ssl_context=self._tls)
         try:
             await self._get(pool, backend, paths.liveness)
             healthy = True
@@ -155,7 +156,3 @@ class Prober:
         if not 200 <= response.status < 300:
             raise _ProbeFailed(f"{path} answered {response.status}")
         return body
-
-
-def _nothing() -> None:
-    pass

@@ -31,28 +31,26 @@ IMAGES_URL = "images_http_base_url"
 Path_ = Annotated[str, Field(pattern=r'^/([!"$-.0-~][!"$-~]*)?$', max_length=200)]  # `//` would begin another host
 
 
-class Health(BaseModel):
-    """Paths on the backend's origin that answer 200 when it lives and when it can take requests."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class Health(_Strict):
+    """Paths on the backend's origin that answer 200 when it lives and when it can take requests."""
 
     liveness: Path_ = "/health"
     readiness: Path_ = "/health"
 
 
-class Queue(BaseModel):
+class Queue(_Strict):
     """How many requests may wait for a slot of the class, and how long each."""
-
-    model_config = ConfigDict(extra="forbid")
 
     max: int = Field(ge=1, le=10_000)
     timeout_sec: float = Field(gt=0, le=3_600)
 
 
-class PayloadPolicy(BaseModel):
+class PayloadPolicy(_Strict):
     """What is taken of a backend's images: `images_format` is `url` or `b64_json`, or empty for either."""
-
-    model_config = ConfigDict(extra="forbid")
 
     images_format: Literal["", "url", "b64_json"] = ""
     images_allow_base64: bool = True
@@ -174,7 +172,7 @@ def _read(path: Path, variable: Callable[[str], str]) -> tuple[dict[str, Backend
     text = read_text(path, "backends file", f"{HINT}, {NO_BACKENDS}")
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, lists without end
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a 99th of May, lists without end
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""
         raise Refusal(

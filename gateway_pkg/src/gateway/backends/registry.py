@@ -79,7 +79,7 @@ class Registry:
         )
         self.backends: tuple[Backend, ...] = ()
         self._leaving: tuple[Backend, ...] = ()  # no record has them, and requests are under way on them
-        self.on_change: Callable[[], object] = _nobody_listens
+        self.on_change: Callable[[], object] = lambda: None
         self._by_class: dict[str, list[Backend]] = {}
         self._queues: dict[tuple[str, str], FairQueue] = {}
         self._synonyms: Mapping[str, str] = {}
@@ -218,7 +218,7 @@ class Registry:
         return self._decide_once(decide_by_policy(facts, self.names, self.rules), capability, model, path)
 
     def tokenizer_of(self, alias: Alias) -> Backend | None:
-        """A ready backend that can count tokens for the alias's model, None where there is none."""
+        """A ready backend that can count tokens for the alias's model, None without one."""
         hosts = self._by_class.get(alias.backend, ())
         return next((one for one in hosts if one.protocol.tokens is not None and one.is_usable), None)
 
@@ -333,7 +333,3 @@ def _log_fields(decision: Decision, path: str) -> bytes:
         "router_reason": decision.reason,
     }
     return orjson.dumps(fields)[1:-1]
-
-
-def _nobody_listens() -> None:
-    pass

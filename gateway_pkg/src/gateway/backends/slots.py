@@ -92,7 +92,7 @@ class Backend:
         self.healthy = self.ready = True
         self.error: str | None = None
         self.last_check: float | None = None
-        self.on_failure: Callable[[], object] = _nobody_listens
+        self.on_failure: Callable[[], object] = lambda: None
         self.failures: dict[str, int] = {}  # by kind, of which there are a dozen
         self.circuit_failures = 0  # requests in a row that got no proper answer
         self.circuit_open_until = 0.0  # time.monotonic seconds, then half-open; 0 while the circuit is closed
@@ -184,7 +184,3 @@ def backend_maker(timeouts: Timeouts, tls: ssl.SSLContext) -> MakeBackend:
         return known
 
     return make
-
-
-def _nobody_listens() -> None:
-    pass

@@ -57,7 +57,7 @@ def count_of(value: Any) -> int | None:
 
 
 def usage_of(content: Any) -> Usage | None:
-    """The usage in OpenAI's usage object; None where a number of it is absurd, or there is none."""
+    """The usage in OpenAI's usage object; None where a number is absurd or missing."""
     if not isinstance(content, dict):
         return None
     given = count_of(content.get("prompt_tokens", content.get("input_tokens")))

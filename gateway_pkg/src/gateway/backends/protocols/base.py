@@ -72,7 +72,7 @@ def _no_json(error: orjson.JSONDecodeError) -> AnswerError:
 
 def _object(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise AnswerError("it sent JSON that is no object")
+        raise AnswerError("it sent JSON other than an object")
     return content
 
 
@@ -102,17 +102,17 @@ def vector_in(embedding: Any, lists: LongTexts) -> Generator[None, None, array[f
     try:
         return (yield from numbers_in(text))
     except (ValueError, TypeError, OverflowError):
-        raise AnswerError("an embedding that is no list of numbers") from None
+        raise AnswerError("an embedding other than a list of numbers") from None
 
 
 def numbers(vector: Any) -> array[float]:
-    """An embedding's numbers; raises AnswerError where it is none."""
+    """An embedding's numbers; raises AnswerError for anything but a list of numbers."""
     try:
         if isinstance(vector, list):
             return array("d", vector)  # the quickest look at every number
     except (TypeError, OverflowError):
         pass
-    raise AnswerError("an embedding that is no list of numbers")
+    raise AnswerError("an embedding other than a list of numbers")
 
 
 def embeddings_written(
@@ -168,7 +168,7 @@ class StreamTranslator(Protocol):
         """Whole server-sent events of OpenAI's API for what has arrived, `data: [DONE]` after the last one.
 
         Raises:
-            AnswerError: the backend told of an error, or sent what is none of its protocol.
+            AnswerError: the backend told of an error, or sent what its protocol does not have.
         """
         ...
 

@@ -14,19 +14,19 @@ Part = tuple[str, str | Upload]
 
 
 def image_bytes(text: str | memoryview) -> Steps[bytes]:
-    """The image in a base64 text, which may have a `data:` prefix; raises AnswerError when it is none."""
+    """The image in a base64 text, which may have a `data:` prefix; raises AnswerError for anything else."""
     try:
         data = yield from paced(decoded(text))
     except ValueError:
-        raise AnswerError("b64_json that is no base64") from None
+        raise AnswerError("b64_json that is not base64") from None
     check_image(data)
     return data
 
 
 def check_image(data: bytes) -> None:
-    """Raises AnswerError for what is no image of a kind that the gateway passes on."""
+    """Raises AnswerError for anything but an image of a kind that the gateway passes on."""
     if kind_of(data) is None:
-        raise AnswerError("something that is no PNG, JPEG, WebP or SVG")
+        raise AnswerError("something other than a PNG, JPEG, WebP or SVG")
 
 
 def multipart(parts: list[Part]) -> tuple[bytes, str]:

@@ -263,7 +263,7 @@ def _parse(data: bytes) -> Json:
     except orjson.JSONDecodeError:
         raise AnswerError(f"no JSON: {data[:QUOTED_CHARS].decode('utf-8', 'replace')}") from None
     if not isinstance(line, dict):
-        raise AnswerError("JSON that is no object")
+        raise AnswerError("JSON other than an object")
     check_inside(line)
     return line
 
@@ -271,14 +271,14 @@ def _parse(data: bytes) -> Json:
 def _calls(data: bytes, said: Any) -> list[tuple[str, Any, str]]:
     """Name, id and arguments of each call; the arguments as they stand in `data`."""
     if not isinstance(said, list):
-        raise AnswerError("tool calls that are no list")
+        raise AnswerError("tool calls other than a list")
     if len(said) > CALLS_MAX or is_heavy(data, CALL_VALUES_MAX):
         raise AnswerError("more tool calls, or larger ones, than an answer may have")
     try:
         message = rawjson.members(rawjson.members(data.decode())["message"])
         raw = [rawjson.members(rawjson.members(call)["function"]) for call in rawjson.items(message["tool_calls"])]
     except (ValueError, KeyError):
-        raise AnswerError("a tool call that is none") from None
+        raise AnswerError("a malformed tool call") from None
     calls = []
     for call, members in zip(said, raw, strict=True):
         function = call["function"]
@@ -349,7 +349,7 @@ def _with_logprobs(logprobs: Json | None) -> Json:
 def _text(said: Json, name: str) -> str:
     text = said.get(name)
     if text is not None and not isinstance(text, str):
-        raise AnswerError(f"'{name}' that is no text")
+        raise AnswerError(f"'{name}' other than a text")
     return text or ""
 
 
