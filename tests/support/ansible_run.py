@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +23,35 @@ class Run:
         """The recap's `changed`, summed over hosts."""
         return sum(map(int, re.findall(r"changed=(\d+)", self.output)))
 
+    def counts(self, host: str) -> dict[str, int]:
+        """The recap's counts of a host: ok, changed, failed and so on."""
+        recap = re.search(rf"^{re.escape(host)} +: (.*)$", self.output, re.MULTILINE)
+        assert recap, self.output
+        return {name: int(count) for name, count in re.findall(r"(\w+)=(\d+)", recap[1])}
+
+    def said(self, host: str) -> str:
+        """The failure that ended the run on a host."""
+        found = re.search(rf"fatal: \[{re.escape(host)}\].*?(?=\nfatal: |\nPLAY RECAP)", self.output, re.DOTALL)
+        assert found, self.output
+        return found[0]
+
     def succeeded(self) -> "Run":
         assert self.status == 0, self.output
         return self
 
 
-def ansible_playbook(playbook: Path, *arguments: str, inventory: Path, timeout: float = 300) -> Run:
+def ansible_playbook(
+    playbook: Path,
+    *arguments: str,
+    inventory: Path,
+    timeout: float = 300,
+    environment: Mapping[str, str] | None = None,
+) -> Run:
     argv = [str(ANSIBLE_PLAYBOOK), str(playbook), "-i", str(inventory), *arguments]
     with tempfile.TemporaryDirectory(prefix="ssh") as sockets:
-        environment = {
+        complete = {
             **os.environ,
+            **(environment or {}),
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_FORCE_COLOR": "0",
             "ANSIBLE_NOCOLOR": "1",
@@ -41,7 +61,7 @@ def ansible_playbook(playbook: Path, *arguments: str, inventory: Path, timeout: 
         done = subprocess.run(
             argv,
             cwd=ROOT,
-            env=environment,
+            env=complete,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -100,9 +100,22 @@ class Host:
         command = ["podman", "exec", "--interactive", self.name, *argv]
         return subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def address(self, network: Network) -> str:
-        found = json.loads(podman("inspect", self.name))[0]["NetworkSettings"]["Networks"]
-        return str(found[network.name]["IPAddress"])
+    def address(self, network: Network | None = None) -> str:
+        """Its address on a network, podman's own when no other is named."""
+        found = json.loads(podman("inspect", self.name))[0]["NetworkSettings"]
+        return str((found["Networks"][network.name] if network else found)["IPAddress"])
+
+    def let_in(self, key: Path) -> dict[str, str]:
+        """Make a key that opens root's account; the variables by which Ansible uses it."""
+        if not key.exists():
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        public = key.with_suffix(".pub").read_text().strip()
+        self.run(f"install -d -m 0700 /root/.ssh && echo '{public}' >/root/.ssh/authorized_keys")
+        return {
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(key),
+            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
+        }
 
     def fetches(self, address: str, port: int) -> bool:
         """Whether HTTP answers there; False means a refusal or nothing within 2 s."""

@@ -1,22 +1,22 @@
-"""Where the contract of role `service` is tried: one machine for each service manager, driven by ansible-playbook."""
+"""Where the contract of role `service` is tried: one machine for each service manager, hosts of the same plays."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.podman_hosts import ENVIRONMENT, Fleet, podman
+from tests.support.ansible_run import ROOT, ansible_playbook
+from tests.support.podman_hosts import ENVIRONMENT, Fleet
 from tests.support.ports import free_ports
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 SERVICES = ("llamacpp", "gateway_embed")
+Counts = dict[str, int]
 
 
 class Machine:
@@ -27,30 +27,16 @@ class Machine:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.product = directory
+        self.root = directory / ".appliance"
         self.ports = dict(zip(SERVICES, free_ports(len(SERVICES)), strict=True))
-        (directory / "playbooks").mkdir()
-        (directory / "roles/release/tasks").mkdir(parents=True)
-        (directory / "roles/service").symlink_to(ROOT / "roles/service")
-        shutil.copy(HERE / "release_standin.yml", directory / "roles/release/tasks/main.yml")
-        for name in ("group_vars", "filter_plugins"):
-            (directory / "playbooks" / name).symlink_to(ROOT / "playbooks" / name)
-        for playbook in HERE.glob("*.yml"):
-            shutil.copy(playbook, directory / "playbooks")
-        self.install_product()
-
-    def install_product(self) -> None:
-        shutil.copy(HERE / "server.py", self.product)
-        self.configure_all()
-
-    def configure_all(self) -> None:
+        self.product = self.make_product()
+        self.write(f"{self.product}/server.py", (HERE / "server.py").read_text())
         for service in SERVICES:
             self.configure(service, "first")
             self.tell(service, "first")
 
-    @property
-    def inventory(self) -> str:
-        return f"{self.manager},"
+    def make_product(self) -> Path:
+        return self.directory
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -58,48 +44,8 @@ class Machine:
             "ansible_connection": "local",
             "ansible_python_interpreter": sys.executable,
             "appliance_mode": "rootless",
+            "appliance_root": str(self.root),
         }
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {}
-
-    def play(self, wanted: str = "present", *options: str, succeeds: bool = True) -> dict[str, int]:
-        """Play contract.yml; returns the counts of the recap and keeps `output` for messages."""
-        return self.run_playbook("contract.yml", *options, succeeds=succeeds, wanted=wanted)
-
-    def run_playbook(self, playbook: str, *options: str, succeeds: bool = True, **variables: Any) -> dict[str, int]:
-        variables = {
-            **self.variables,
-            "product": str(self.product),
-            "appliance_host_services": list(SERVICES),
-            "appliance_services_override": {service: {"port": port} for service, port in self.ports.items()},
-            **variables,
-        }
-        command = [Path(sys.executable).parent / "ansible-playbook", self.directory / "playbooks" / playbook]
-        done = subprocess.run(
-            [*command, "-i", self.inventory, "-e", json.dumps(variables), *options],
-            cwd=self.directory,
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "ANSIBLE_ROLES_PATH": str(self.directory / "roles"),
-                "ANSIBLE_GATHER_SUBSET": "!all,min",
-                "ANSIBLE_NOCOLOR": "1",
-                "ANSIBLE_PIPELINING": "1",
-                "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.directory / "cp"),
-                "CANARY": "of the caller",
-                **self.environment,
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        self.output = done.stdout + done.stderr
-        assert (done.returncode == 0) == succeeds, self.output
-        recap = re.search(rf"^{re.escape(self.inventory[:-1])} +: (.*)$", done.stdout, re.MULTILINE)
-        assert recap, self.output
-        return {key: int(count) for key, count in re.findall(r"(\w+)=(\d+)", recap[1])}
 
     def shell(self, *argv: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command where the services run."""
@@ -130,9 +76,14 @@ class Machine:
     def pid(self, service: str) -> int:
         return int(self.ask(service).get("pid", 0))
 
+    def pids(self) -> list[int]:
+        return [self.pid(service) for service in SERVICES]
+
+    def alive(self, pid: int) -> bool:
+        return self.shell("kill", "-0", str(pid)).returncode == 0
+
     def definition(self, service: str) -> str:
-        unit = service.replace("_", "-")
-        return f"{self.directory}/.appliance/etc/appliance/supervisor.d/{unit}.conf"
+        return f"{self.root}/etc/appliance/supervisor.d/{service.replace('_', '-')}.conf"
 
     def has(self, path: str) -> bool:
         return self.shell("test", "-e", path).returncode == 0
@@ -142,7 +93,7 @@ class Machine:
         self.write(self.definition(service), definition)
 
     def close(self) -> None:
-        self.run_playbook("down.yml")
+        """Give back what outlives the services."""
 
 
 class MacMachine(Machine):
@@ -155,23 +106,17 @@ class MacMachine(Machine):
         (directory / "launchd").mkdir()
         (directory / "bin").mkdir()
         (directory / "bin/launchctl").symlink_to(HERE / "fake_launchctl.py")
-        (directory / ".appliance/Library/LaunchDaemons").mkdir(parents=True)
+        (self.root / "Library/LaunchDaemons").mkdir(parents=True)
 
     @property
     def variables(self) -> dict[str, Any]:
-        return {**super().variables, "appliance_service_manager": "launchd"}
-
-    @property
-    def environment(self) -> dict[str, str]:
         path = f"{self.directory / 'bin'}:{os.environ['PATH']}"
-        return {"PATH": path, "FAKE_LAUNCHD": str(self.directory / "launchd")}
+        environment = {"PATH": path, "FAKE_LAUNCHD": str(self.directory / "launchd")}
+        return super().variables | {"appliance_service_manager": "launchd", "environment_of_tasks": environment}
 
     def definition(self, service: str) -> str:
         label = {"llamacpp": "com.llamacpp.server", "gateway_embed": "com.ai.gateway.embed"}[service]
-        return f"{self.directory}/.appliance/Library/LaunchDaemons/{label}.plist"
-
-    def close(self) -> None:
-        self.play("absent")
+        return f"{self.root}/Library/LaunchDaemons/{label}.plist"
 
 
 class SystemdMachine(Machine):
@@ -181,35 +126,22 @@ class SystemdMachine(Machine):
 
     def __init__(self, directory: Path) -> None:
         self._fleet = Fleet()
-        self._key = directory / "key"
         try:
             self._host = self._fleet.host("service")
-            self._admit()
+            self._login = self._host.let_in(directory / "key")
             super().__init__(directory)
         except BaseException:
             self._fleet.close()
             raise
 
-    def _admit(self) -> None:
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._key], check=True)
-        public = self._key.with_suffix(".pub").read_text().strip()
-        self._host.run(f"install -d -m 0700 /root/.ssh && echo '{public}' >/root/.ssh/authorized_keys")
-
-    def install_product(self) -> None:
-        self.product = Path("/srv/product")
-        self.shell("mkdir", "-p", str(self.product))
-        self.write(f"{self.product}/server.py", (HERE / "server.py").read_text())
-        self.configure_all()
+    def make_product(self) -> Path:
+        self.shell("mkdir", "/srv/product")
+        return Path("/srv/product")
 
     @property
     def variables(self) -> dict[str, Any]:
-        return {
-            "ansible_host": podman("inspect", "--format", "{{.NetworkSettings.IPAddress}}", self._host.name),
-            "ansible_user": "root",
-            "ansible_ssh_private_key_file": str(self._key),
-            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
-            "service_private_users": False,  # a container's systemd cannot make user namespaces
-        }
+        # A container's systemd cannot make user namespaces.
+        return {**self._login, "ansible_host": self._host.address(), "service_private_users": False}
 
     def shell(self, *argv: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
         return super().shell("podman", "exec", "--interactive", self._host.name, *argv, text=text)
@@ -225,3 +157,67 @@ class SystemdMachine(Machine):
 
     def close(self) -> None:
         self._fleet.close()
+
+
+class Machines(list[Machine]):
+    """All of them, in one inventory."""
+
+    def __init__(self, directory: Path, kinds: list[type[Machine]]) -> None:
+        super().__init__()
+        self.directory = directory
+        (directory / "playbooks").mkdir()
+        (directory / "roles/release/tasks").mkdir(parents=True)
+        (directory / "roles/service").symlink_to(ROOT / "roles/service")
+        shutil.copy(HERE / "release_standin.yml", directory / "roles/release/tasks/main.yml")
+        for name in ("group_vars", "filter_plugins"):
+            (directory / "playbooks" / name).symlink_to(ROOT / "playbooks" / name)
+        for playbook in HERE.glob("*.yml"):
+            shutil.copy(playbook, directory / "playbooks")
+        for kind in kinds:
+            (directory / kind.manager).mkdir()
+            self.append(kind(directory / kind.manager))
+
+    def play(self, wanted: str = "present", *options: str, succeeds: bool = True) -> list[Counts]:
+        """Play contract.yml; the counts of each machine in the recap, and `output` for messages."""
+        return self.run_playbook("contract.yml", *options, succeeds=succeeds, wanted=wanted)
+
+    def changed(self, *options: str) -> list[int]:
+        return [counts["changed"] for counts in self.play("present", *options)]
+
+    def run_playbook(self, playbook: str, *options: str, succeeds: bool = True, **variables: Any) -> list[Counts]:
+        inventory = self.directory / "hosts.json"
+        hosts = {machine.manager: self._variables(machine) for machine in self}
+        inventory.write_text(json.dumps({"all": {"hosts": hosts}}))
+        arguments = ["-e", json.dumps(variables), *options]
+        environment = {
+            "ANSIBLE_ROLES_PATH": str(self.directory / "roles"),
+            "ANSIBLE_GATHER_SUBSET": "!all,min",
+            "CANARY": "of the caller",
+        }
+        self._run = ansible_playbook(
+            self.directory / "playbooks" / playbook, *arguments, inventory=inventory, environment=environment
+        )
+        assert (self._run.status == 0) == succeeds, self.output
+        return [self._run.counts(machine.manager) for machine in self]
+
+    @staticmethod
+    def _variables(machine: Machine) -> dict[str, Any]:
+        return {
+            "product": str(machine.product),
+            "appliance_host_services": list(SERVICES),
+            "appliance_services_override": {service: {"port": port} for service, port in machine.ports.items()},
+            **machine.variables,
+        }
+
+    def said(self, machine: Machine) -> str:
+        """With what message the last run ended on a machine."""
+        return self._run.said(machine.manager)
+
+    @property
+    def output(self) -> str:
+        return self._run.output
+
+    def close(self) -> None:
+        self.run_playbook("down.yml")
+        for machine in self:
+            machine.close()
