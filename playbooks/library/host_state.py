@@ -1,9 +1,10 @@
 #!/usr/bin/python
-"""Read what preflight judges a host by: who listens on which TCP port, free disk, and what was declared before."""
+"""Read what preflight judges a host by: TCP listeners, memory, free disk, and what was declared before."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -20,7 +21,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 module: host_state
-short_description: Read TCP listeners, free disk and what an earlier run declared
+short_description: Read TCP listeners, memory, free disk and what an earlier run declared
 description:
   - Changes nothing. Without root, a listener of another user has no process.
   - Ours is a process with APPLIANCE_REVISION in its environment, or one that cannot be read; on a Mac every process.
@@ -45,6 +46,7 @@ listeners: {description: "Address, port, pid (0 unknown), name, command, ours of
 free_mb: {description: Free disk space in MB, returned: always, type: int}
 silent: {description: "By address, why a server of O(urls) does not answer", returned: always, type: dict}
 services: {description: Keys of the services that were declared before, returned: always, type: list}
+ansible_facts: {description: "C(memtotal_mb), as Ansible calls it", returned: always, type: dict}
 rules: {description: The firewall's rules of an earlier run; empty when there were none, returned: always, type: str}
 """
 
@@ -127,6 +129,10 @@ def silence(url: str) -> str:
         return str(getattr(error, "reason", error))
 
 
+def memory_mb() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
 def declared(path: Path) -> list[str]:
     return list(json.loads(path.read_text())["services"]) if path.exists() else []
 
@@ -156,6 +162,7 @@ def main() -> None:
         changed=False,
         silent=silent,
         listeners=sorted(found, key=lambda item: (item["port"], item["address"])),
+        ansible_facts={"memtotal_mb": memory_mb()},
         free_mb=free_mb(Path(module.params["path"])),
         services=services,
         rules=rules.read_text() if rules.exists() else "",

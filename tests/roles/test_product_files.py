@@ -26,6 +26,8 @@ BACKENDS = """backends:
 class Host:
     """A directory with the gateway's files, as a run of the module leaves it."""
 
+    judge: Path | str = "true"  # GATEWAY where its refusals are what is tested
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -41,7 +43,7 @@ class Host:
             "path": str(self.path),
             "files": files,
             "setting": "gateway_config_overwrite",
-            "check": [str(GATEWAY), "check", "--env-file", f"{self.path}/.env"],
+            "check": [str(self.judge), "check", "--env-file", f"{self.path}/.env"],
             "environment": {
                 "GATEWAY_BACKENDS_PATH": f"{self.path}/backends.yaml",
                 "MODEL_ALIASES_PATH": f"{self.path}/model_aliases.json",
@@ -180,6 +182,7 @@ def test_an_edited_secret_file_is_kept_and_only_names_are_shown(written: Host) -
 )
 def test_what_the_gateway_refuses_is_not_written(written: Host, options: dict[str, Any], reason: str) -> None:
     before = written.content()
+    written.judge = GATEWAY
     refused = written.run(**{"aliases": OWN, **options})
     assert refused["failed"]
     assert reason in refused["msg"]
@@ -190,7 +193,26 @@ def test_what_the_gateway_refuses_is_not_written(written: Host, options: dict[st
 
 def test_a_file_that_was_edited_and_broken_is_refused_though_nothing_is_to_be_written(written: Host) -> None:
     (written.path / "model_aliases.json").write_text("{")
+    written.judge = GATEWAY
     assert f"{written.path}/model_aliases.json: line 1: not JSON" in written.run()["msg"]
+
+
+def test_what_has_passed_the_check_is_not_checked_again(host: Host, tmp_path: Path) -> None:
+    accepts, refuses, env = tmp_path / "accepts", tmp_path / "refuses", tmp_path / "env"
+    for program, status in ((accepts, 0), (refuses, 1)):
+        program.write_text(f"#!/bin/sh\nexit {status}\n")
+        program.chmod(0o755)
+    env.symlink_to(accepts)
+    host.judge = env
+    assert host.run()["changed"]
+    accepts.write_text(refuses.read_text())
+    assert not host.run()["changed"]
+    assert host.run(aliases=OWN)["failed"]
+    accepts.write_text("#!/bin/sh\n")
+    assert host.run(aliases=OWN)["changed"]
+    env.unlink()
+    env.symlink_to(refuses)  # another release
+    assert host.run(aliases=OWN)["failed"]
 
 
 def test_only_files_of_the_operators_can_be_overwritten(written: Host) -> None:

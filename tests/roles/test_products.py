@@ -132,7 +132,6 @@ class Project:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setenv("ANSIBLE_ROLES_PATH", f"{tmp_path / 'doubles'}:{ROOT / 'roles'}")
-    monkeypatch.setenv("ANSIBLE_PIPELINING", "1")
     return Project(tmp_path)
 
 

@@ -23,7 +23,7 @@ description:
   - A file of the operator's is written when it is absent or still what an earlier run wrote. One that was edited on the
     host is kept, and a warning shows how it differs from what would have been written.
   - The program in O(check) judges the files as they will be, before any is replaced; its refusal is this module's.
-  - What a run wrote is remembered by hash in C(.written.json) beside the files.
+  - What a run wrote, and what passed the check, is remembered by hash in C(.written.json) beside the files.
 options:
   path: {description: Directory of the files; it is created., type: path, required: true}
   state:
@@ -69,6 +69,7 @@ kept: {description: Names of edited files that were kept., returned: always, typ
 
 MODE = 0o640
 RECORD = ".written.json"
+CHECKED = "check"  # the key in RECORD of what passed the check last
 
 
 class File(NamedTuple):
@@ -165,20 +166,28 @@ class Files:
             os.chmod(self._path, 0o755)  # noqa: S103 - the files in it are closed, and the umask may say less
 
     def _write(self, stale: List[File]) -> None:
-        """Check all files as they will be, then move the stale ones into place."""
+        """Check all files as they will be, unless that very check has passed, then move the stale ones into place."""
+        texts = {file.name: file.found if file in self._kept else file.wanted for file in self._files}
+        ours = {file.name: sha256(file.wanted) for file in self._files if file not in self._kept}
+        record = {**self._record, **ours, CHECKED: self._fingerprint(texts)}
+        if not stale and record == self._record:
+            return
         staged = tempfile.mkdtemp(prefix=".staged-", dir=self._path)
         try:
-            for file in self._files:
-                self._stage(staged, file.name, file.found if file in self._kept else file.wanted)
+            for name, text in texts.items():
+                self._stage(staged, name, text)
             self._judge(staged)
-            ours = {file.name: sha256(file.wanted) for file in self._files if file not in self._kept}
-            record = {name: digest for name, digest in self._record.items() if name not in ours}
-            self._stage(staged, RECORD, json.dumps({**record, **ours}, indent=2, sort_keys=True) + "\n")
-            for name in [file.name for file in stale] + ([RECORD] if {**record, **ours} != self._record else []):
+            self._stage(staged, RECORD, json.dumps(record, indent=2, sort_keys=True) + "\n")
+            for name in [*(file.name for file in stale), RECORD]:
                 self._attributes(name, staged)
                 os.replace(os.path.join(staged, name), os.path.join(self._path, name))
         finally:
             shutil.rmtree(staged)
+
+    def _fingerprint(self, texts: Dict[str, Optional[str]]) -> str:
+        """A hash of all that the check judges: texts, command, environment, and the release behind the program."""
+        check, environment = self._module.params["check"] or [], self._module.params["environment"]
+        return sha256(json.dumps([texts, check, environment, [os.path.realpath(word) for word in check[:1]]]))
 
     @staticmethod
     def _stage(directory: str, name: str, text: Optional[str]) -> None:

@@ -25,8 +25,19 @@ options:
   content: {description: Its text; C(@revision@) becomes the hash of it and of O(reads)., type: str}
   reads: {description: What the process reads at its start., type: list, elements: path, default: []}
   reloads: {description: What it reads again at SIGHUP, hashed as C(@loaded@)., type: list, elements: path, default: []}
+  directories:
+    description: Directories that are created and kept before anything starts.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: The directory., type: path, required: true}
+      mode: {description: Its mode., type: str, required: true}
+      owner: {description: Its owner., type: str}
+      group: {description: Its group., type: str}
+  writable: {description: Directories of O(user)'s own., type: list, elements: path, default: []}
   logs: {description: Log files; created for O(user)., type: list, elements: path, default: []}
-  user: {description: Owner of the logs., type: str}
+  user: {description: Owner of the logs and of O(writable)., type: str}
   health: {description: URL that answers 200., type: str}
   health_timeout: {description: Seconds to wait for it., type: int, default: 60}
   stop_timeout: {description: Seconds that the process may take to stop., type: int, default: 15}

@@ -27,6 +27,16 @@ options:
   path: {description: Where its configuration lies., type: path, required: true}
   content: {description: Its text; the identifier is C(@revision@)., type: str}
   reads: {description: What it reads at its start., type: list, elements: path, default: []}
+  directories:
+    description: Directories that are created and kept before anything starts.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path: {description: The directory., type: path, required: true}
+      mode: {description: Its mode., type: str, required: true}
+      owner: {description: Its owner., type: str}
+      group: {description: Its group., type: str}
   logs: {description: Its log., type: list, elements: path, default: []}
   user: {description: Owner of the log., type: str}
   stop_timeout: {description: Seconds that all programs together may take to stop., type: int, default: 15}

@@ -33,6 +33,17 @@ ARGUMENTS: Dict[str, Dict[str, Any]] = {
     "path": {"type": "path", "required": True},
     "content": {"type": "str"},
     "reads": {"type": "list", "elements": "path", "default": []},
+    "directories": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "path": {"type": "path", "required": True},
+            "mode": {"type": "str", "required": True},
+            "owner": {"type": "str"},
+            "group": {"type": "str"},
+        },
+    },
     "logs": {"type": "list", "elements": "path", "default": []},
     "user": {"type": "str"},
     "stop_timeout": {"type": "int", "default": 15},
@@ -40,6 +51,7 @@ ARGUMENTS: Dict[str, Dict[str, Any]] = {
 # Of those that run a service of ours, which has a listener and files of its own.
 SERVICE_ARGUMENTS: Dict[str, Dict[str, Any]] = {
     **ARGUMENTS,
+    "writable": {"type": "list", "elements": "path", "default": []},
     "reloads": {"type": "list", "elements": "path", "default": []},
     "health": {"type": "str"},
     "health_timeout": {"type": "int", "default": 60},
@@ -167,7 +179,8 @@ def _present(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
     restart = not (definition.runs_as(before) and manager.running() and manager.current(definition.revision))
     reload = not written and not restart
     missing = [log for log in params["logs"] if not os.path.exists(log)]
-    changed = bool(restart or reload or missing or not manager.enabled())
+    made = _keep_directories(module)
+    changed = bool(made or restart or reload or missing or not manager.enabled())
     if changed and not module.check_mode:
         _create_logs(missing, params["user"])
         if restart:
@@ -229,6 +242,25 @@ def write(module: AnsibleModule, path: str, text: str) -> None:
         file.write(text)
     os.chmod(temporary, 0o644)
     module.atomic_move(temporary, path)
+
+
+def _keep_directories(module: AnsibleModule) -> bool:
+    """Create what is missing of `directories` and `writable`, set mode, owner and group; whether anything changes."""
+    user, changed = module.params["user"], False
+    writable = [
+        {"path": path, "mode": "0750", "owner": user, "group": user} for path in module.params.get("writable", [])
+    ]
+    for directory in module.params["directories"] + writable:
+        path = directory["path"]
+        if not os.path.isdir(path):
+            changed = True
+            if module.check_mode:
+                continue
+            os.makedirs(path)
+        changed = module.set_mode_if_different(path, directory["mode"], changed)
+        changed = module.set_owner_if_different(path, directory["owner"], changed)
+        changed = module.set_group_if_different(path, directory["group"], changed)
+    return changed
 
 
 def _create_logs(paths: List[str], user: Optional[str]) -> None:
