@@ -1,232 +1,201 @@
-"""The firewall role on real hosts: a server on two networks, a client on each, reached over SSH as an operator does."""
+"""The firewall role on real hosts: each server is a case, and all servers are hosts of the same plays.
 
-import json
+The tests are steps in the order of this file; `first` and `second` are what the first and the second run did.
+"""
+
+from __future__ import annotations
+
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.ansible_run import ROOT, Run, ansible_playbook
-from tests.support.podman_hosts import Fleet, Host, Network, eventually, why_unavailable
+from tests.roles.firewall_site import DECLARED, OTHER, Site, table
+from tests.support.ansible_run import Run
+from tests.support.podman_hosts import Fleet, eventually, why_unavailable
 
-pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
+pytestmark = [
+    pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable())),
+    pytest.mark.xdist_group("firewall_hosts"),
+]
 
-PLAYBOOK = f"""
-- hosts: server
-  gather_facts: false
-  vars_files: ["{ROOT}/playbooks/group_vars/all/platform.yml"]
-  roles: [firewall]
-"""
-DECLARED, OTHER = 8800, 9100
+EVERYBODY = {"inside": True, "outside": True, "itself": True}
+DECLARED_ONLY = {"inside": True, "outside": False, "itself": True}
+ITSELF_ONLY = {"inside": False, "outside": False, "itself": True}
+FLOW = 8802
+ABSENT = {"firewall_state": "absent"}
+FIREWALLD = "apt-get install --quiet=2 --yes --no-install-recommends firewalld"
+FOREIGN = (
+    "nft add table inet mine && nft 'add chain inet mine input { type filter hook input priority 0; policy drop; }'"
+    " && nft add rule inet mine input ct state established accept && nft add rule inet mine input iif lo accept"
+    " && nft add rule inet mine input tcp dport 22 accept"
+)
+BY_HAND = ["ufw allow 22/tcp", "ufw allow 9100/tcp comment 'by hand'"]
+# One connection that talks only when it is told to.
+SLOW_SERVER = f"""systemd-run --quiet --unit=slow python3 -c '
+import socket
+with socket.create_server(("", {FLOW})) as server:
+    client = server.accept()[0]
+    client.sendall(client.recv(8))
+'"""
 
 
-class Site:
-    """A host, a client `inside` its allowed range and one `outside`."""
+class Cases(Site):
+    """A plain server, servers with a firewall of another's, one that is to shut SSH out, one with a default drop."""
+
+    kept: tuple[str, str]  # the table of the server `shut` and its file, after the first run
 
     def __init__(self, fleet: Fleet, directory: Path) -> None:
-        self.directory = directory
-        self.inner, self.outer = fleet.network("inner"), fleet.network("outer")
-        self.server = fleet.host("server", self.inner, self.outer)
-        self.inside, self.outside = fleet.client("inside", self.inner), fleet.client("outside", self.outer)
-        self._addresses = {self.inside: self.inner, self.outside: self.outer}
-        self._let_in()
+        super().__init__(fleet, directory, "plain", "ufw", "firewalld", "foreign", "shut", "dropping")
+        for server in self.servers.values():
+            server.serve(DECLARED)
+            server.serve(OTHER)
+        self.bare = self.servers["plain"].run("nft list ruleset").stdout
+        self.servers["ufw"].run(" && ".join([*BY_HAND, "ufw --force enable"]))
+        firewalld = self.servers["firewalld"]
+        firewalld.run(f"apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive {FIREWALLD}")
+        firewalld.run("systemctl enable --now firewalld")
+        self.policies = firewalld.run("firewall-cmd --permanent --get-policies").stdout
+        self.servers["foreign"].run(FOREIGN)
+        self.foreign = self.servers["foreign"].run("nft list table inet mine").stdout
+        self.command = f"nft insert rule inet mine input ip saddr {self.inner.subnet} tcp dport {DECLARED} accept"
+        self.flow = self._open_flow()
 
-    def serve(self) -> None:
-        self.server.serve(DECLARED)
-        self.server.serve(OTHER)
-
-    def _let_in(self) -> None:
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.directory / "key"], check=True)
-        public = (self.directory / "key.pub").read_text().strip()
-        self.server.run(f"install -d -m 0700 /root/.ssh && echo '{public}' >/root/.ssh/authorized_keys")
-        (self.directory / "firewall.yml").write_text(PLAYBOOK)
-
-    def _inventory(self) -> Path:
-        variables = {
-            "ansible_host": self.server.address(self.inner),  # another one after a restart
-            "ansible_user": "root",
-            "ansible_ssh_private_key_file": str(self.directory / "key"),
-            "ansible_ssh_common_args": "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR",
-        }
-        inventory = self.directory / "hosts.yml"
-        inventory.write_text(json.dumps({"all": {"hosts": {"server": variables}}}))
-        return inventory
-
-    def listener(self, **values: Any) -> dict[str, Any]:
-        declared = {"service": "gateway", "name": "api", "port": DECLARED, "allow_from": [self.inner.subnet]}
-        return declared | values
-
-    def firewall(self, *arguments: str, **variables: Any) -> Run:
-        """Run the role; the one declared listener is the default."""
-        variables = {"firewall_listeners": [self.listener()], "firewall_revert_after": 12} | variables
-        extra = ["-e", json.dumps(variables), *arguments]
-        return ansible_playbook(self.directory / "firewall.yml", *extra, inventory=self._inventory())
-
-    def reach(self, port: int) -> dict[str, bool]:
-        """Who of inside, outside and the server itself, by its own outer address, gets an answer from the port."""
-        askers = {"inside": self.inside, "outside": self.outside}
-        reached = {name: host.fetches(self._server_seen_by(host), port) for name, host in askers.items()}
-        return reached | {"itself": self.server.fetches(self._server_seen_by(self.outside), port)}
-
-    def _server_seen_by(self, client: Host) -> str:
-        network: Network = self._addresses[client]
-        return self.server.address(network)
-
-    def table(self) -> str:
-        return self.server.run("nft list table inet appliance", check=False).stdout
+    def _open_flow(self) -> subprocess.Popen[str]:
+        """A connection to the server `shut` from inside, established before there is any rule."""
+        server = self.servers["shut"]
+        server.run(SLOW_SERVER)
+        eventually(lambda: server.run(f"ss -Hltn sport = :{FLOW}").stdout)
+        talk = (
+            f"import socket; s = socket.create_connection(('{server.address(self.inner)}', {FLOW})); "
+            "input(); s.sendall(b'still on'); print(s.recv(8))"
+        )
+        client = self.inside.start("python3", "-c", talk)
+        eventually(lambda: server.run(f"ss -Htn state established sport = :{FLOW}").stdout)
+        return client
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cases]:
     fleet = Fleet()
     try:
-        site = Site(fleet, tmp_path)
-        site.serve()
-        yield site
+        yield Cases(fleet, tmp_path_factory.mktemp("firewall"))
     finally:
         fleet.close()
 
 
-EVERYBODY = {"inside": True, "outside": True, "itself": True}
-DECLARED_ONLY = {"inside": True, "outside": False, "itself": True}
+@pytest.fixture(scope="module")
+def first(site: Cases) -> Run:
+    closed = {"firewall_listeners": [site.listener(), site.listener(port=FLOW, allow_from=[])]}
+    return site.firewall(plain={}, ufw={}, firewalld={}, foreign={}, shut=closed, dropping={"firewall_default": "drop"})
 
 
-def test_declared_ports_are_closed_to_others_for_good_and_removal_leaves_nothing(site: Site) -> None:
-    before = site.server.run("nft list ruleset").stdout
-    assert site.reach(DECLARED) == EVERYBODY
-
-    assert site.firewall("--check", "--diff").succeeded().changed > 0
-    assert site.table() == ""
-
-    assert site.firewall().succeeded().changed > 0
-    assert site.reach(DECLARED) == DECLARED_ONLY
-    assert site.reach(OTHER) == EVERYBODY
-    assert site.firewall().succeeded().changed == 0
-    assert site.firewall("--check").succeeded().changed == 0
-
-    site.server.run("nft delete table inet appliance")
-    assert site.firewall().succeeded().changed > 0
-    assert site.reach(DECLARED) == DECLARED_ONLY
-
-    table = site.table()
-    with site.outside.probing(site.server.address(site.outer), DECLARED, every=0.002) as found:
-        for verb in ("start", "reload", "restart", "stop"):  # of the distribution's own, which flushes every table
-            site.server.run(f"systemctl {verb} nftables.service")
-            assert site.table() == table
-    assert "+" not in found[DECLARED]
-    site.server.restart()
-    assert site.table() == table
-
-    closed = [site.listener(allow_from=[])]
-    assert site.firewall(firewall_listeners=closed).succeeded().changed > 0
-    site.server.serve(DECLARED)
-    assert site.reach(DECLARED) == {"inside": False, "outside": False, "itself": True}
-
-    assert site.firewall(firewall_state="absent").succeeded().changed > 0
-    assert site.reach(DECLARED) == EVERYBODY
-    assert site.server.run("nft list ruleset").stdout == before
-    assert site.server.run("ls /etc/systemd/system | grep appliance-firewall", check=False).stdout == ""
-    assert site.firewall(firewall_state="absent").succeeded().changed == 0
+@pytest.fixture(scope="module")
+def second(site: Cases, first: Run) -> Run:
+    site.kept = table(site.servers["shut"]), site.servers["shut"].run("cat /etc/appliance/firewall.nft").stdout
+    site.servers["foreign"].run(site.command)
+    shut = {"firewall_listeners": [site.listener(service="ssh", port=22, allow_from=["192.0.2.0/24"])]}
+    keep = {"firewall_default": "drop", "firewall_keep_ports": [OTHER]}
+    return site.firewall(plain={}, ufw={}, firewalld={}, foreign={}, shut=shut, dropping=keep)
 
 
-def test_an_established_flow_is_never_cut(site: Site) -> None:
-    site.server.run(
-        "systemd-run --quiet --unit=slow python3 -c '\n"
-        "import socket\n"
-        'with socket.create_server(("", 8802)) as server:\n'
-        "    client = server.accept()[0]\n"
-        "    client.sendall(client.recv(8))\n'"
-    )
-    eventually(lambda: site.server.run("ss -Hltn sport = :8802").stdout)
-    talk = (
-        f"import socket; s = socket.create_connection(('{site.server.address(site.inner)}', 8802)); "
-        "input(); s.sendall(b'still on'); print(s.recv(8))"
-    )
-    client = site.inside.start("python3", "-c", talk)
-    eventually(lambda: site.server.run("ss -Htn state established sport = :8802").stdout)
-    site.firewall(firewall_listeners=[site.listener(port=8802, allow_from=[])]).succeeded()
-    answer, _ = client.communicate("\n", timeout=60)
+def test_check_mode_of_a_bare_host_changes_nothing(site: Cases) -> None:
+    assert site.reach("plain", DECLARED) == EVERYBODY
+    assert site.firewall("--check", "--diff", plain={}).succeeded().changed > 0
+    assert table(site.servers["plain"]) == ""
+    for closed in ("ufw", "firewalld", "foreign"):
+        assert site.reach(closed, DECLARED) == ITSELF_ONLY, closed
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("plain", EVERYBODY), ("ufw", EVERYBODY), ("firewalld", ITSELF_ONLY), ("dropping", ITSELF_ONLY)]
+)
+def test_declared_ports_are_open_to_declared_addresses_alone(
+    site: Cases, first: Run, name: str, other: dict[str, bool]
+) -> None:
+    assert first.counts(name)["changed"] > 0
+    assert site.reach(name, DECLARED) == DECLARED_ONLY
+    assert site.reach(name, OTHER) == other
+
+
+def test_an_established_flow_is_never_cut(site: Cases, first: Run) -> None:
+    assert f"tcp dport {FLOW} drop" in table(site.servers["shut"])
+    answer, _ = site.flow.communicate("\n", timeout=60)
     assert answer == "b'still on'\n"
 
 
-def test_an_active_ufw_lets_declared_addresses_in_and_keeps_its_own_rules(site: Site) -> None:
-    site.server.run("ufw allow 22/tcp && ufw allow 9100/tcp comment 'by hand' && ufw --force enable")
-    assert site.reach(DECLARED) == {"inside": False, "outside": False, "itself": True}
-
-    assert site.firewall().succeeded().changed > 0
-    assert site.reach(DECLARED) == DECLARED_ONLY
-    assert site.reach(OTHER) == EVERYBODY
-    assert site.firewall().succeeded().changed == 0
-
-    # Our table holds even where ufw itself lets everybody in.
-    site.server.run("ufw default allow incoming")
-    assert site.reach(DECLARED) == DECLARED_ONLY
-    site.server.run("ufw default deny incoming")
-
-    assert site.firewall(firewall_state="absent").succeeded().changed > 0
-    assert site.reach(DECLARED) == {"inside": False, "outside": False, "itself": True}
-    assert site.server.run("ufw show added").stdout.splitlines()[1:] == [
-        "ufw allow 22/tcp",
-        "ufw allow 9100/tcp comment 'by hand'",
-    ]
+def test_a_default_drop_names_what_it_cuts(first: Run) -> None:
+    assert f"firewall_default=drop cuts: 0.0.0.0:{OTHER}" in first.output
 
 
-def test_an_active_firewalld_lets_declared_addresses_in_by_a_policy_of_ours(site: Site) -> None:
-    install = "DEBIAN_FRONTEND=noninteractive apt-get install --quiet=2 --yes --no-install-recommends firewalld"
-    site.server.run(f"apt-get update --quiet=2 && {install} && systemctl enable --now firewalld")
-    policies = site.server.run("firewall-cmd --permanent --get-policies").stdout
-    assert site.reach(DECLARED) == {"inside": False, "outside": False, "itself": True}
-
-    assert site.firewall().succeeded().changed > 0
-    assert site.reach(DECLARED) == DECLARED_ONLY
-    assert site.reach(OTHER) == {"inside": False, "outside": False, "itself": True}
-    assert site.firewall().succeeded().changed == 0
-
-    assert site.firewall(firewall_state="absent").succeeded().changed > 0
-    assert site.reach(DECLARED) == {"inside": False, "outside": False, "itself": True}
-    assert site.server.run("firewall-cmd --permanent --get-policies").stdout == policies
+def test_a_foreign_chain_that_drops_is_refused(site: Cases, first: Run) -> None:
+    assert f"type: {site.command}" in first.said("foreign")
+    assert table(site.servers["foreign"]) == ""
+    assert site.servers["foreign"].run("nft list table inet mine").stdout == site.foreign
 
 
-def test_a_foreign_chain_that_drops_is_refused_until_it_lets_the_port_in(site: Site) -> None:
-    site.server.run(
-        "nft add table inet mine && nft 'add chain inet mine input { type filter hook input priority 0; policy drop; }'"
-        " && nft add rule inet mine input ct state established accept && nft add rule inet mine input iif lo accept"
-        " && nft add rule inet mine input tcp dport 22 accept"
-    )
-    foreign = site.server.run("nft list table inet mine").stdout
-    refused = site.firewall()
-    command = f"nft insert rule inet mine input ip saddr {site.inner.subnet} tcp dport 8800 accept"
-    assert refused.status != 0
-    assert f"type: {command}" in refused.output
-    assert site.table() == ""
-    assert site.server.run("nft list table inet mine").stdout == foreign
-
-    site.server.run(command)
-    assert site.firewall().succeeded().changed > 0
-    assert site.reach(DECLARED) == DECLARED_ONLY
-    assert site.reach(OTHER) == {"inside": False, "outside": False, "itself": True}
+def test_our_table_holds_where_ufw_itself_lets_everybody_in(site: Cases, first: Run) -> None:
+    site.servers["ufw"].run("ufw default allow incoming")
+    assert site.reach("ufw", DECLARED) == DECLARED_ONLY
+    site.servers["ufw"].run("ufw default deny incoming")
 
 
-def test_rules_that_shut_ssh_out_are_taken_back(site: Site) -> None:
-    site.firewall().succeeded()
-    table, kept = site.table(), site.server.run("cat /etc/appliance/firewall.nft").stdout
-
-    shut = [site.listener(), site.listener(service="ssh", port=22, allow_from=["192.0.2.0/24"])]
-    failed = site.firewall(firewall_listeners=shut)
-    assert failed.status != 0
-    assert "shut out SSH" in failed.output
-    eventually(lambda: site.table() == table)
-    assert site.server.run("cat /etc/appliance/firewall.nft").stdout == kept
-    assert site.firewall().succeeded().changed == 0
+@pytest.mark.parametrize("name", ["plain", "ufw", "firewalld"])
+def test_a_second_run_changes_nothing(second: Run, name: str) -> None:
+    assert second.counts(name)["changed"] == 0, second.output
 
 
-def test_a_default_drop_names_what_it_cuts_and_keeps_ssh(site: Site) -> None:
-    run = site.firewall(firewall_default="drop").succeeded()
-    assert f"firewall_default=drop cuts: 0.0.0.0:{OTHER}" in run.output
-    assert site.reach(DECLARED) == DECLARED_ONLY
-    assert site.reach(OTHER) == {"inside": False, "outside": False, "itself": True}
+def test_a_foreign_chain_that_lets_the_port_in_is_accepted(site: Cases, second: Run) -> None:
+    assert second.counts("foreign")["changed"] > 0
+    assert site.reach("foreign", DECLARED) == DECLARED_ONLY
+    assert site.reach("foreign", OTHER) == ITSELF_ONLY
 
-    assert site.firewall(firewall_default="drop", firewall_keep_ports=[OTHER]).succeeded().changed > 0
-    assert site.reach(OTHER) == EVERYBODY
+
+def test_a_default_drop_keeps_the_ports_that_it_is_told_to(site: Cases, second: Run) -> None:
+    assert second.counts("dropping")["changed"] > 0
+    assert site.reach("dropping", OTHER) == EVERYBODY
+
+
+def test_rules_that_shut_ssh_out_are_taken_back(site: Cases, second: Run) -> None:
+    assert "shut out SSH" in second.said("shut")
+    eventually(lambda: table(site.servers["shut"]) == site.kept[0])
+    assert site.servers["shut"].run("cat /etc/appliance/firewall.nft").stdout == site.kept[1]
+
+
+def test_other_firewalls_are_left_as_they_were_and_a_lost_table_comes_back(site: Cases, second: Run) -> None:
+    assert site.firewall("--check", plain={}).succeeded().changed == 0
+    site.servers["plain"].run("nft delete table inet appliance")
+    closed = {"firewall_listeners": [site.listener(), site.listener(port=FLOW, allow_from=[])]}
+    third = site.firewall(plain={}, shut=closed, ufw=ABSENT, firewalld=ABSENT).succeeded()
+    assert third.counts("plain")["changed"] > 0
+    assert site.reach("plain", DECLARED) == DECLARED_ONLY
+    assert third.counts("shut")["changed"] == 0, third.output
+    for name in ("ufw", "firewalld"):
+        assert third.counts(name)["changed"] > 0
+        assert site.reach(name, DECLARED) == ITSELF_ONLY
+    assert site.servers["ufw"].run("ufw show added").stdout.splitlines()[1:] == BY_HAND
+    assert site.servers["firewalld"].run("firewall-cmd --permanent --get-policies").stdout == site.policies
+
+
+def test_rules_stay_through_flushes_and_restarts_and_removal_leaves_nothing(site: Cases, second: Run) -> None:
+    server = site.servers["plain"]
+    loaded = table(server)
+    with site.outside.probing(server.address(site.outer), DECLARED, every=0.002) as found:
+        for verb in ("start", "reload", "restart", "stop"):  # of the distribution's own, which flushes every table
+            server.run(f"systemctl {verb} nftables.service")
+            assert table(server) == loaded
+    assert "+" not in found[DECLARED]
+    server.restart()
+    assert table(server) == loaded
+
+    closed = {"firewall_listeners": [site.listener(allow_from=[])]}
+    assert site.firewall(plain=closed).succeeded().changed > 0
+    server.serve(DECLARED)
+    assert site.reach("plain", DECLARED) == ITSELF_ONLY
+
+    assert site.firewall(plain=ABSENT).succeeded().changed > 0
+    assert site.reach("plain", DECLARED) == EVERYBODY
+    assert server.run("nft list ruleset").stdout == site.bare
+    assert server.run("ls /etc/systemd/system | grep appliance-firewall", check=False).stdout == ""
+    assert site.firewall(plain=ABSENT).succeeded().changed == 0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.roles.test_firewall_hosts import Site
+from tests.roles.firewall_site import Site, table
 from tests.support.ansible_run import ROOT, Run, ansible_playbook
 from tests.support.podman_hosts import Fleet, why_unavailable
 from tests.support.services import CATALOG
@@ -59,7 +59,8 @@ class Appliance(Site):
     """The server with all three services, by the real site.yml, which finds stand-ins for their roles."""
 
     def __init__(self, fleet: Fleet, directory: Path) -> None:
-        super().__init__(fleet, directory)
+        super().__init__(fleet, directory, "server")
+        self.server = self.servers["server"]
         self.server.run(f"cat >/usr/local/lib/listener.py <<'END'\n{LISTENER}END")
         # As the tasks `account` of role service would, in a tenth of the time.
         for user in (*(entry["user"] for entry in CATALOG.values() if "user" in entry), "renamed"):
@@ -75,7 +76,8 @@ class Appliance(Site):
     def play(self, playbook: str, **variables: Any) -> Run:
         """Run one of ours with `override`, the firewall's timer short and no questions asked in the end."""
         hosts: dict[str, Any] = {"hosts": {"server": {}}}
-        inventory = yaml.safe_load(self._inventory().read_text()) | dict.fromkeys(self.services, hosts)
+        inventory: dict[str, Any] = dict.fromkeys(self.services, hosts)
+        inventory["all"] = {"hosts": {"server": self.variables("server")}}
         inventory["all"]["vars"] = {
             "appliance_services_override": self.override,
             "gateway_bearer_token": "a-token-that-is-long-enough",
@@ -85,12 +87,14 @@ class Appliance(Site):
         }
         file = self.directory / "site.yml"
         file.write_text(yaml.safe_dump(inventory))
-        return ansible_playbook(ROOT / "playbooks" / playbook, "--skip-tags", "verify", inventory=file)
+        roles = {"ANSIBLE_ROLES_PATH": f"{self.directory}/roles:{ROOT}/roles"}
+        return ansible_playbook(
+            ROOT / "playbooks" / playbook, "--skip-tags", "verify", inventory=file, environment=roles
+        )
 
 
 @pytest.fixture
-def appliance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Appliance]:
-    monkeypatch.setenv("ANSIBLE_ROLES_PATH", f"{tmp_path}/roles:{ROOT}/roles")
+def appliance(tmp_path: Path) -> Iterator[Appliance]:
     fleet = Fleet()
     try:
         yield Appliance(fleet, tmp_path)
@@ -144,7 +148,7 @@ def test_nobody_else_gets_in_while_services_move(appliance: Appliance) -> None:
         assert guarded() == {8801, 8805, 8088, 8090}
         appliance.server.run("systemctl disable --now llamacpp")
         appliance.play("remove.yml", **CONFIRMED).succeeded()
-        assert appliance.table() == ""
+        assert table(appliance.server) == ""
 
     # Whom a range let in until it shrank is kept out before the service starts again (a slow answer counts as ".").
     assert re.fullmatch(r"[-.]*[+.]+[-.]*", found.pop(8802))
