@@ -148,9 +148,10 @@ PACKAGE = ("tests/unit", "tests/contracts", "tests/system")
 # The figures that are asked for: how many cases each property was tried with, and what took longest.
 HEAVY = ("tests/heavy", *PACKAGE, "--hypothesis-show-statistics", "--durations=20")
 
-# On all cores: a file's tests in one process, since they share its gateways; those of roles wherever there is room.
+# On all cores: a file's tests in one process, since they share its gateways; those of roles wherever there is room,
+# but for files that share hosts (`xdist_group`), in the order of tests/roles/conftest.py.
 FILES_APART = ("-n", "auto", "--maxprocesses=4", "--dist=loadfile")
-TESTS_APART = ("-n", "auto", "--maxprocesses=4", "--dist=worksteal")
+TESTS_APART = ("-n", "auto", "--maxprocesses=4", "--dist=loadgroup", "--no-loadscope-reorder")
 
 LAYERS: dict[str, Callable[[], Tally]] = {
     "lint": lint,

@@ -170,38 +170,43 @@ def test_installing_one_service_removes_none() -> None:
     assert chosen(["gateway", "llamacpp"], ["install-llamacpp"], ["setup"]) == []
 
 
-def _write_inventory(directory: Path, level: dict[str, Any]) -> Path:
-    """Two hosts in the group llamacpp, one gateway; the override at the levels asked."""
-    directory.mkdir()
-    hosts = {"hosts": {"box1": None, "box2": None}}
-    (directory / "hosts.yml").write_text(
-        yaml.safe_dump({"all": {"children": {"gateway": {"hosts": {"box1": None}}, "llamacpp": hosts}}})
-    )
-    for path, port in level.items():
-        target = directory / f"{path}.yml"
+def test_the_nearest_level_of_override_wins(tmp_path: Path) -> None:
+    """Each host but the first has one level more; all are seen alike from everywhere."""
+    ports = {"box1": 8088, "box2": 8088, "box3": 8088}
+    assert seen_ports(tmp_path / "plain") == ports
+    levels = {"group_vars/all": 9001, "group_vars/fast": 9002, "host_vars/box3": 9003}
+    assert seen_ports(tmp_path / "overridden", levels) == {"box1": 9001, "box2": 9002, "box3": 9003}
+
+
+INVENTORY = """
+all:
+  children:
+    gateway: {hosts: {box1: }}
+    llamacpp: {hosts: {box1: }, children: {fast: {hosts: {box2: , box3: }}}}
+"""
+SEEN = (
+    "[appliance_services.llamacpp.port,"
+    " groups.all | sort | map('extract', hostvars, ['appliance_services', 'llamacpp', 'port']) | list,"
+    " (appliance_services | backends(groups, hostvars, 'box1')).backends]"
+)
+
+
+def seen_ports(inventory: Path, levels: dict[str, int] | None = None) -> dict[str, int]:
+    """The port of llamacpp on each host, where the override sets a port at each of the levels."""
+    inventory.mkdir()
+    (inventory / "hosts.yml").write_text(INVENTORY)
+    for path, port in (levels or {}).items():
+        target = inventory / f"{path}.yml"
         target.parent.mkdir(exist_ok=True)
         target.write_text(yaml.safe_dump({"appliance_services_override": {"llamacpp": {"port": port}}}))
-    return directory
-
-
-@pytest.mark.parametrize(
-    ("level", "box1", "box2"),
-    [
-        ({}, 8088, 8088),
-        ({"group_vars/all": 9001}, 9001, 9001),
-        ({"group_vars/all": 9001, "group_vars/llamacpp": 9002}, 9002, 9002),
-        ({"group_vars/all": 9001, "group_vars/llamacpp": 9002, "host_vars/box2": 9003}, 9002, 9003),
-    ],
-)
-def test_the_nearest_level_of_override_wins(tmp_path: Path, level: dict[str, int], box1: int, box2: int) -> None:
-    inventory = _write_inventory(tmp_path / "inventory", level)
-    seen = ansible_debug(inventory, "appliance_services.llamacpp.port")
-    assert seen == {"box1": box1, "box2": box2}
-    through_hostvars = ansible_debug(inventory, "hostvars.box2.appliance_services.llamacpp.port")
-    assert through_hostvars == {"box1": box2, "box2": box2}
-    made = ansible_debug(inventory, "(appliance_services | backends(groups, hostvars, 'box1')).backends")["box1"]
-    assert made["llamacpp@box1"]["base_url"] == f"http://127.0.0.1:{box1}/v1"
-    assert made["llamacpp@box2"]["base_url"] == f"http://box2:{box2}/v1"
+    seen = ansible_debug(inventory, SEEN)
+    ports = {host: own for host, (own, _, _) in sorted(seen.items())}
+    for _, through_hostvars, made in seen.values():
+        assert dict(zip(ports, through_hostvars, strict=True)) == ports
+        urls = {name: backend["base_url"] for name, backend in made.items()}
+        addresses = {host: "127.0.0.1" if host == "box1" else host for host in ports}
+        assert urls == {f"llamacpp@{host}": f"http://{addresses[host]}:{port}/v1" for host, port in ports.items()}
+    return ports
 
 
 def ansible_debug(inventory: Path, expression: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import pytest
 import yaml
 from supervisor.options import ServerOptions
 
+pytestmark = pytest.mark.xdist_group("service_definitions")  # rendered once
+
 ROOT = Path(__file__).parents[2]
 ROLE = ROOT / "roles/service"
 ARGV = ["/usr/bin/env", "serve", 'a "quoted" word', "100%", "$HOME", "back\\slash"]

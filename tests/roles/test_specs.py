@@ -83,18 +83,23 @@ def test_generated_pages_are_fresh() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_stale_page_is_named(tmp_path: Path) -> None:
-    for part in ("docs", "roles", "playbooks"):
-        (tmp_path / part).mkdir()
-    for name in ("generate.py", "proofs.py"):
-        (tmp_path / "docs" / name).write_text((ROOT / "docs" / name).read_text())
-    (tmp_path / "docs/services.md").write_text("<!-- generated: ports -->\nold\n<!-- end -->\n")
+def test_a_stale_page_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from docs import generate
+
+    page = tmp_path / "docs/services.md"
+    page.parent.mkdir()
+    page.write_text("<!-- generated: ports -->\nold\n<!-- end -->\n")
     (tmp_path / "playbooks/group_vars/all").mkdir(parents=True)
     (tmp_path / "playbooks/group_vars/all/services.yml").write_text(yaml.safe_dump({"appliance_catalog": CATALOG}))
-    command = [sys.executable, str(tmp_path / "docs/generate.py")]
-    checked = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
-    assert checked.returncode == 1
-    assert checked.stderr == "docs/services.md is stale; type: python docs/generate.py\n"
-    assert subprocess.run(command, check=False).returncode == 0
-    assert "| `llamacpp` | 8088 |" in (tmp_path / "docs/services.md").read_text()
-    assert subprocess.run([*command, "--check"], check=False).returncode == 0
+    monkeypatch.setattr(generate, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
+    assert generate.main() == 1
+    assert capsys.readouterr().err == "docs/services.md is stale; type: python docs/generate.py\n"
+    monkeypatch.setattr(sys, "argv", ["generate.py"])
+    assert generate.main() == 0
+    assert "| `llamacpp` | 8088 |" in page.read_text()
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--check"])
+    assert generate.main() == 0
