@@ -20,7 +20,11 @@ options:
   port: {description: Port of the API on loopback., type: int, required: true}
   ready_port: {description: Port on loopback where C(/readyz) answers., type: int, required: true}
   token: {description: Bearer token., type: str, required: true}
-  requests: {description: "Method, path, format (json, form-multipart) and body of each.", type: list, elements: dict, required: true}
+  requests:
+    description: Method, path, format (json, form-multipart) and body of each.
+    type: list
+    elements: dict
+    required: true
   patience: {description: Seconds to wait for readiness and for each answer., type: int, default: 45}
 author: AI Appliance
 """
@@ -35,7 +39,7 @@ EXAMPLES = """
 """
 
 RETURN = """
-failures: {description: "Path, model, status and reason of requests that got another status than 200 or 202", returned: always, type: list}
+failures: {description: "Path, model, status, reason of what was not answered", returned: always, type: list}
 """
 
 PAUSE_SEC = 1.0
