@@ -174,7 +174,13 @@ def test_image_is_a_data_url_when_it_cannot_be_stored(tmp_path: Path, backend: U
     blocked.write_text("")
     with gateway(tmp_path, UI_IMAGE_DIR=str(blocked / "images")) as running_gateway:
         url = running_gateway.client.post(GENERATIONS, json={"prompt": "x"}).json()["data"][0]["url"]
-    assert url.startswith("data:image/svg+xml;base64,")
+        assert url.startswith("data:image/svg+xml;base64,")
+        for report in (running_gateway.observe.get("/readyz"), running_gateway.client.get("/v1/gateway/status")):
+            assert (report.status_code, [*report.json()["problems"]]) == (200, ["images"])
+        blocked.unlink()
+        url = running_gateway.client.post(GENERATIONS, json={"prompt": "x"}).json()["data"][0]["url"]
+        assert url.startswith("/ui/images/")
+        assert running_gateway.client.get("/readyz").json()["problems"] == {}
 
 
 def test_no_data_url_where_base64_is_not_allowed(tmp_path: Path, backend: Upstream) -> None:

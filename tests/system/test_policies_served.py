@@ -190,10 +190,13 @@ def test_api_key_header(served: Gateway) -> None:
 
 
 def test_tokens_a_day_outlive_a_restart(tmp_path: Path, backend: Upstream) -> None:
-    policy = {"tokens_per_day": 2 * USED_A_CHAT - 1}
+    policy = {"tokens_per_day": 2 * USED_A_CHAT - 1, "tools_allow_shell": True}
     with guarded(tmp_path, backend, policy) as running, client(running) as bot:
         assert chat(bot).headers["x-ratelimit-remaining-tokens"] == "3"
-        assert bot.get("/v1/gateway/status").json()["token"]["tokens_today"] == USED_A_CHAT
+        status = bot.get("/v1/gateway/status").json()
+        assert status["token"]["tokens_today"] == USED_A_CHAT
+        assert status["token"]["unenforced_policy_keys"] == ["tools_allow_shell"]
+        assert status["problems"] == {}
         assert chat(bot, stream=True).status_code == 200
         refused = chat(bot)
         assert error(refused) == (429, "token_quota_exceeded")

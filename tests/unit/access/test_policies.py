@@ -75,6 +75,17 @@ def test_every_key_is_taken() -> None:
     assert [str(network) for network in policy.ip_allowlist or ()] == ["10.10.22.0/24", "::1/128"]
 
 
+def test_keys_that_no_feature_enforces_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    idle = {key for key in EVERY_KEY if key.startswith(("tools_", "memory_"))}
+    load({TOKEN: EVERY_KEY, OTHER: {"tools_allow_git": None, "priority": 1}})
+    (record,) = caplog.records
+    whose, keys, _ = record.getMessage().split(": ")
+    assert (whose, keys.split(", ")) == ("policy of token automation", sorted(idle))
+    caplog.clear()
+    load({TOKEN: {"name": "bot", "priority": 1}})
+    assert caplog.records == []
+
+
 def test_lists_and_commas_are_the_same() -> None:
     keys = ("models_allowlist", "ip_allowlist", "tools_allowlist")
     lists = {key: str(EVERY_KEY[key]).replace(" ", "").split(",") for key in keys}

@@ -12,7 +12,7 @@ from gateway.app import schema
 from gateway.features.conversations.store import ResponseStore
 from gateway.storage import Database, StorageError
 
-from tests.support.scripted import Run
+from tests.support.scripted import Run, until
 
 
 def response(number: int) -> dict[str, Any]:
@@ -93,5 +93,24 @@ def test_the_oldest_go_also_where_the_newest_expire_sooner(run: Run, tmp_path: P
             store = ResponseStore(database, 60, max_bytes=3_500)
             kept = [number for number in range(4) if await store.response("me", f"resp_{number}")]
             assert kept == [1, 2, 3]
+
+    run(test)
+
+
+def test_a_store_that_cannot_write_says_so_until_it_can(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.features.conversations.store.SWEEP_EVERY_SEC", 0.01)
+
+    async def test() -> None:
+        async with opened(tmp_path) as database:
+            store = ResponseStore(database, 60, 1_000)
+            await database.write(lambda c: c.execute("ALTER TABLE responses RENAME TO elsewhere"))
+            await store.start()
+            await until(lambda: store.problem is not None)
+            assert store.problem == "responses cannot be stored: no such table: responses"
+            await database.write(lambda c: c.execute("ALTER TABLE elsewhere RENAME TO responses"))
+            await until(lambda: store.problem is None)
+            await store.stop()
 
     run(test)
