@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field, SecretStr
+from pydantic import SecretStr
 
 from gateway.access.addresses import Networks
-from gateway.config.settings import OptionalPath, Section
+from gateway.config.settings import OptionalPath, Section, setting
 from gateway.errors import Refusal
 
 PLACEHOLDERS = frozenset(
@@ -22,27 +22,22 @@ MAKE_ONE = """python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"""
 
 
 class AccessSettings(Section, heading="Who may call"):
-    gateway_bearer_token: SecretStr = Field(
-        SecretStr(""), description="The token that clients send, 16 or more characters."
+    gateway_bearer_token: SecretStr = setting(SecretStr(""), "The token that clients send, 16 or more characters.")
+    gateway_bearer_tokens: SecretStr = setting(
+        SecretStr(""), "Several tokens, comma-separated; replaces `GATEWAY_BEARER_TOKEN`."
     )
-    gateway_bearer_tokens: SecretStr = Field(
-        SecretStr(""),
-        description="Several tokens, comma-separated; when set, `GATEWAY_BEARER_TOKEN` is not used.",
+    gateway_token_policies_json: SecretStr = setting(
+        SecretStr(""), "Token policies, a JSON object from token to policy; see docs/policies.md."
     )
-    gateway_token_policies_json: SecretStr = Field(
-        SecretStr(""), description="Token policies, a JSON object from token to policy; see docs/policies.md."
+    gateway_token_policies_path: OptionalPath = setting(None, "File with the token policies.")
+    gateway_token_policies_strict: bool = setting(
+        True, "Whether a malformed policy stops the start, and makes a reload keep the last good policies."
     )
-    gateway_token_policies_path: OptionalPath = Field(None, description="The same in a file.")
-    gateway_token_policies_strict: bool = Field(
-        True, description="Whether a malformed policy refuses to start, and on a reload keeps the last good ones."
+    ip_allowlist: Networks = setting(
+        (), "Comma-separated addresses and CIDRs that may call the API; empty: any client."
     )
-    ip_allowlist: Networks = Field(
-        (),
-        description="Comma-separated addresses and CIDRs that may call the API; empty: any that reaches it.",
-    )
-    trust_proxy_cidrs: Networks = Field(
-        (),
-        description="Comma-separated addresses and CIDRs of proxies whose `X-Forwarded-For` is believed.",
+    trust_proxy_cidrs: Networks = setting(
+        (), "Comma-separated addresses and CIDRs of trusted proxies, whose `X-Forwarded-For` counts."
     )
 
     def tokens(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from gateway.backends.registry import Registry
 from gateway.backends.slots import Backend, Slots
 from gateway.config.reload import Reloader, ReloadReport
 from gateway.observe.health import Problems
+from gateway.web.exchange import caller_of
 
 
 class Admission(BaseModel):
@@ -76,7 +77,7 @@ def make_router(
 
     @router.get("/status", summary="Show load and health of the backends, and the token's use of its limits")
     async def get_status(request: Request) -> GatewayStatus:
-        caller = _caller(request)
+        caller = caller_of(request)
         return GatewayStatus(
             admission_control=_admission(registry.backends),
             backend_health=_health(registry.backends),
@@ -91,17 +92,12 @@ def make_router(
         responses={409: {"model": ReloadReport, "description": "A file is broken; what was last good stays in force"}},
     )
     async def reload(request: Request, response: Response) -> ReloadReport:
-        _caller(request).check_admin()
+        caller_of(request).check_admin()
         report = await reloader.reload()
         response.status_code = 200 if report.ok else 409
         return report
 
     return router
-
-
-def _caller(request: Request) -> Caller:
-    caller: Caller = request.scope["gateway.exchange"].caller
-    return caller
 
 
 def _admission(backends: Iterable[Backend]) -> dict[str, Admission]:

@@ -15,6 +15,7 @@ from gateway.observe import health
 from gateway.observe.metrics import CONTENT_TYPE, Metrics
 from gateway.routing.aliases import Alias
 from gateway.routing.policy import AUTO, unknown_model
+from gateway.web.exchange import caller_of
 
 # Paths that ask for no token; all others do, but those below a feature's open directories.
 OPEN_PATHS = ("/health", "/readyz", docs.OPENAPI, *docs.PATHS)
@@ -93,7 +94,7 @@ def make_router(registry: Registry, metrics: Metrics | None, problems: health.Pr
         responses={200: {"links": {"show": FIRST_MODEL}}},
     )
     async def list_models(request: Request) -> ModelList:
-        return ModelList(data=list(known_models(registry, _caller(request)).values()))
+        return ModelList(data=list(known_models(registry, caller_of(request)).values()))
 
     @router.get(
         "/v1/models/{model_id:path}",
@@ -103,12 +104,12 @@ def make_router(registry: Registry, metrics: Metrics | None, problems: health.Pr
         response_model_exclude_none=True,
     )
     async def get_model(model_id: str, request: Request) -> Model:
-        models = known_models(registry, _caller(request))
+        models = known_models(registry, caller_of(request))
         found = models.get(model_id) or models.get(model_id.casefold())
         if found is None:
             found = next((model for model in models.values() if model.upstream_model == model_id), None)
         if found is None:
-            raise unknown_model(model_id, _caller(request).known(registry.names))
+            raise unknown_model(model_id, caller_of(request).known(registry.names))
         return found
 
     return router
@@ -139,8 +140,3 @@ def _alias(name: str, alias: Alias) -> Model:
         max_tokens_cap=alias.max_tokens_cap,
         temperature_cap=alias.temperature_cap,
     )
-
-
-def _caller(request: Request) -> Caller:
-    caller: Caller = request.scope["gateway.exchange"].caller
-    return caller

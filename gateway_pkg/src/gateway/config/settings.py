@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from gateway.errors import Refusal
 
@@ -38,6 +38,11 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+
+
+def setting(default: Any, description: str, **bounds: Any) -> Any:
+    """A field of a section; `bounds` are those of pydantic's Field."""
+    return Field(default, description=description, **bounds)
 
 
 class Settings:

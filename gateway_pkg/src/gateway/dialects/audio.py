@@ -15,7 +15,7 @@ from gateway.backends.failures import wrong_type
 from gateway.backends.protocols import speech
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.usage import usage_in
-from gateway.config.settings import URL_PATH, Section
+from gateway.config.settings import URL_PATH, Section, setting
 from gateway.errors import ApiError
 from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
@@ -138,11 +138,11 @@ TRANSLATIONS = Endpoint(
 
 
 class SpeechSettings(Section, heading="Speech and transcription"):
-    tts_base_url: str = Field("", description="A speech server; makes a backend when there is none.")
-    tts_timeout_sec: float = Field(60, gt=0, description="Longest wait for the beginning of speech.")
-    tts_generate_path: str = Field("/v1/audio/speech", pattern=URL_PATH, description="Where speech is asked for.")
-    tts_backend_class: str = Field("pocket_tts", description="Class of the backends that speak.")
-    transcription_backend_class: str = Field("whisper", description="Class of the backends that transcribe.")
+    tts_base_url: str = setting("", "URL of a speech server; makes a backend unless one is configured.")
+    tts_timeout_sec: float = setting(60, "Longest wait for the first byte of speech.", gt=0)
+    tts_generate_path: str = setting("/v1/audio/speech", "Path of the speech server's route.", pattern=URL_PATH)
+    tts_backend_class: str = setting("pocket_tts", "Backend class for speech.")
+    transcription_backend_class: str = setting("whisper", "Backend class for transcription.")
 
 
 class Audio(Feature):

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
-
-from gateway.config.settings import HOME, Section
+from gateway.config.settings import HOME, Section, setting
 
 
 class RoutingSettings(Section, heading="Backends, aliases, routing"):
-    ollama_model_strong: str = Field("", description="What the bare name `ollama` stands for.")
-    ollama_model_fast: str = Field("", description="The model of class `ollama` for short requests.")
-    mlx_model_strong: str = Field("", description="What the bare name `mlx` stands for.")
-    mlx_model_fast: str = Field("", description="The model of class `mlx` for short requests.")
-    default_backend: str = Field("", description="Class for requests that name no model where no alias `default` is.")
-    model_aliases_json: str = Field("", description="The model aliases as JSON; then no file is read.")
-    model_aliases_path: Path = Field(HOME / "app/model_aliases.json", description="The model aliases.")
-    router_enable_policy: bool = Field(
-        False, description="Whether requests without a model are routed by tools, size and kind; else to `default`."
+    ollama_model_strong: str = setting("", "Upstream model of the bare name `ollama`.")
+    ollama_model_fast: str = setting("", "Upstream model of class `ollama` for short requests.")
+    mlx_model_strong: str = setting("", "Upstream model of the bare name `mlx`.")
+    mlx_model_fast: str = setting("", "Upstream model of class `mlx` for short requests.")
+    default_backend: str = setting("", "Backend class for requests without a model, if no alias `default` exists.")
+    model_aliases_json: str = setting("", "The model aliases as JSON; replaces the file.")
+    model_aliases_path: Path = setting(HOME / "app/model_aliases.json", "File of the model aliases.")
+    router_enable_policy: bool = setting(
+        False, "Whether tools, size and kind of a request without a model choose its alias; else `default`."
     )
-    router_enable_request_type: bool = Field(
-        False, description="Whether that policy looks at the kind of request, coding or not."
-    )
-    router_long_context_chars: int = Field(
-        40_000, ge=1, description="Size from which a request is long, where the alias `long` has no context window."
+    router_enable_request_type: bool = setting(False, "Whether that policy also tells coding from other requests.")
+    router_long_context_chars: int = setting(
+        40_000, "Characters from which a request is long, if the alias `long` has no context window.", ge=1
     )
 
 
 class EmbeddingsSettings(Section, heading="Embeddings"):
-    embeddings_backend: str = Field(
-        "", description="Class for embeddings that name no model; empty: the first that has the capability."
+    embeddings_backend: str = setting(
+        "", "Backend class for embeddings without a model; empty: the first class with the capability."
     )
-    embeddings_model: str = Field("", description="Model for embeddings that name none; empty: the backend's only one.")
+    embeddings_model: str = setting("", "Model for embeddings without a model; empty: the backend's only model.")

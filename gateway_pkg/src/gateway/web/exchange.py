@@ -111,6 +111,11 @@ class Exchange:
         """Milliseconds until a stream's first event went out."""
         return (self.first_byte_at - self.started) * 1000
 
+    @property
+    def owner(self) -> str:
+        """The caller's key, under which its data is kept; "" on open paths."""
+        return self.caller.key if self.caller is not None else ""
+
     async def body(self) -> bytes:
         """The whole body; raises ApiError 413 beyond `limit`, 408 when it is too slow; ClientDisconnected."""
         whole = self._connection.take_body()
@@ -252,6 +257,18 @@ class Exchange:
         elif message["type"] == "http.response.body":
             self.bytes_out += len(message.get("body", b""))
         await self._send(message)
+
+
+def exchange_of(request: Request) -> Exchange:
+    """The exchange of a request to the documented pages."""
+    exchange: Exchange = request.scope["gateway.exchange"]
+    return exchange
+
+
+def caller_of(request: Request) -> Caller:
+    """Who asks; not for open paths."""
+    caller: Caller = request.scope["gateway.exchange"].caller
+    return caller
 
 
 def too_large(limit: int, setting: str) -> ApiError:

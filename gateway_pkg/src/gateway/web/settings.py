@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from gateway.config.settings import Section
+from gateway.config.settings import Section, setting
 
 
 class RequestSettings(Section, heading="Requests and answers"):
-    max_request_bytes: int = Field(1_000_000, ge=1, description="Largest JSON body of a request.")
-    max_upload_bytes: int = Field(26_214_400, ge=1, description="Largest multipart body of a request.")
-    request_body_timeout_sec: float = Field(
-        600, gt=0, description="Longest time for the body of a request, from its head to its end."
+    max_request_bytes: int = setting(1_000_000, "Largest JSON body of a request.", ge=1)
+    max_upload_bytes: int = setting(26_214_400, "Largest multipart body of a request.", ge=1)
+    request_body_timeout_sec: float = setting(600, "Longest time to receive a request's body.", gt=0)
+    response_send_timeout_sec: float = setting(
+        300, "How long a client may stop reading before the gateway closes its connection.", gt=0
     )
-    response_send_timeout_sec: float = Field(
-        300, gt=0, description="How long a client may take nothing of what waits for it, before its connection is cut."
-    )
-    public_base_url: str = Field("", description="Begins the URLs of stored images and music; empty: a path alone.")
+    public_base_url: str = setting("", "Start of the URLs of stored images and music; empty: URLs are paths.")

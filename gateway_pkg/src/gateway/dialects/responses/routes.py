@@ -75,7 +75,7 @@ class _Handler:
         check(request)
         response = begin(request, new_response_id())
         new_id = make_ids(response["id"])
-        owner = exchange.caller.key if exchange.caller is not None else ""
+        owner = exchange.owner
         items = await stepwise.run(reading(request, new_id))
         items = await self._conversation(owner, request, items, size)
         items = with_own_ids(items, new_id)

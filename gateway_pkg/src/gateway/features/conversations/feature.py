@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from gateway.config.settings import Section
+from gateway.config.settings import Section, setting
 from gateway.features.conversations.routes import make_router
 from gateway.features.conversations.store import MIGRATIONS, ResponseStore
 from gateway.features.face import Core, Feature
 
 
 class ConversationSettings(Section, heading="What is stored"):
-    responses_ttl_sec: int = Field(30 * 86_400, ge=1, description="How long a stored response is kept.")
-    responses_max_bytes: int = Field(
+    responses_ttl_sec: int = setting(30 * 86_400, "How long a stored response is kept.", ge=1)
+    responses_max_bytes: int = setting(
         1024 * 1024 * 1024,
+        "Largest size of all stored responses; beyond it, the token that stores the most loses its oldest.",
         ge=1,
-        description="Size of all stored responses; beyond it the oldest of the token with most go.",
     )
 
 

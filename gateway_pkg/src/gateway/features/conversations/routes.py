@@ -13,6 +13,7 @@ from gateway.errors import ApiError, unsupported
 from gateway.features.conversations.store import Item, ResponseStore
 from gateway.features.face import storage_errors
 from gateway.web.endpoint import JSON_TYPE
+from gateway.web.exchange import caller_of
 
 store_errors = partial(storage_errors, "Stored responses cannot be used now")
 INCLUDABLE = ("message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content")
@@ -77,7 +78,7 @@ def make_router(store: ResponseStore) -> APIRouter:
         if stream:
             raise unsupported("stream", "a stored response is given whole; leave it out")
         with store_errors():
-            found = await store.response(_owner(request), response_id)
+            found = await store.response(caller_of(request).key, response_id)
         if found is None:
             raise _not_found(response_id)
         return Response(found, media_type=JSON_TYPE)
@@ -85,7 +86,7 @@ def make_router(store: ResponseStore) -> APIRouter:
     @router.delete("", summary="Delete a stored response")
     async def delete_response(response_id: str, request: Request) -> Deleted:
         with store_errors():
-            is_gone = await store.delete(_owner(request), response_id)
+            is_gone = await store.delete(caller_of(request).key, response_id)
         if not is_gone:
             raise _not_found(response_id)
         return Deleted(id=response_id)
@@ -102,7 +103,7 @@ def make_router(store: ResponseStore) -> APIRouter:
     ) -> InputItems:
         _check_query(include, include_)
         with store_errors():
-            found = await store.find(_owner(request), response_id)
+            found = await store.find(caller_of(request).key, response_id)
         if found is None:
             raise _not_found(response_id)
         return _page(found.input if order == "asc" else found.input[::-1], limit, after)
@@ -130,11 +131,6 @@ def check_include(place: str, name: str) -> None:
 def _check_query(*given: list[str] | None) -> None:
     for name in (name for names in given for name in names or ()):
         check_include("include", name)
-
-
-def _owner(request: Request) -> str:
-    key: str = request.scope["gateway.exchange"].caller.key
-    return key
 
 
 def _json(schema: Mapping[str, Any]) -> dict[str, Any]:

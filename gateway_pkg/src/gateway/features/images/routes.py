@@ -249,7 +249,7 @@ class ImageHandler:
         allow_base64: bool,
     ) -> bytes:
         items = []
-        owner = exchange.caller.key if exchange.caller is not None else ""
+        owner = exchange.owner
         texts: Sequence[str | None] = painting.texts or [None] * len(painting.images)
         for data, text in zip(painting.images, texts, strict=True):
             if response_format == "b64_json":

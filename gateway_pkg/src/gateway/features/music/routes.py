@@ -29,7 +29,7 @@ from gateway.features.music.settings import MusicSettings
 from gateway.routing.body import dump
 from gateway.storage import StorageError
 from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
-from gateway.web.exchange import JSON, Exchange
+from gateway.web.exchange import JSON, Exchange, caller_of, exchange_of
 from gateway.web.fields import Array
 from gateway.web.schemas import Model
 
@@ -168,9 +168,9 @@ def make_router(dispatcher: Dispatcher, settings: MusicSettings, jobs: MusicJobs
         openapi_extra={"parameters": RANGE},
     )
     async def get_audio(file: FILE_NAME, request: Request) -> Response:
-        exchange: Exchange = request.scope["gateway.exchange"]
+        exchange = exchange_of(request)
         with _store_errors():
-            name = await jobs.backend_of(_owner(exchange), file)
+            name = await jobs.backend_of(exchange.owner, file)
         backend = next((one for one in dispatcher.registry.backends if one.name == name), None)
         if backend is None:
             raise ApiError(404, f"There is no piece '{file}'; it is kept for a time", code="not_found")
@@ -195,7 +195,7 @@ class MusicHandler:
         model = request.get("model") or ""
         route = self._dispatcher.routes.in_class(exchange, "music", model, settings.music_backend_class, request)
         wanted = _music(route.slots[0]).request(request, route.decision.model)
-        job = self._jobs.begin(_owner(exchange), lambda job: self._make(job, exchange, route, wanted))
+        job = self._jobs.begin(exchange.owner, lambda job: self._make(job, exchange, route, wanted))
         wait = wanted_wait(exchange.headers.get(b"prefer", b""), settings.music_wait_sec)
         await self._wait(exchange, job, max(wait, LEAST_WAIT_SEC))
         if job.failure is not None:
@@ -267,11 +267,7 @@ def wanted_wait(prefer: bytes, most: float) -> float:
 
 async def _found(jobs: MusicJobs, request: Request, job_id: str) -> Job:
     with _store_errors():
-        job = await jobs.find(_owner(request.scope["gateway.exchange"]), job_id)
+        job = await jobs.find(caller_of(request).key, job_id)
     if job is None:
         raise ApiError(404, f"There is no job '{job_id}'; finished ones are kept for a time", code="not_found")
     return job
-
-
-def _owner(exchange: Exchange) -> str:
-    return exchange.caller.key if exchange.caller is not None else ""

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from gateway.config.settings import URL_PATH, Section
+from gateway.config.settings import URL_PATH, Section, setting
 
 
 class MusicSettings(Section, heading="Music"):
-    heartmula_base_url: str = Field("", description="A music server; makes a backend when there is none.")
-    heartmula_timeout_sec: float = Field(
-        120, gt=0, description="Longest time for a piece of music, but at least 5 x its duration + 30."
+    heartmula_base_url: str = setting("", "URL of a music server; makes a backend unless one is configured.")
+    heartmula_timeout_sec: float = setting(
+        120, "Longest time for a piece of music; at least 5 x its duration + 30.", gt=0
     )
-    heartmula_generate_path: str = Field(
-        "/v1/music/generations", pattern=URL_PATH, description="Where music is asked for."
+    heartmula_generate_path: str = setting(
+        "/v1/music/generations", "Path of the music server's route.", pattern=URL_PATH
     )
-    music_backend_class: str = Field("heartmula_music", description="Class of the backends that make music.")
-    music_wait_sec: float = Field(
-        120, ge=0, description="How long a request for music waits for it, before it is answered with a job to poll."
+    music_backend_class: str = setting("heartmula_music", "Backend class for music.")
+    music_wait_sec: float = setting(
+        120, "How long a request waits for its music before the answer is a job to poll.", ge=0
     )
-    music_job_ttl_sec: int = Field(
-        7 * 86_400, ge=1, description="How long a piece of music and its job can be fetched."
-    )
-    music_max_jobs: int = Field(32, ge=1, description="Pieces of music that are made or waited for at a time.")
-    music_max_jobs_per_token: int = Field(4, ge=1, description="Those of them that may be of one token.")
+    music_job_ttl_sec: int = setting(7 * 86_400, "How long a piece of music and its job are kept.", ge=1)
+    music_max_jobs: int = setting(32, "Most unfinished music jobs.", ge=1)
+    music_max_jobs_per_token: int = setting(4, "Most unfinished music jobs of one token.", ge=1)
