@@ -163,6 +163,11 @@ FAILURES = {
     "is silent": Failure(
         NOTHING, Outcome(504, "upstream_timeout", "timeout_first_byte"), setting=waiting(first_byte=SILENCE_SEC)
     ),
+    "is silent within its head": Failure(
+        always(b"HTTP/1.1 200 OK\r\nContent-Ty"),
+        Outcome(504, "upstream_timeout", "timeout_first_byte"),
+        setting=waiting(first_byte=SILENCE_SEC),
+    ),
     "falls silent": Failure(half, Outcome(504, "upstream_timeout", "timeout_idle"), setting=waiting(idle=SILENCE_SEC)),
     "no HTTP": Failure(
         always(b"SSH-2.0-OpenSSH_9.6\r\n"), Outcome(502, "upstream_protocol_error", "protocol"), "close"
@@ -175,6 +180,11 @@ FAILURES = {
     "HTML": Failure(always(http(b"<html>", content_type="text/html")), Outcome(502, "upstream_error", "answer")),
     "another content type": Failure(
         always(http(b"{}", content_type="text/plain")), Outcome(502, "upstream_error", "answer"), where=speaks_openai
+    ),
+    "no content type": Failure(
+        always(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"),
+        Outcome(502, "upstream_error", "answer"),
+        where=speaks_openai,
     ),
     "half a JSON": Failure(lambda way: http(way.begins), Outcome(502, "upstream_error", "answer"), where=is_whole),
     "no event": Failure(
@@ -231,6 +241,8 @@ class House:
         effect = "away" if not backend.ready else "strained" if backend.circuit_failures else "nothing"
         kinds = " ".join(f"{kind}" if count == 1 else f"{count} {kind}" for kind, count in backend.failures.items())
         assert gateway.alarms.told == []
+        if way.method == "POST":
+            assert told.headers[b"x-backend-used"] == way.backend.encode()
         assert gateway.settle() == 0, "a slot is held"
         retry_after = told.headers.get(b"retry-after")
         return Outcome(*status_and_code(told), kinds, retry_after.decode() if retry_after else None, effect)
@@ -243,6 +255,7 @@ def status_and_code(told: Told) -> tuple[int, str | None]:
     assert told.is_complete
     text = told.body if told.status != 200 else told.body.rstrip().rpartition(b"data: ")[2]
     error = json.loads(text)["error"]
+    assert set(error) in ({"message", "type", "param", "code"}, {"message", "type", "details"})
     return told.status if told.status != 200 else IN_STREAM, error.get("details", {}).get(
         "error_code", error.get("code")
     )

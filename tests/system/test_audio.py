@@ -152,26 +152,10 @@ def test_a_wrong_field_is_a_400_that_names_it(
     assert server.seen == []
 
 
-@pytest.mark.parametrize(
-    ("model", "status", "code"),
-    [
-        ("html", 502, "upstream_error"),
-        ("no-json", 502, "upstream_error"),
-        ("no-base64", 502, "upstream_error"),
-        ("error-in-json", 502, "upstream_error"),
-        ("empty", 502, "upstream_error"),
-        ("events", 502, "upstream_error"),
-        ("cut", 502, "upstream_closed"),
-        ("huge", 502, "upstream_protocol_error"),
-        ("status-422", 422, "x"),
-        ("status-401", 502, "upstream_error"),
-        ("status-500", 502, "upstream_error"),
-        ("status-503", 503, "backend_not_ready"),
-    ],
-)
-def test_a_backend_that_fails_to_speak(speaking: Gateway, model: str, status: int, code: str) -> None:
+@pytest.mark.parametrize("model", ["no-base64", "empty", "events"])
+def test_an_answer_without_audio(speaking: Gateway, model: str) -> None:
     answer = say(speaking, model)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
     speaking.wait_until_idle()
 
 
@@ -418,21 +402,3 @@ def test_a_file_that_is_too_large_is_a_413_that_names_the_setting(speaking: Gate
     answer = speaking.client.post(TRANSCRIPTIONS, files={"file": ("a.wav", bytes(3_000_001))})
     assert answer.status_code == 413
     assert "MAX_UPLOAD_BYTES" in answer.json()["error"]["message"]
-
-
-@pytest.mark.parametrize(
-    ("model", "status", "code"),
-    [
-        ("html", 502, "upstream_error"),
-        ("no-json", 502, "upstream_error"),
-        ("cut", 502, "upstream_closed"),
-        ("huge", 502, "upstream_protocol_error"),
-        ("status-400", 400, "x"),
-        ("status-500", 502, "upstream_error"),
-    ],
-)
-@pytest.mark.parametrize("stream", ["false", "true"])
-def test_a_backend_that_fails_to_transcribe(speaking: Gateway, model: str, status: int, code: str, stream: str) -> None:
-    answer = write_down(speaking, model, stream=stream)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-    speaking.wait_until_idle()

@@ -147,23 +147,18 @@ def test_number_beyond_all_is_refused(playing: Gateway, server: HeartMula) -> No
     assert server.seen == []
 
 
-FAULTS = [
-    ("html", 502, "upstream_error"),
-    ("cut", 502, "upstream_closed"),
-    ("failed", 502, "upstream_error"),
-    ("no url", 502, "upstream_error"),
-    ("elsewhere", 502, "upstream_error"),
-    ("huge", 502, "upstream_protocol_error"),
-    ("status-422", 422, None),
-    ("status-500", 502, "upstream_error"),
-    ("status-503", 503, "backend_not_ready"),
-]
-
-
-@pytest.mark.parametrize(("prompt", "status", "code"), FAULTS)
+@pytest.mark.parametrize(
+    ("prompt", "status", "code"),
+    [
+        ("failed", 502, "upstream_error"),
+        ("no url", 502, "upstream_error"),
+        ("elsewhere", 502, "upstream_error"),
+        ("status-503", 503, "backend_not_ready"),
+    ],
+)
 @pytest.mark.parametrize("headers", [None, ASYNC], ids=["waiting", "not waiting"])
 def test_a_backend_that_fails(
-    playing: Gateway, prompt: str, status: int, code: str | None, headers: dict[str, str] | None
+    playing: Gateway, prompt: str, status: int, code: str, headers: dict[str, str] | None
 ) -> None:
     answer = play(playing, headers, prompt=prompt)
     if answer.status_code == 202:  # not at once
@@ -379,20 +374,15 @@ def test_audio_that_the_backend_no_longer_has(playing: Gateway, server: HeartMul
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
 
-@pytest.mark.parametrize(
-    ("habit", "status", "code"),
-    [("html", 502, "upstream_error"), ("status-500", 502, "upstream_error"), ("hang", 504, "upstream_timeout")],
-)
-def test_audio_of_a_backend_that_fails(tmp_path: Path, habit: str, status: int, code: str) -> None:
+def test_audio_that_does_not_begin_in_time(tmp_path: Path) -> None:
     with running(HeartMula()) as server:
         write_musician(tmp_path, server.url)
         with gateway(tmp_path, **SETTINGS) as served:
             path = play(served, prompt="rain").json()["audio_url"].removeprefix("http://appliance.lan")
-        server.habit = habit
-        limit = {"HEARTMULA_TIMEOUT_SEC": "0.2"} if habit == "hang" else {}
-        with gateway(tmp_path, None, **SETTINGS, **limit) as served:
+        server.habit = "hang"
+        with gateway(tmp_path, None, **SETTINGS, HEARTMULA_TIMEOUT_SEC="0.2") as served:
             answer = served.client.get(path)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (504, "upstream_timeout")
 
 
 @pytest.mark.parametrize("habit", ["die-mid", "hang-mid"])
