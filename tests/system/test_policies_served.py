@@ -311,7 +311,7 @@ def test_tokens_are_shown_nowhere(tmp_path: Path, backend: Upstream) -> None:
     ("settings", "says"),
     [
         ({"GATEWAY_TOKEN_POLICIES_JSON": f'{{"{TOKEN}": {{"requests_per_min": 5}}}}'}, "'requests_per_minute'"),
-        ({"GATEWAY_TOKEN_POLICIES_JSON": f'{{"{BOT}": {{}}}}'}, "no such token is accepted"),
+        ({"GATEWAY_TOKEN_POLICIES_JSON": f'{{"{BOT}": {{}}}}'}, "the gateway accepts no such token"),
         ({"GATEWAY_TOKEN_POLICIES_JSON": f'{{"{TOKEN}": '}, "not JSON"),
         ({"GATEWAY_TOKEN_POLICIES_PATH": "/nowhere/policies.json"}, "does not exist"),
         ({"TRUST_PROXY_CIDRS": "10.0.0.0/33"}, "TRUST_PROXY_CIDRS"),

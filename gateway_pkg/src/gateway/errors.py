@@ -1,4 +1,4 @@
-"""How the gateway says no: a Refusal to its operator, an ApiError to its client, in OpenAI's shape."""
+"""Errors of the gateway: a Refusal for its operator, an ApiError for its client, in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-# What OpenAI's SDKs and other gateways put into `type`, by status.
+# The `type` of OpenAI's SDKs and of other gateways, by status.
 TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -33,7 +33,7 @@ class ClientDisconnected(Exception):
 
 
 class Refusal(Exception):
-    """Wrong configuration. Each argument is one problem on one line that says what to type or change."""
+    """Wrong configuration. Each argument is one line: the problem, and what to type or change."""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ class Refusal(Exception):
 
 
 class ApiError(Exception):
-    """An answer that is an error. `headers` are further response headers, lower-case names."""
+    """An error answer. `headers` are further response headers, with lower-case names."""
 
     def __init__(
         self,
@@ -68,14 +68,14 @@ class ApiError(Exception):
         return orjson.dumps({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
 
     def event(self) -> bytes:
-        """The same as one server-sent event, for a stream that has begun."""
+        """The body as one server-sent event, for a stream that has begun."""
         return b"data: " + self.body() + b"\n\n"
 
 
 class ErrorShape(NamedTuple):
-    """How a family of routes writes its errors: as a whole JSON body, and as one event of a stream.
+    """How a family of routes writes its errors: as a JSON body, and as an event of a stream.
 
-    `schema` is the body's JSON schema, shown under `name`.
+    `schema` is the body's JSON schema; the OpenAPI page shows it under `name`.
     """
 
     body: Callable[[ApiError], bytes]
@@ -107,10 +107,20 @@ def retry_after(seconds: int) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"retry-after", str(seconds).encode()),)
 
 
+def invalid_value(param: str, problem: str) -> ApiError:
+    """400: a field has a wrong value; `problem` says what the value must be."""
+    return ApiError(400, f"Invalid request: '{param}': {problem}", param=param, code="invalid_value")
+
+
+def unsupported_parameter(param: str, advice: str) -> ApiError:
+    """400: a field has no counterpart here; `advice` says what to do instead."""
+    return ApiError(400, f"'{param}' is not supported here: {advice}", param=param, code="unsupported_parameter")
+
+
 def not_ready(backend_class: str) -> ApiError:
     return ApiError(
         503,
-        f"Backend '{backend_class}' is not ready; its state is in /readyz",
+        f"Backend '{backend_class}' is not ready; /readyz says why",
         code="backend_not_ready",
         headers=retry_after(RETRY_NOT_READY_SEC),
     )

@@ -107,7 +107,7 @@ def test_file_and_setting_together(tmp_path: Path) -> None:
     path = tmp_path / "policies.json"
     path.write_text(json.dumps({OTHER: {"name": "other"}}))
     assert len(load({TOKEN: {"name": "one"}}, path=path).policies) == 2
-    with pytest.raises(Refusal, match="stands twice"):
+    with pytest.raises(Refusal, match="is there twice"):
         load({OTHER: {"name": "one"}}, path=path)
 
 
@@ -128,11 +128,11 @@ def test_file_and_setting_together(tmp_path: Path) -> None:
         ({TOKEN: {"name": "0123456789abcdef" * 4}}, "8 or 64 hex digits"),
         ({TOKEN: {"name": "a b"}}, "name: String should match"),
         ({TOKEN: []}, "must be an object"),
-        (f'{{"{TOKEN}": {{"priority": 1, "priority": 2}}}}', "priority: stands twice"),
-        (f'{{"{TOKEN}": {{}}, "{TOKEN}": {{}}}}', "stands twice; leave one"),
-        ({"sha256:abc": {}}, "has not 64 hex digits"),
-        ({"unknown-token-0123456789": {}}, "no such token is accepted"),
-        ('{"\\ud800": {}}', "no such token is accepted"),
+        (f'{{"{TOKEN}": {{"priority": 1, "priority": 2}}}}', "priority: is there twice"),
+        (f'{{"{TOKEN}": {{}}, "{TOKEN}": {{}}}}', "is there twice; leave one"),
+        ({"sha256:abc": {}}, "must go on with 64 hex digits"),
+        ({"unknown-token-0123456789": {}}, "the gateway accepts no such token"),
+        ('{"\\ud800": {}}', "the gateway accepts no such token"),
         ({TOKEN: {"name": "a", "priority": 1}, OTHER: {"name": "a"}}, "another token is called a"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Addresses: lists of those that may come in, and whom a proxy speaks for."""
+"""Client addresses: allowlists, and the client behind a trusted proxy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Networks = Annotated[tuple[Network, ...], BeforeValidator(_networks)]
 
 
 class AddressList:
-    """Addresses and CIDRs; remembers its last verdicts, since a client calls often."""
+    """Addresses and CIDRs; caches its verdicts, since a client calls often."""
 
     __slots__ = ("allows", "networks")
 
@@ -50,7 +50,7 @@ class AddressList:
 
 
 def parse_address(text: str) -> Address | None:
-    """The address, an IPv4 one also where it stands mapped into IPv6; None when it is none."""
+    """The address, or None for malformed text; an IPv4 address that is mapped into IPv6 becomes IPv4."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -59,10 +59,10 @@ def parse_address(text: str) -> Address | None:
 
 
 def client_address(peer: str, forwarded: Sequence[bytes], proxies: AddressList) -> str:
-    """Who is really calling: the right-most address in the X-Forwarded-For lines that is no trusted proxy.
+    """The client's address: the right-most address in the X-Forwarded-For lines that is not a trusted proxy.
 
-    What a proxy wrote is to the right of what its client sent, so nothing a client sends is believed. The peer itself
-    when it is no trusted proxy, or when that address cannot be made out; the left-most when all are trusted.
+    A proxy appends to what its client sent, so an address that the client wrote is never believed. The result is the
+    peer when it is not a trusted proxy, or when an address is malformed; the left-most address when all are trusted.
     """
     if not forwarded or not proxies.allows(peer):
         return peer

@@ -1,6 +1,6 @@
-"""What stands for a caller: a key in all that is stored, counted, limited or kept apart, and a name that is shown.
+"""A caller's key, under which its data is stored, counted and limited, and its shown name.
 
-The key is its policy's name, else the whole sha256 of its token in hex, of which 8 digits are shown.
+The key is the name in the caller's policy, else the whole sha256 of its token in hex. Of a hash, 8 digits are shown.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ MIGRATIONS = (
     ),
 )
 _HASH = re.compile("[0-9a-f]{64}")
-# Ends the WHERE of a table whose `owner` is the shown name: the whole hash, where a row has one, must be the caller's.
-# To be filled in with the table's name, and `of_owner`.
+# Ends the WHERE of a table whose `owner` is the shown name: where a row has a whole hash, it must be the caller's.
+# Format it with the table's name; its parameters are `of_owner`.
 OWNED = "owner = :shown AND coalesce((SELECT w.owner FROM whole_owners AS w WHERE w.id = {}.id), :owner) = :owner"
 
 
 def is_hash(key: str) -> bool:
-    """Whether a caller has no name."""
+    """Whether the key is a hash: its caller's policy has no name."""
     return _HASH.fullmatch(key) is not None
 
 
 def shown(key: str) -> str:
-    """What the caller is called in logs, metrics and answers."""
+    """The caller's name in logs, metrics and answers."""
     return key[:SHOWN_HEX] if is_hash(key) else key
 
 
@@ -70,6 +70,6 @@ def of_owner(key: str) -> dict[str, str]:
 
 
 def keep_owner(connection: apsw.Connection, row_id: str, key: str) -> None:
-    """To be called before a row is inserted whose `owner` is the shown name."""
+    """Call it before you insert a row whose `owner` is the shown name."""
     if is_hash(key):
         connection.execute("INSERT INTO whole_owners VALUES (?, ?)", (row_id, key))

@@ -1,4 +1,4 @@
-"""How often a token may ask: requests within the last 60 seconds."""
+"""A token's limit of requests within the last 60 seconds."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ SLOTS = WINDOW_SEC * SLOTS_A_SEC
 
 
 class SlidingWindow:
-    """Counts requests in slots of a quarter second, so that its memory does not grow with the limit.
+    """Counts requests in slots of a quarter second, so its memory does not grow with the limit.
 
-    A slot leaves the window when its youngest possible request is 60 s old. So no 60 s ever see more than `limit`
-    requests, and one is refused only when the last 60.25 s saw `limit` of them. Times are seconds of any one clock
-    that does not go back.
+    A slot leaves the window when its youngest possible request is 60 s old. So any 60 s have at most `limit` requests,
+    and a request is refused only when the last 60.25 s had `limit` requests. Times are seconds of one monotonic clock.
     """
 
     __slots__ = ("_slots", "_total", "limit")
@@ -27,7 +26,7 @@ class SlidingWindow:
         self._total = 0
 
     def take(self, now: float) -> float:
-        """Counts a request and gives 0; or, when the limit is reached, counts nothing and gives the seconds to wait."""
+        """Counts a request and returns 0; at the limit, counts nothing and returns the seconds to wait."""
         slot = self._forget(now)
         if self._total >= self.limit:
             return self._wait(now)
@@ -35,11 +34,11 @@ class SlidingWindow:
         return 0
 
     def since(self, then: float) -> Iterator[tuple[int, int]]:
-        """The slots that may have changed since `then`, oldest first: their number and how many requests are in it."""
+        """The slots that may have changed since `then`, oldest first: number of the slot, and its requests."""
         return ((slot, requests) for slot, requests in self._slots if (slot + 1) / SLOTS_A_SEC > then)
 
     def restore(self, slot: int, requests: int, now: float) -> None:
-        """Counts what `since` told before. Oldest first, and before `take`; what is later than `now` is as of now."""
+        """Counts a slot that `since` gave. Call it oldest first and before `take`; a slot after `now` counts as now."""
         self._count(min(slot, math.floor(now * SLOTS_A_SEC)), requests)
 
     def used(self, now: float) -> int:
@@ -48,9 +47,9 @@ class SlidingWindow:
         return self._total
 
     def resets_in(self, now: float) -> float:
-        """Seconds until the window is empty when nothing more comes; 0 when it is."""
+        """Seconds until the window is empty without further requests; 0 when it is empty."""
         self._forget(now)
-        return _disconnected(self._slots[-1][0], now) if self._slots else 0
+        return _leaves_in(self._slots[-1][0], now) if self._slots else 0
 
     def _count(self, slot: int, requests: int) -> None:
         if self._slots and self._slots[-1][0] >= slot:
@@ -66,15 +65,15 @@ class SlidingWindow:
         return slot
 
     def _wait(self, now: float) -> float:
-        # After a reload the limit may be lower than what the window holds: more than one slot has to leave.
+        # After a reload the limit may be lower than the window's requests: then several slots must leave.
         excess = self._total - self.limit + 1
         for slot, requests in self._slots:
             excess -= requests
             if excess <= 0:
-                return _disconnected(slot, now)
+                return _leaves_in(slot, now)
         raise AssertionError("a limit is at least 1")
 
 
-def _disconnected(slot: int, now: float) -> float:
+def _leaves_in(slot: int, now: float) -> float:
     """Seconds until a slot leaves the window."""
     return (slot + SLOTS + 1) / SLOTS_A_SEC - now

@@ -1,8 +1,7 @@
-"""Token policies: what each token may do, from a file or a setting, checked before anything of them is used."""
+"""Token policies: what each token may do, read from a file or a setting and checked before use."""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter
@@ -18,7 +17,7 @@ from gateway.access.addresses import Networks, split
 from gateway.access.callers import SHOWN_HEX, is_hash
 from gateway.access.callers import shown as shown_name
 from gateway.access.settings import AccessSettings
-from gateway.config.files import read_text
+from gateway.config.files import parse_json, read_text
 from gateway.errors import Refusal
 
 log = logging.getLogger(__name__)
@@ -31,9 +30,9 @@ Names = Annotated[tuple[str, ...], BeforeValidator(split)]
 
 
 class TokenPolicy(BaseModel):
-    """One token's policy; what is None is as the gateway's settings say for all. docs/policies.md explains each key.
+    """One token's policy. For a key that is None the gateway's settings count. docs/policies.md explains each key.
 
-    The keys OF_FEATURES are checked here, and enforced by the features that declare them.
+    The keys OF_FEATURES are only checked here; the features that declare them enforce them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
@@ -77,7 +76,7 @@ class TokenPolicy(BaseModel):
 
 
 OF_FEATURES = frozenset(key for key in TokenPolicy.model_fields if key.startswith(("tools_", "memory_")))
-# A token that no policy mentions is its operator's own.
+# A token without a policy is the operator's own.
 UNRESTRICTED = TokenPolicy.model_validate({"admin": True})
 
 
@@ -85,7 +84,7 @@ UNRESTRICTED = TokenPolicy.model_validate({"admin": True})
 class PolicyBook:
     """Policies by the sha256 of their token.
 
-    `malformed` holds the tokens whose policy could not be read: nobody knows what they may do, so they may nothing.
+    `malformed` holds the tokens with a malformed policy: the gateway refuses them.
     """
 
     policies: Mapping[bytes, TokenPolicy] = field(default_factory=dict)
@@ -93,7 +92,7 @@ class PolicyBook:
 
 
 def shown(digest: bytes) -> str:
-    """How a token without a name is called; never the token itself."""
+    """The shown name of a token without a policy's name; never the token itself."""
     return shown_name(digest.hex())
 
 
@@ -103,8 +102,8 @@ def load_policies(settings: AccessSettings, unenforced: frozenset[str] = OF_FEAT
     Warns of keys that have no effect, because no feature enforces them: `unenforced`.
 
     Raises:
-        Refusal: a source is no JSON object; with GATEWAY_TOKEN_POLICIES_STRICT also any policy that is not as it must
-            be, and one for a token that is not accepted. No line shows a token.
+        Refusal: a source is not a JSON object; with GATEWAY_TOKEN_POLICIES_STRICT also for a malformed policy, and for
+            a policy of an unknown token. No line shows a token.
     """
     reader = _Reader({sha256(token.encode()).digest() for token in settings.tokens()})
     if text := settings.gateway_token_policies_json.get_secret_value().strip():
@@ -128,7 +127,7 @@ def load_policies(settings: AccessSettings, unenforced: frozenset[str] = OF_FEAT
 
 
 class _Reader:
-    """Collects policies and problems over the sources."""
+    """Collects the policies and problems of all sources."""
 
     def __init__(self, accepted: set[bytes]) -> None:
         self.policies: dict[bytes, TokenPolicy] = {}
@@ -140,23 +139,23 @@ class _Reader:
         for key, value in _pairs(text, source):
             digest = _digest(key)
             if digest is None:
-                self.problems.append(f"{source}: a key begins with '{_HASHED}' and has not 64 hex digits after it")
+                self.problems.append(f"{source}: a key that begins with '{_HASHED}' must go on with 64 hex digits")
                 continue
             problems = [f"{source}: policy of token {shown(digest)}: {words}" for words in self._take(digest, value)]
             self.problems += problems
 
     def _take(self, digest: bytes, value: object) -> Iterator[str]:
-        """Keeps the policy, or yields what is wrong with it."""
+        """Keeps the policy, or yields its problems."""
         if digest not in self._accepted:
-            yield "no such token is accepted; correct the key, or remove the policy"
+            yield "the gateway accepts no such token; correct the key, or remove the policy"
             return
         policy = None
         if digest in self.policies or digest in self.malformed:
-            yield "stands twice; leave one"
+            yield "is there twice; leave one"
         elif not isinstance(value, _Object):
             yield "must be an object"
         elif twice := value.twice():
-            yield from (f"{_safe(key)}: stands twice; leave one" for key in twice)
+            yield from (f"{_safe(key)}: is there twice; leave one" for key in twice)
         else:
             try:
                 policy = TokenPolicy.model_validate(value)
@@ -178,7 +177,7 @@ class _Reader:
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that remembers keys that stood twice, which a dict alone would drop in silence."""
+    """A JSON object that remembers duplicate keys, which a dict would drop in silence."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -189,19 +188,14 @@ class _Object(dict[str, Any]):
 
 
 def _pairs(text: str, source: str) -> list[tuple[str, Any]]:
-    try:
-        content = json.loads(text, object_pairs_hook=_Object)
-    except json.JSONDecodeError as error:
-        raise Refusal(f"{source}: line {error.lineno}: not JSON: {error.msg}; correct it") from None
-    except (ValueError, RecursionError):
-        raise Refusal(f"{source}: not JSON: a number is too long or the nesting too deep; correct it") from None
+    content = parse_json(text, source, _Object)
     if not isinstance(content, _Object):
         raise Refusal(f"{source}: must be one JSON object, from token to policy; see docs/policies.md")
     return content.pairs
 
 
 def _digest(key: str) -> bytes | None:
-    """The sha256 that a key stands for: of the token, or as written; None for one that is written wrongly."""
+    """The sha256 of a key: of its token, or as written; None when the written one is malformed."""
     if not key.startswith(_HASHED):
         return sha256(key.encode("utf-8", "surrogatepass")).digest()
     digits = key.removeprefix(_HASHED)
@@ -219,6 +213,6 @@ def _words(error: ValidationError) -> Iterator[str]:
 
 
 def _safe(key: str) -> str:
-    """The key, unless it might be a token that stands one level too deep."""
+    """The key, unless it might be a token at a wrong level."""
     is_known = key in TokenPolicy.model_fields or get_close_matches(key, TokenPolicy.model_fields, n=1)
     return key if is_known or re.fullmatch(r"[a-z_]{1,32}", key) else "a key that is not shown"

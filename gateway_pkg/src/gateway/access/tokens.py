@@ -1,4 +1,4 @@
-"""Who is calling: bearer tokens, addresses, and what a token's policy lets it do."""
+"""The authenticator: bearer tokens, client addresses, and what a token's policy allows."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ from gateway.errors import ApiError, retry_after
 from gateway.routing.policy import AUTO, DEFAULT_ALIAS, Decision, Names
 
 CHALLENGE = ((b"www-authenticate", b"Bearer"),)
-# Fields by which a server sends a request to models that `model` does not name: LiteLLM's and OpenRouter's.
+# Fields that name further models for a request: LiteLLM's and OpenRouter's.
 OTHER_MODELS = frozenset({"fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "models"})
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Caller:
-    """A client that is known: by one token, or by several whose policies have the same `name`.
+    """A known client, with one token, or with several whose policies have the same `name`.
 
-    `key` stands for it in whatever is stored or counted as its own, `name` in logs and metrics; see `callers`.
-    Without `is_limited` there is nothing that `admit` could refuse. `now` is everywhere in
-    seconds of time.perf_counter, as `Exchange.started`.
+    `key` identifies the caller's stored data and counts, `name` is its name in logs and metrics; see `callers`.
+    `admit` can refuse a request only if `is_limited`. `now` is in seconds of time.perf_counter, as `Exchange.started`.
     """
 
     __slots__ = ("_models", "_usage", "addresses", "is_limited", "key", "name", "policy", "window")
@@ -49,16 +48,16 @@ class Caller:
         self._usage = usage
 
     def admit(self, now: float, *, uses_tokens: bool = True) -> None:
-        """Counts a request; raises ApiError 429 when it is one too many for the minute, or the day's tokens are used.
+        """Counts a request; raises ApiError 429 beyond the requests a minute, or when the day's tokens are used.
 
-        Only what is admitted counts, so a client that is refused and keeps asking still gets its requests a minute.
-        Where no model works for a request (`uses_tokens` False), a client without tokens may still ask how it stands.
+        Only admitted requests count, so a client that keeps asking still gets its requests a minute. A request that
+        reaches no model (`uses_tokens` False) passes when the day's tokens are used.
         """
         quota = self.policy.tokens_per_day
         if uses_tokens and quota is not None and self.tokens_today() >= quota:
             raise ApiError(
                 429,
-                f"This token has used its {quota} tokens of today (tokens_per_day); the next day begins at 00:00 UTC",
+                f"This token has used its {quota} tokens of today (tokens_per_day); try again after 00:00 UTC",
                 code="token_quota_exceeded",
                 headers=(*retry_after(self._usage.day_ends_in()), *self.headers(now)),
             )
@@ -73,14 +72,14 @@ class Caller:
             )
 
     def spend(self, tokens: int) -> None:
-        """Counts tokens that a request has used. An answer is not cut for it: the next request is refused."""
+        """Counts tokens that a request has used. The answer is never cut: the next request is refused."""
         self._usage.spend(self.key, tokens)
 
     def tokens_today(self) -> int:
         return self._usage.today(self.key)
 
     def headers(self, now: float) -> Headers:
-        """OpenAI's `x-ratelimit-…` headers for the limits that this token has."""
+        """OpenAI's `x-ratelimit-…` headers for this token's limits."""
         if not self.is_limited:
             return ()
         found: list[tuple[bytes, bytes]] = []
@@ -95,7 +94,7 @@ class Caller:
     def check_model(
         self, asked: str, decision: Decision, names: Names, request: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
-        """Raises ApiError 403 unless `may_use`, and for other models in the request; `asked` is what it named."""
+        """Raises ApiError 403 unless `may_use`, and for further models in the request; `asked` is the named model."""
         if self._models is None:
             return
         for where, fields in (("", request), ("extra_body.", request.get("extra_body"))):
@@ -103,8 +102,8 @@ class Caller:
                 if value and (name.casefold() in OTHER_MODELS or (where and name.casefold() == "model")):
                     raise ApiError(
                         403,
-                        f"This token may use some models only, so a request names one, in 'model'; leave out "
-                        f"'{where}{name}'",
+                        f"This token is limited to some models, so only 'model' may name one; "
+                        f"leave out '{where}{name}'",
                         param=where + name,
                         code="model_not_allowed",
                     )
@@ -118,10 +117,10 @@ class Caller:
             )
 
     def may_use(self, asked: str, decision: Decision, names: Names) -> bool:
-        """Whether models_allowlist has what `asked` was resolved to: `<class>:<model>`, the alias, or the model.
+        """Whether models_allowlist has what `asked` resolved to: `<class>:<model>`, the alias, or the model.
 
-        A model's bare name counts only where the class is known to serve it: there are servers that take any name for
-        the one model that they have.
+        A bare model name counts only when the class is known to serve it: some servers accept any name for their only
+        model.
         """
         if self._models is None:
             return True
@@ -133,7 +132,7 @@ class Caller:
         return any(map(self._models.fullmatch, meant))
 
     def known(self, names: Names) -> Names:
-        """Of all names the models and aliases that models_allowlist has; classes of which it has none are left out."""
+        """The models and aliases that models_allowlist has; a class without any of them is left out."""
         if self._models is None:
             return names
         served = {
@@ -153,20 +152,20 @@ class Caller:
         )
 
     def check_admin(self) -> None:
-        """Raises ApiError 403 when the token's policy does not say `admin`."""
+        """Raises ApiError 403 unless the token's policy says `admin`."""
         if not self.policy.admin:
             raise ApiError(
                 403,
-                "This token may not do this: its policy needs 'admin': true",
+                "This route needs an admin token; ask the operator for 'admin': true in the token's policy",
                 code="admin_required",
             )
 
 
 class Authenticator:
-    """Knows the accepted tokens and addresses.
+    """Checks tokens and addresses.
 
-    Tokens are looked up by their sha256, headers that were accepted before by Python's own keyed hash: the time of
-    neither look-up says anything about a token's characters. Nothing is kept of tokens that are not accepted.
+    It looks up a token by its sha256, and a header that it accepted before by Python's own keyed hash: the time of
+    either look-up tells nothing about a token's characters. It keeps nothing of a refused token.
     """
 
     def __init__(
@@ -189,7 +188,7 @@ class Authenticator:
         self.replace(book or PolicyBook())
 
     def replace(self, book: PolicyBook) -> None:
-        """Puts other policies in force. Who keeps its key keeps what it has used; requests under way keep the old."""
+        """Puts new policies in force. A caller that keeps its key keeps its usage; running ones keep their policy."""
         before = {caller.key: caller for caller in self.callers()}
         made: dict[str, Caller] = {}
         self._callers = {}
@@ -208,20 +207,20 @@ class Authenticator:
         self._accepted_keys.clear()
 
     def callers(self) -> list[Caller]:
-        """Each once, by name."""
+        """Every caller once, ordered by key."""
         return sorted({caller.key: caller for caller in self._callers.values()}.values(), key=lambda c: c.key)
 
     def check_address(self, scope: Scope) -> None:
-        """Raises ApiError 403 unless the client's address is in IP_ALLOWLIST (empty: all are)."""
+        """Raises ApiError 403 unless IP_ALLOWLIST is empty or has the client's address."""
         if self._addresses is not None:
             self._check_address(scope, self._addresses, "IP_ALLOWLIST")
 
     def identify(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Caller:
-        """Who calls, by `Authorization: Bearer <token>` or, where that is absent, `x-api-key: <token>`.
+        """The caller of `Authorization: Bearer <token>` or, without that header, of `x-api-key: <token>`.
 
         Raises:
-            ApiError: 401 no or unknown token, 403 its policy is malformed or its address not allowed: a policy's own
-                list counts instead of IP_ALLOWLIST.
+            ApiError: 401 without a known token; 403 when the token's policy is malformed, or the client's address is
+                not in the policy's ip_allowlist (without one: in IP_ALLOWLIST).
         """
         caller = self._accepted.get(headers.get(b"authorization"))
         if caller is None:
@@ -232,7 +231,7 @@ class Authenticator:
         return caller
 
     def client_address(self, scope: Scope) -> str:
-        """The client's address, also behind a trusted proxy; "" for a client that has none."""
+        """The client's address, also behind a trusted proxy; "" for a client without an address."""
         client = scope["client"]
         if client is None or self._proxies is None:
             return client[0] if client else ""
@@ -260,7 +259,7 @@ class Authenticator:
         if digest in self._malformed:
             raise ApiError(
                 403,
-                f"The policy of token {shown(digest)} is malformed, so it may do nothing; the gateway's log says why",
+                f"Token {shown(digest)} is refused because its policy is malformed; the gateway's log says why",
                 code="token_policy_malformed",
             )
         caller = self._callers.get(digest)
@@ -268,35 +267,35 @@ class Authenticator:
             self.check_address(scope)
             raise ApiError(
                 401,
-                "Invalid bearer token: this gateway does not know it; ask its operator for one",
+                "Invalid bearer token: the gateway does not know this token; ask its operator for one",
                 code="invalid_token",
                 headers=CHALLENGE,
             )
-        if len(token) == len(token.strip()):  # else a token would have as many headers as it has spaces around it
+        if len(token) == len(token.strip()):  # else spaces would make ever new headers of one token
             accepted[header] = caller
         return caller
 
     def _check_address(self, scope: Scope, addresses: AddressList, setting: str) -> None:
         if not addresses.allows(self.client_address(scope)):
             raise ApiError(
-                403, f"Client IP not allowed: ask the operator to add it to {setting}", code="ip_not_allowed"
+                403, f"Client IP not allowed: ask the operator to add your address to {setting}", code="ip_not_allowed"
             )
 
 
 def _hand_over(before: Caller | None, after: Caller) -> None:
-    """Keeps the minute's requests over a change of policy."""
+    """Keeps the requests of the last minute over a change of policy."""
     if before is not None and before.window is not None and after.window is not None:
         before.window.limit = after.window.limit
         after.window = before.window
 
 
 def _pattern(names: Iterable[str]) -> re.Pattern[str]:
-    """One expression for shell-style patterns; case is of no account, as with aliases."""
+    """One expression for shell-style patterns; case does not matter, as with aliases."""
     return re.compile("|".join(translate(name) for name in names), re.IGNORECASE)
 
 
 def _alias_name(asked: str, reason: str) -> str:
-    """The name of the alias that a decision went by: chosen by the policy, asked for, or the default."""
+    """The name of a decision's alias: the routing policy's, the request's, or the default."""
     _, chosen, name = reason.partition("->alias:")
     if chosen:
         return name

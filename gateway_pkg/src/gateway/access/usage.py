@@ -1,8 +1,8 @@
-"""What each caller has used, tokens of today (UTC) and requests of the last minute: in memory, kept in the database.
+"""Usage per caller: tokens of today (UTC) and requests of the last minute, in memory and in the database.
 
-A caller without a name has two rows: one of its key, and one of the 8 digits that are shown, which is the sum of all
-who share them. The release before knows the second alone; what that has beyond the first is what that release counted,
-or one before, and goes for each of them.
+A caller without a name has two rows: one of its key, and one of its 8 shown digits, which is the sum over all callers
+with these digits. An earlier release reads and writes only the second row; what the second row has beyond the sum of
+the first rows was counted by that release, and counts for each of these callers.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ TOKENS_MAX = 2**62  # of a caller and day; SQLite's integers have 64 bits
 
 
 class _Counts(NamedTuple):
-    """What is to be stored: tokens by (days since 1970, caller); requests as (caller, quarter seconds since 1970, how
-    many), all that there are where `is_all`. Rows of before `first_day` and `first_slot` are of no more use.
+    """Counts to store: tokens by (days since 1970, caller); requests as (caller, quarter seconds since 1970, number),
+    complete if `is_all`. Rows before `first_day` and `first_slot` can be deleted.
     """
 
     tokens: Mapping[tuple[int, str], int]
@@ -46,11 +46,11 @@ class _Counts(NamedTuple):
 
 
 class TokenUsage:
-    """Counts for each caller's key. Between `start` and `stop` what was spent is stored once a second.
+    """Counts for each caller's key. Between `start` and `stop` it stores new counts once a second.
 
-    `windows` are the callers' requests, whose times are those of `ticks`. A process that is killed loses the last
-    second and what was not yet on the disk; one that stops loses nothing. Over a restart a request leaves its window up
-    to half a second later, never earlier. Without a database the counts begin anew with the process.
+    `windows` are the callers' requests; their times are those of `ticks`. A killed process loses the last second and
+    what was not yet on the disk; a stopped process loses nothing. Over a restart a request leaves its window up to half
+    a second later, never earlier. Without a database the counts begin anew with the process.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time, ticks: Callable[[], float] = time.perf_counter) -> None:
@@ -62,7 +62,7 @@ class TokenUsage:
         self._day = 0
         self._fresh: dict[str, int] = {}  # spent since the counts were last asked for or stored
         self._used: dict[str, int] = {}
-        self._used_before: dict[str, int] = {}  # by shown name, what was counted without a key
+        self._used_before: dict[str, int] = {}  # by shown name, tokens that an earlier release counted
         self._unsaved: dict[tuple[int, str], int] = {}
         self._database: Database | None = None
         self._saver: asyncio.Task[None] | None = None
@@ -84,7 +84,7 @@ class TokenUsage:
         return max(1, math.ceil(DAY_SEC - self._clock() % DAY_SEC))
 
     async def start(self, database: Database) -> None:
-        """Adds what is stored of today and of the last minute, and stores from now on; raises StorageError."""
+        """Adds the stored counts of today and of the last minute, and begins to store; raises StorageError."""
         self._turn_day()
         day = self._day
         tokens, requests = await database.read(lambda connection: _stored(connection, day))
@@ -103,7 +103,7 @@ class TokenUsage:
         self._saver = background.start("token_usage", self._save_often)
 
     async def stop(self) -> None:
-        """Stores what is not stored yet; before the database is closed."""
+        """Stores the remaining counts; call it before the database closes."""
         self._stopping.set()
         if self._saver is not None:
             await self._saver
@@ -143,11 +143,11 @@ class TokenUsage:
             if not isinstance(error, StorageError):
                 raise
             if not self._is_failing:
-                log.warning("what tokens have used cannot be stored, and a restart would lose it: %s", error)
+                log.warning("the usage of tokens cannot be stored, and a restart would lose it: %s", error)
             self._is_failing = True
 
     def _turn_day(self) -> None:
-        """Counts what is fresh, for the day that ends if one does: near midnight a second may be yesterday's."""
+        """Counts fresh tokens, for the ending day if one ends: near midnight a second may count for yesterday."""
         for name, tokens in self._fresh.items():
             self._used[name] = self._used.get(name, 0) + tokens
             key = (self._day, name)
@@ -171,7 +171,7 @@ def _stored(connection: apsw.Connection, day: int) -> tuple[dict[str, int], dict
 
 
 def _beyond_keys(counts: Mapping[str, int]) -> dict[str, int]:
-    """What the rows of shown names have beyond those of their keys."""
+    """What the rows of shown names count beyond the rows of their keys."""
     of_keys: Counter[str] = Counter()
     for name, number in counts.items():
         if is_hash(name):
@@ -184,7 +184,7 @@ def _beyond_keys(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def _with_shown(rows: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
-    """Rows of caller, day or slot, and number; with those of shown names."""
+    """Rows of (caller, day or slot, number), together with the rows of shown names."""
     sums: Counter[tuple[str, int]] = Counter()
     for key, when, number in rows:
         for name in {key, shown(key)}:

@@ -1,8 +1,11 @@
-"""Reading the files that operators and Ansible write, with refusals instead of tracebacks."""
+"""Reads the files that operators and Ansible write; raises a Refusal instead of a traceback."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -10,7 +13,7 @@ from gateway.errors import Refusal
 
 
 def read_text(path: Path, what: str, hint: str) -> str:
-    """The file's text; raises Refusal naming `what` it is and the `hint` of what to do."""
+    """The file's text. Raises a Refusal that names the file as `what` and ends with `hint`, what to do."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -21,8 +24,18 @@ def read_text(path: Path, what: str, hint: str) -> str:
         raise Refusal(f"{what} {path} cannot be read ({error.strerror}); {hint}") from None
 
 
+def parse_json(text: str, source: Path | str, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The JSON text of a file or setting; raises a Refusal that names the source, and the line if known."""
+    try:
+        return json.loads(text, object_pairs_hook=pairs_hook)
+    except json.JSONDecodeError as error:
+        raise Refusal(f"{source}: line {error.lineno}: not JSON: {error.msg}; correct it") from None
+    except (ValueError, RecursionError):
+        raise Refusal(f"{source}: not JSON: a number is too long or the nesting too deep; correct it") from None
+
+
 def validation_refusal(path: Path | str, error: ValidationError) -> Refusal:
-    """One line per problem: file (or setting), place in it, what is wrong."""
+    """One line per problem: file (or setting), place in the file, what is wrong."""
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
         place = ".".join(str(part) for part in problem["loc"])
