@@ -126,7 +126,7 @@ def test_aliases_in_each_of_their_forms(tmp_path: Path) -> None:
 
 
 def test_alias_that_stands_twice_is_refused() -> None:
-    with pytest.raises(Refusal, match="fast: stands twice"):
+    with pytest.raises(Refusal, match="fast: is there twice"):
         load_aliases(load_settings(model_aliases_json='{"Fast": "x:m", "fast": "x:n"}')[RoutingSettings])
 
 

@@ -63,7 +63,7 @@ def test_first_matching_rule_decides(model: str, header: str, expected: Decision
     ("model", "header", "status", "code", "says"),
     [
         ("smoll", "", 404, "model_not_found", "did you mean smol"),
-        ("zzz", "", 404, "model_not_found", "such as default, fast (not known yet: the models of empty;"),
+        ("zzz", "", 404, "model_not_found", "such as default, fast (the models of empty are not known yet;"),
         ("nowhere:smol", "", 404, "model_not_found", ""),
         ("default", "gpu", 400, "backend_not_found", "known: embed, empty, llamacpp, mlx"),
         ("mlx", "", 400, "model_required", "big:4b, tagged:latest, tiny"),
@@ -80,8 +80,8 @@ def test_a_class_that_told_of_no_models_is_named_beside_an_unknown_one() -> None
     silent = Names({}, {"ollama": (), "gpu_heavy": ()}, {"ollama": CHAT, "gpu_heavy": frozenset({"images"})})
     with pytest.raises(ApiError) as caught:
         decide("qwen2.5:7b", "", "chat", silent)
-    assert "(not known yet: the models of ollama; /readyz says why)" in caught.value.message
-    with pytest.raises(ApiError, match="none is known yet, /readyz says why"):
+    assert "(the models of ollama are not known yet; /readyz says why)" in caught.value.message
+    with pytest.raises(ApiError, match="its models are not known yet, /readyz says why"):
         decide("ollama", "", "chat", silent)
 
 
@@ -204,7 +204,7 @@ def test_no_default_asks_for_a_model() -> None:
     with pytest.raises(ApiError) as caught:
         decide_by_policy(Facts(), Names({}, SERVED, CAPABLE), Rules())
     assert caught.value.code == "model_required"
-    assert "no alias 'default' and no DEFAULT_BACKEND" in caught.value.message
+    assert "neither an alias 'default' nor a DEFAULT_BACKEND" in caught.value.message
 
 
 def test_a_class_of_many_models_stands_for_that_of_the_default() -> None:

@@ -1,4 +1,4 @@
-"""How certificates of https backends are verified, and with which one the gateway comes."""
+"""TLS to https backends: how the gateway verifies their certificates, and its own client certificate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.errors import Refusal
 
 
 def client_context(settings: UpstreamSettings) -> ssl.SSLContext:
-    """The TLS context of all backend connections; raises Refusal when a file of it cannot be read."""
+    """The TLS context of all backend connections; raises Refusal when one of its files cannot be read."""
     try:
         context = ssl.create_default_context(
             cafile=str(settings.backend_ca_bundle) if settings.backend_ca_bundle else None

@@ -1,4 +1,4 @@
-"""Reads backends, aliases and token policies again while the gateway serves; streams under way go on."""
+"""Reloads backends, aliases and token policies while the gateway serves; streams under way go on."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 
 class Kept(BaseModel):
-    """A file that is not as it must be: what was last read of it stays in force."""
+    """A malformed file: its last good content stays in force."""
 
     file: str
     problems: list[str]
 
 
 class ReloadReport(BaseModel):
-    """What a reload did; `ok` when nothing had to be kept."""
+    """The result of a reload; `ok` when every file was loaded."""
 
     ok: bool
     reloaded: list[str]
@@ -35,28 +35,28 @@ class Source(Generic[T]):
     """A file, or the setting that stands for it, and its last good content."""
 
     def __init__(self, file: str, load: Callable[[], T]) -> None:
-        """Raises Refusal: the content is not as it must be."""
+        """Raises Refusal when the content is malformed."""
         self.file = file
         self.content = load()
         self._load = load
 
     def load(self) -> list[str]:
-        """Reads the file again; returns the problems for which the content stays as it was."""
+        """Reloads the file; returns its problems. With problems, the content stays as it was."""
         try:
             self.content = self._load()
         except Refusal as refusal:
             return list(refusal.problems)
         except (ValueError, RecursionError) as error:
-            # What the parsers of YAML and JSON raise beside their own errors.
+            # The parsers of YAML and JSON raise these beside their own errors.
             return [f"{self.file}: cannot be read ({type(error).__name__}); correct it"]
         return []
 
 
 class Reloader:
-    """Reloads one at a time. Settings and tokens are the process's environment: they change with a restart."""
+    """Runs one reload at a time. Settings and tokens come from the environment: they change with a restart."""
 
     def __init__(self, sources: Sequence[Source[Any]], put_in_force: Callable[[], object]) -> None:
-        """`put_in_force` takes over the contents of all sources; it is called after each reload."""
+        """After each reload, `put_in_force` takes over the contents of all sources."""
         self._sources = sources
         self._put_in_force = put_in_force
         self._lock = asyncio.Lock()
@@ -64,19 +64,19 @@ class Reloader:
         self._is_asked = False
 
     async def reload(self) -> ReloadReport:
-        """Reads all files off the loop, then puts them in force at once; a broken one stays as it last was."""
+        """Reads all files off the loop, then puts their contents in force; a broken file keeps its last good one."""
         async with self._lock:
             report = await asyncio.to_thread(self._read)
             self._put_in_force()
         for kept in report.kept:
             for problem in kept.problems:
-                log.error("reload: %s (what was last good stays in force)", problem)
+                log.error("reload: %s (the last good content stays in force)", problem)
         if report.reloaded:
             log.info("reloaded %s", ", ".join(report.reloaded))
         return report
 
     def reload_soon(self) -> None:
-        """For a signal's handler: reloads, and once more when a signal comes while it does."""
+        """For a signal handler: reloads, and again after a signal that arrives during the reload."""
         self._is_asked = True
         if self._soon is None or self._soon.done():
             self._soon = asyncio.create_task(self._reload_for_signals(), name="reload")

@@ -1,8 +1,7 @@
-"""Model aliases: stable names such as `default` and `fast` for a backend class and its upstream model."""
+"""Model aliases: stable names such as `default` and `fast`, each for a backend class and an upstream model."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from gateway.config.files import read_text, validation_refusal
+from gateway.config.files import parse_json, read_text, validation_refusal
 from gateway.errors import Refusal
 from gateway.routing.settings import RoutingSettings
 
 HINT = "set MODEL_ALIASES_PATH to a file such as the shipped files/model_aliases.json"
-# The names that a file of the earlier gateway may use.
+# Key names that a file of the earlier gateway may use.
 OTHER_NAMES = {
     "upstream_model": "model",
     "context_window": "context",
@@ -29,9 +28,9 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """`backend` is a backend class, `model` the name that the backend knows.
+    """`backend` is a backend class, `model` the upstream model.
 
-    `context` is in tokens; `tools` False refuses requests with tools; the caps bound what a request may ask for.
+    `context` is in tokens; `tools` False refuses requests with tools; the caps bound a request's fields.
     """
 
     backend: str
@@ -43,12 +42,12 @@ class Alias:
 
     @property
     def limits(self) -> bool:
-        """Whether a request to it has to be looked at."""
+        """Whether the alias restricts requests."""
         return self.tools is False or self.max_tokens_cap is not None or self.temperature_cap is not None
 
 
 class _AliasRecord(BaseModel):
-    """As written in the file: `"class:model"` or an object, with the earlier system's names."""
+    """An alias in the file: `"class:model"` or an object; the earlier gateway's key names count too."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,30 +76,25 @@ _RECORDS = TypeAdapter(dict[str, _AliasRecord])
 
 
 def load_aliases(settings: RoutingSettings) -> Mapping[str, Alias]:
-    """Aliases by their case-folded name: MODEL_ALIASES_JSON, else the file, over those that the settings imply.
+    """Aliases by case-folded name, from MODEL_ALIASES_JSON, else the file; they override the settings' own aliases.
 
-    The text has the aliases with or without an outer `{"aliases": …}`. A file need not be there unless it is named.
+    The JSON has the aliases with or without an outer `{"aliases": …}`. Only a file that a setting names must exist.
 
     Raises:
-        Refusal: the file is missing, not JSON, or a record is not of its shape.
+        Refusal: the file is missing or not JSON, or a record is malformed.
     """
     implied = _implied(settings)
     if settings.model_aliases_json:
         return implied | _parse(settings.model_aliases_json, "MODEL_ALIASES_JSON")
     path = settings.model_aliases_path
-    # A gateway that nobody provisioned may have no aliases; a file that somebody named must be there.
+    # A gateway that was never provisioned may lack the file; a file that a setting names must exist.
     if "model_aliases_path" not in settings.model_fields_set and not path.exists():
         return implied
     return implied | _parse(read_text(path, "model aliases file", HINT), path)
 
 
 def _parse(text: str, source: Path | str) -> dict[str, Alias]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise Refusal(f"{source}: line {error.lineno}: not JSON: {error.msg}; correct it") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits, lists without end
-        raise Refusal(f"{source}: not JSON that can be read; correct it") from None
+    content = parse_json(text, source)
     if isinstance(content, dict) and isinstance(content.get("aliases"), dict):
         content = content["aliases"]
     try:
@@ -109,7 +103,7 @@ def _parse(text: str, source: Path | str) -> dict[str, Alias]:
         raise validation_refusal(source, error) from None
     for name, count in Counter(map(str.casefold, records)).items():
         if count > 1:
-            raise Refusal(f"{source}: {name}: stands twice, and case is of no account; leave one")
+            raise Refusal(f"{source}: {name}: is there twice (case does not matter); leave one")
     return {name.casefold(): Alias(**record.model_dump()) for name, record in records.items()}
 
 
@@ -122,7 +116,7 @@ def models_by_class(settings: RoutingSettings) -> tuple[Mapping[str, str], Mappi
 
 
 def _implied(settings: RoutingSettings) -> dict[str, Alias]:
-    """The earlier gateway's built-in aliases, as far as the settings name their models."""
+    """The earlier gateway's built-in aliases, where the settings name their models."""
     strong, fast = models_by_class(settings)
     first, second = strong
     usual = settings.default_backend or first

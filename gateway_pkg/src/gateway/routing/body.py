@@ -1,4 +1,4 @@
-"""Changes a request's JSON body on its way to a backend, and leaves every other byte as it came where that can be."""
+"""Changes fields of a request's JSON body for a backend; where possible every other byte stays as it came."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ASK_FOR_USAGE = b'"stream_options":{"include_usage":true},'
 
 
 class Rename:
-    """From one model's name to another; made once for a route, used for each of its bodies."""
+    """Renames the model in bodies; made once for a route, used for each of its requests."""
 
     __slots__ = ("_pairs", "_to")
 
@@ -26,8 +26,8 @@ class Rename:
         self._pairs = [(key + orjson.dumps(was), key + orjson.dumps(to)) for key in (b'"model":', b'"model": ') if was]
 
     def apply(self, body: bytes) -> bytes:
-        """The JSON object `body`, which names the one model, naming the other."""
-        # One "model" alone, and no \\u00 escape that could spell another: it can only be the object's own key.
+        """The JSON object `body` with the new model name."""
+        # A single "model", and no \\u00 escape that could spell another: it must be the object's own key.
         # (`find`, because `in` of bytes first fails to take its operand for a number; of one byte it is fast.)
         if body.count(b'"model"') == 1 and (body.find(b"\\") < 0 or body.find(b"\\u00") < 0):
             for was, to in self._pairs:
@@ -37,7 +37,7 @@ class Rename:
 
 
 def set_fields(body: bytes, fields: Mapping[str, Any]) -> bytes:
-    """The JSON object `body` with other values for `fields`."""
+    """The JSON object `body` with new values for `fields`."""
     return dump(load(body) | dict(fields))
 
 
@@ -52,7 +52,7 @@ def load(body: bytes) -> dict[str, Any]:
 
 
 def dump(content: Mapping[str, Any]) -> bytes:
-    """JSON of any size of number; what no JSON can hold in UTF-8, half a surrogate pair, stays escaped."""
+    """JSON with numbers of any size; half a surrogate pair, which UTF-8 cannot encode, stays escaped."""
     try:
         return orjson.dumps(content)
     except (TypeError, orjson.JSONEncodeError):
@@ -60,7 +60,7 @@ def dump(content: Mapping[str, Any]) -> bytes:
 
 
 def ask_for_usage(body: bytes, request: Mapping[str, Any]) -> bytes:
-    """A stream's request that makes the backend tell the usage at the end, whatever the client asked for."""
+    """A stream's request that asks the backend for usage at the end, whatever the client asked for."""
     options = request.get("stream_options")
     if options is None and "stream_options" not in request:
         start = body.find(b"{") + 1

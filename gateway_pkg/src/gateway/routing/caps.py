@@ -1,7 +1,7 @@
-"""What an alias's caps bound, under every name that a server has for it.
+"""An alias's caps, applied under every field name that servers have for a limit.
 
-A backend that speaks OpenAI's protocol may be any server, with any of another one behind it. So each name is bounded
-for each backend: a server ignores the names that it does not know.
+A backend that speaks OpenAI's protocol may be any server, and may proxy to any other. So every name is bounded for
+every backend: a server ignores the names that it does not know.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.errors import ApiError
+from gateway.errors import ApiError, invalid_value
 from gateway.routing.aliases import Alias
 
-# Either bounds a chat, and OpenAI's own server takes no two of them; a completion is bounded by the first alone.
+# Either bounds a chat (OpenAI's own server refuses both together); only the first bounds a completion.
 OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens")
-# Names for how long an answer may become.
+# The servers' names for the length of an answer.
 _TOKEN_NAMES = frozenset(
     {
         *(*OUTPUT_LIMITS, "max_output_tokens", "max_tokens_to_sample"),  # OpenAI's
-        "n_predict",  # llama.cpp's, which beats both of OpenAI's
+        "n_predict",  # llama.cpp's, which overrides both of OpenAI's
         "num_predict",  # Ollama's
         "min_tokens",  # vLLM's
         *("max_new_tokens", "min_new_tokens"),  # TGI's
@@ -34,29 +34,29 @@ _TEMPERATURE_NAMES = frozenset(
     }
 )
 _SPREAD = "dynatemp_range"  # llama.cpp's: how far the temperature goes up and down
-_TOOLS = ("tools", "functions")  # the latter is OpenAI's name of 2023, which servers still take
-# Objects within a request whose fields servers take as the request's own: Ollama's, LiteLLM's, TGI's and SGLang's,
-# and what vLLM and llama.cpp give a chat template.
+_TOOLS = ("tools", "functions")  # `functions` is OpenAI's name of 2023, which servers still take
+# Objects within a request whose fields servers read as the request's own: Ollama's, LiteLLM's, TGI's and SGLang's,
+# and the template arguments of vLLM and llama.cpp.
 PLACES = ("options", "extra_body", "parameters", "sampling_params", "chat_template_kwargs")
-# What takes a cap away, by cap: LiteLLM leaves out the fields that it names, or sends others to another model;
-# text-generation-webui lengthens an answer to the context, and takes a temperature from a preset; llama.cpp has no
-# temperature but as one of its samplers.
+# Fields that undo a cap, by cap: LiteLLM drops the fields that they name, or sends the request to another model;
+# text-generation-webui lengthens an answer to the context, and takes the temperature from a preset; llama.cpp applies
+# the temperature only as one of its samplers.
 _LITELLM = ("additional_drop_params", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 _UNDONE_BY: Mapping[str, tuple[str, ...]] = {
     "max_tokens_cap": (*_LITELLM, "auto_max_new_tokens", "preset"),
     "temperature_cap": (*_LITELLM, "preset", "samplers"),
 }
 _ALL = _TOKEN_NAMES | _TEMPERATURE_NAMES | {_SPREAD, *_TOOLS, *PLACES}.union(*_UNDONE_BY.values())
-_LEAST = frozenset({"min_tokens", "min_new_tokens", "min_length"})  # they lengthen an answer, and end none
+_LEAST = frozenset({"min_tokens", "min_new_tokens", "min_length"})  # lower bounds: they do not end an answer
 
 
 def within_limits(alias: Alias, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that have to change for the request to be within the alias's caps.
+    """The fields that must change to keep the request within the alias's caps.
 
-    A cap is for each answer: `n` and `best_of` ask for several. A request that names no limit of output gets one.
+    A cap holds for each answer: `n` and `best_of` ask for several. A request without a limit of output gets the cap.
 
     Raises:
-        ApiError: 400 for tools where the alias takes none, and for a field that cannot be bounded.
+        ApiError: 400 for tools where the alias refuses them, and for a field that cannot be bounded.
     """
     changes = _bounded(alias, request, "")
     for place in PLACES:
@@ -74,14 +74,14 @@ def within_limits(alias: Alias, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bounded(alias: Alias, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What has to change of the request's own fields, or of those of an object within it, `where`."""
+    """The fields that must change in the request, or in an object within it; `where` is that object's prefix."""
     changes: dict[str, Any] = {}
     for name in fields:
         # Servers in Go take a field's name in any case.
         if name not in _ALL and name.casefold() in _ALL:
-            raise _invalid(where + name, f"write it '{name.casefold()}'")
+            raise invalid_value(where + name, f"write it '{name.casefold()}'")
         if where and name in PLACES:
-            raise _invalid(where + name, "leave it out: it stands too deep to be bounded")
+            raise invalid_value(where + name, "leave it out: it is nested too deep to be bounded")
     if alias.tools is False:
         for name in _TOOLS:
             if fields.get(name):
@@ -91,10 +91,10 @@ def _bounded(alias: Alias, fields: Mapping[str, Any], where: str) -> dict[str, A
         if getattr(alias, cap) is not None:
             for name in names:
                 if fields.get(name) not in (None, False):
-                    raise _invalid(where + name, f"leave it out: it would undo the alias's {cap}")
+                    raise invalid_value(where + name, f"leave it out: it would undo the alias's {cap}")
     if (most := alias.max_tokens_cap) is not None:
         for name in _TOKEN_NAMES & fields.keys():
-            # 0 and what is below is "without end" to one server or another; part of a token is read as 0.
+            # Some servers read 0 or less as "without end", and a fraction below 1 as 0.
             if (value := _number(fields, name, where)) is not None and not 1 <= value <= most:
                 changes[name] = most
     if (hottest := alias.temperature_cap) is not None:
@@ -111,12 +111,8 @@ def _bounded(alias: Alias, fields: Mapping[str, Any], where: str) -> dict[str, A
 
 
 def _number(fields: Mapping[str, Any], name: str, where: str) -> float | None:
-    """None where it is absent or null. A text is none: some servers would read a number from it, others none."""
+    """The number, None where it is absent or null. Strings are refused: only some servers read them as numbers."""
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float | None):
-        raise _invalid(where + name, "must be a number")
+        raise invalid_value(where + name, "must be a number")
     return value
-
-
-def _invalid(param: str, problem: str) -> ApiError:
-    return ApiError(400, f"Invalid request: '{param}': {problem}", param=param, code="invalid_value")

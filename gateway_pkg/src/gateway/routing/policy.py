@@ -1,4 +1,4 @@
-"""Which backend class and upstream model answer a request: one pure function, facts in, decision and reason out."""
+"""Chooses the backend class and the upstream model for a request: pure functions, facts in, decision out."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from gateway.routing.request_type import is_coding
 
 AUTO = "auto"
 DEFAULT_ALIAS = "default"
-MODEL_MAX_CHARS = 500  # of a model's name in a request; routes are remembered by it
+MODEL_MAX_CHARS = 500  # of a model's name in a request, which is a key of the cache of routes
 NEAR_MAX_CHARS = 200  # of a name that a 404 suggests
-NEAR_MAX_NAMES = 50  # that are compared for it
-NEAR_LEAST = 0.5  # how like they must be, as difflib counts
+NEAR_MAX_NAMES = 50  # names that a 404 compares
+NEAR_LEAST = 0.5  # least similarity of a suggested name, as difflib counts it
 CHARS_PER_TOKEN = 4  # the usual estimate for English text
-TEMPLATE_MAX_TOKENS = 1_024  # what a chat template may add; the system prompts that some bring are of hundreds
+TEMPLATE_MAX_TOKENS = 1_024  # that a chat template may add; the system prompts of some templates have hundreds
 
 
 class Decision(NamedTuple):
-    """`reason` goes out as `X-Router-Reason`; `alias` is the one that the model's name meant or the policy chose."""
+    """`reason` goes out as `X-Router-Reason`; `alias` is the alias that the request named or the policy chose."""
 
     backend_class: str
     model: str
@@ -33,10 +33,10 @@ class Decision(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a decision may depend on beside the model's name and `X-Backend`; asked for only when it does.
+    """What a decision may depend on beside the model's name and `X-Backend`; collected only when needed.
 
-    `chars` are those of all texts, `size` the bytes of the JSON that holds them; `tokens` is what a tokenizer counted,
-    None where none did.
+    `chars` counts all texts, `size` the bytes of the JSON that holds them; `tokens` is a tokenizer's count, or None
+    without one.
     """
 
     request_type: str = ""
@@ -57,7 +57,7 @@ class Rules(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a model's name can mean.
+    """The names that a request's model can resolve to.
 
     `served`: models by class, as its backends last reported them; `capable`: the capabilities of each class;
     `strong` and `fast`: a class's models of that rank, where the settings name one; `synonyms`: other names of
@@ -75,14 +75,14 @@ class Names:
     embedder: tuple[str, str] = ("", "")
 
     def class_of(self, name: str) -> str:
-        """The class that a case-folded name stands for, "" for none; `<class>-default` is one too."""
+        """The class of a case-folded name, "" for an unknown one; `<class>-default` is a name of the class too."""
         name = name.removesuffix("-default")
         name = self.synonyms.get(name, name)
         return name if name in self.served else ""
 
 
 def decide(model: str, backend_header: str, capability: str, names: Names) -> Decision | None:
-    """Decides the route of a request that names where it wants to go; the first rule that matches wins.
+    """Decides the route of a request that names a model or a backend class; the first rule that matches wins.
 
     | condition | reason |
     |---|---|
@@ -90,10 +90,10 @@ def decide(model: str, backend_header: str, capability: str, names: Names) -> De
     | the model is an alias (in any case) | `alias:model` |
     | it is `<class>:<model>`, a class, `<class>-default`, or a name that a backend serves | `pinned:model` |
 
-    None for a request that names no model, or `auto`: `decide_by_policy` has its route.
+    None for a request without a model, or with `auto`: `decide_by_policy` decides its route.
 
     Raises:
-        ApiError: 400 for an unknown class, 404 for a model that nothing serves, with the nearest names.
+        ApiError: 400 for an unknown class, 404 for a model that no backend serves, with the nearest names.
     """
     folded = model.casefold()
     if folded == AUTO:
@@ -122,7 +122,7 @@ def decide(model: str, backend_header: str, capability: str, names: Names) -> De
 def decide_by_policy(facts: Facts, names: Names, rules: Rules) -> Decision:
     """Decides the route of a request that names no model; the first rule that matches wins.
 
-    | condition | goes to, the first that there is | reason |
+    | condition | goes to the first that exists | reason |
     |---|---|---|
     | the policy is off | alias `default`, the default class's strong model | `direct:model` |
     | it has tools | alias `default`, then `coder`, unless `tools` is false there | `policy:tools->alias:…` |
@@ -132,11 +132,11 @@ def decide_by_policy(facts: Facts, names: Names, rules: Rules) -> Decision:
     | it is about code (if enabled) | alias `coder`; the strong model | `policy:coding->alias:coder`, `…->strong` |
     | any other | alias `fast`; the fast model | `policy:fast->alias:fast`, `policy:fast` |
 
-    Long is a text of as many tokens as alias `long` has context, at 4 characters a token where none were counted;
-    without such an alias, of ROUTER_LONG_CONTEXT_CHARS characters.
+    A text is long from as many tokens as alias `long` has context, at 4 characters a token without a tokenizer's count;
+    without such an alias, from ROUTER_LONG_CONTEXT_CHARS characters.
 
     Raises:
-        ApiError: 400 where neither an alias nor a class has a model for it.
+        ApiError: 400 when neither an alias nor a class has a model for the request.
     """
     if not rules.policy:
         default = names.aliases.get(DEFAULT_ALIAS)
@@ -167,10 +167,10 @@ def decide_by_policy(facts: Facts, names: Names, rules: Rules) -> Decision:
 
 
 def worth_counting(facts: Facts, names: Names, rules: Rules) -> Alias | None:
-    """The alias whose tokenizer could change what `decide_by_policy` decides; None where nothing depends on it.
+    """The alias whose tokenizer could change what `decide_by_policy` decides, else None.
 
-    That is below the alias's context even at a token a byte: no tokenizer makes more, and JSON has no fewer bytes than
-    the text in it.
+    A count cannot matter when the text is below the alias's context even at a token a byte: a token has a byte or more,
+    and JSON has at least as many bytes as its text.
     """
     long = names.aliases.get("long")
     if not rules.policy or facts.has_tools or long is None or not long.context:
@@ -186,10 +186,10 @@ def _is_long(facts: Facts, long: Alias | None, rules: Rules) -> bool:
 
 
 def decide_embedder(names: Names) -> Decision:
-    """The route of embeddings that name no model, `auto` or `default`: as set, else the first class that embeds.
+    """The route of embeddings without a model, or with `auto` or `default`: the settings', else the first able class.
 
     Raises:
-        ApiError: 400 where nothing embeds, or the class has several models and none is set.
+        ApiError: 400 when no class has the capability, or the class has several models and no setting names one.
     """
     wanted, model = names.embedder
     default = names.aliases.get(DEFAULT_ALIAS)
@@ -198,7 +198,8 @@ def decide_embedder(names: Names) -> Decision:
     able = [name for name in names.served if "embeddings" in names.capable.get(name, ())]
     backend_class = names.class_of(wanted.casefold()) if wanted else (able or [""])[0]
     if not backend_class:
-        why = f"EMBEDDINGS_BACKEND names '{wanted}', which is no backend" if wanted else "no backend here embeds"
+        unknown = f"EMBEDDINGS_BACKEND names an unknown backend '{wanted}'"
+        why = unknown if wanted else "no backend has the capability embeddings"
         raise ApiError(400, f"Name a model: {why}", param="model", code="model_required")
     return Decision(backend_class, model or _strong(backend_class, names), "direct:model")
 
@@ -226,19 +227,19 @@ def decide_in_class(model: str, backend_header: str, capability: str, usual: str
 
 
 def unknown_model(model: str, names: Names) -> ApiError:
-    """404 with the nearest known names, else the aliases; and with the classes that have told of no models yet."""
+    """404 with the nearest known names, else the aliases; and with the classes that have not reported models yet."""
     near = _nearest(model, chain(names.aliases, *names.served.values()))
-    hint = f"; did you mean {', '.join(near)}?" if near else "; /v1/models lists what does"
+    hint = f"; did you mean {', '.join(near)}?" if near else "; /v1/models lists the names"
     if not near and names.aliases:
         hint += f", such as {', '.join(sorted(names.aliases)[:10])}"
     silent = [name for name, models in names.served.items() if not models and "chat" in names.capable.get(name, ())]
     if silent:
-        hint += f" (not known yet: the models of {', '.join(silent[:10])}; /readyz says why)"
+        hint += f" (the models of {', '.join(silent[:10])} are not known yet; /readyz says why)"
     return ApiError(404, f"The model '{model[:200]}' does not exist{hint}", param="model", code="model_not_found")
 
 
 def _nearest(model: str, known: Iterable[str]) -> list[str]:
-    """At most 3 names like `model`. difflib, at 0.1 to 0.5 ms a name, sees the likeliest alone: by their letters."""
+    """At most 3 names like `model`. difflib takes 0.1 to 0.5 ms a name, so it sees only the likeliest by letters."""
     asked = model[:NEAR_MAX_CHARS]
     letters = set(asked.casefold())
     likely = nlargest(
@@ -262,7 +263,7 @@ def _class_of_header(backend_header: str, names: Names) -> str:
 
 
 def _override(model: str, folded: str, backend_header: str, names: Names) -> Decision:
-    """The model is "" where the request names none: `auto`, `default`, nothing, or the class itself."""
+    """The model is "" when the request names `auto`, `default`, the class itself, or no model."""
     backend_class = _class_of_header(backend_header, names)
     alias = names.aliases.get(folded)
     if alias is not None and alias.backend == backend_class:
@@ -285,7 +286,7 @@ def _to_strong(reason: str, names: Names) -> Decision:
 
 
 def _default_class(names: Names) -> str:
-    """DEFAULT_BACKEND, else the class of alias `default`, else the only one that chats."""
+    """DEFAULT_BACKEND, else the class of alias `default`, else the only class with the capability chat."""
     if backend_class := names.class_of(names.default_class.casefold()):
         return backend_class
     default = names.aliases.get(DEFAULT_ALIAS)
@@ -296,14 +297,14 @@ def _default_class(names: Names) -> str:
         return chatting[0]
     raise ApiError(
         400,
-        "Name a model: this gateway has no alias 'default' and no DEFAULT_BACKEND",
+        "Name a model: this gateway has neither an alias 'default' nor a DEFAULT_BACKEND",
         param="model",
         code="model_required",
     )
 
 
 def _strong(backend_class: str, names: Names) -> str:
-    """What a class stands for: the model as set, else that of alias `default` if of the class, else its only one."""
+    """The class's strong model: by the setting, else the alias `default` if it is of the class, else its only model."""
     if model := names.strong.get(backend_class):
         return model
     default = names.aliases.get(DEFAULT_ALIAS)
@@ -312,5 +313,5 @@ def _strong(backend_class: str, names: Names) -> str:
     models = names.served.get(backend_class, ())
     if len(models) == 1:
         return next(iter(models))
-    listed = ", ".join(sorted(models)[:10]) or "none is known yet, /readyz says why"
+    listed = ", ".join(sorted(models)[:10]) or "its models are not known yet, /readyz says why"
     raise ApiError(400, f"Name a model of backend '{backend_class}': {listed}", param="model", code="model_required")

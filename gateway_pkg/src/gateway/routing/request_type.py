@@ -1,10 +1,10 @@
-"""Whether a request is about code: by its header `X-Request-Type`, else by the look of the last user text."""
+"""Decides whether a request is about code: by its header `X-Request-Type`, else by its last user text."""
 
 from __future__ import annotations
 
 import re
 
-LOOKED_AT_CHARS = 20_000  # enough to tell, and a bound on what the patterns cost
+LOOKED_AT_CHARS = 20_000  # enough to tell; bounds the cost of the patterns
 CODING = frozenset({"coding", "code", "dev"})
 OTHER = frozenset({"chat", "general"})
 
@@ -34,7 +34,7 @@ _REPAIR = re.compile(
 
 
 def is_coding(header: str, text: str) -> bool:
-    """`header` is `X-Request-Type`: coding, code, dev or chat, general decide; any other leaves it to the text."""
+    """`header` is `X-Request-Type`: coding, code, dev, chat and general decide; otherwise the text decides."""
     header = header.strip().casefold()
     if header in CODING:
         return True
@@ -51,5 +51,5 @@ def is_coding(header: str, text: str) -> bool:
 
 
 def _has_code_punctuation(text: str) -> bool:
-    """A code keyword with `{`, `:` or `(` on the same line; prose has both, but seldom in one line that begins so."""
+    """A line that begins with a code keyword and has `{`, `:` or `(`; prose seldom does."""
     return any(_KEYWORD.match(line.strip()) and _PUNCTUATION.search(line) for line in text.splitlines())
