@@ -114,7 +114,7 @@ def invalid_value(param: str, problem: str) -> ApiError:
 
 def unsupported_parameter(param: str, advice: str) -> ApiError:
     """400: a field has no counterpart here; `advice` says what to do instead."""
-    return ApiError(400, f"'{param}' is not supported here: {advice}", param=param, code="unsupported_parameter")
+    return ApiError(400, f"'{param}' is not supported here; {advice}", param=param, code="unsupported_parameter")
 
 
 def not_ready(backend_class: str) -> ApiError:
@@ -124,10 +124,6 @@ def not_ready(backend_class: str) -> ApiError:
         code="backend_not_ready",
         headers=retry_after(RETRY_NOT_READY_SEC),
     )
-
-
-def unsupported(param: str, advice: str) -> ApiError:
-    return ApiError(400, f"'{param}' is not supported as it is: {advice}", param=param, code="unsupported_parameter")
 
 
 def overloaded(backend_class: str, why: str = "") -> ApiError:

@@ -1,4 +1,4 @@
-"""Reranking, sans I/O: what servers answer in their several shapes, cosines of embeddings, and one answer for both."""
+"""Reranking, sans I/O: reads the answers of several kinds of rerankers, compares embeddings, and makes the answer."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def text_of(document: Document) -> str:
 
 
 def scores_of(answer: Any, count: int) -> list[tuple[int, float]]:
-    """Index and score of the documents that a reranker answered with; `count` documents were sent.
+    """Index and score of each document in a reranker's answer; `count` documents were sent.
 
-    `results` as Jina's, Cohere's, vLLM's and llama.cpp's; `data` as Voyage's; a bare list as text-embeddings-inference;
-    `result`, scores alone in the documents' order, as Nexa's.
+    Jina, Cohere, vLLM and llama.cpp answer `results`, Voyage `data`, text-embeddings-inference a bare list, and Nexa
+    `result` with only the scores in the documents' order.
 
     Raises:
-        AnswerError: another shape, an index that is no document's, or one that comes twice.
+        AnswerError: another shape, an unknown index, or an index that comes twice.
     """
     if isinstance(answer, Mapping):
         answer = next((answer[name] for name in ("results", "data", "result") if name in answer), None)
@@ -43,23 +43,23 @@ def scores_of(answer: Any, count: int) -> list[tuple[int, float]]:
 
 
 def vectors_of(answer: Mapping[str, Any], count: int, lists: Container[str] = ()) -> list[Any]:
-    """The `count` vectors of an OpenAI embeddings answer, in the order of their texts; what is in them is unchecked.
+    """The `count` vectors of an OpenAI embeddings answer, in the order of their texts; their numbers are unchecked.
 
-    Each is a list, or the name of one of `lists`.
+    Each vector is a list, or the name of one of `lists`.
 
     Raises:
-        AnswerError: there are more or fewer, or one is neither.
+        AnswerError: the number of vectors is not `count`, or a vector has another type.
     """
     data = answer.get("data")
     if not isinstance(data, list) or len(data) != count:
-        raise AnswerError(f"embeddings that are not {count}")
+        raise AnswerError(f"not {count} embeddings for {count} texts")
     vectors: dict[int, Any] = {}
     for place, item in enumerate(data):
         item = item if isinstance(item, dict) else {}
         index, vector = item.get("index", place), item.get("embedding")
         is_named = isinstance(vector, str) and vector in lists
         if type(index) is not int or not (is_named or isinstance(vector, list)):
-            raise AnswerError("an embedding that is none")
+            raise AnswerError("a malformed embedding")
         vectors[index] = vector
     if set(vectors) != set(range(count)):
         raise AnswerError("embeddings of other texts than were sent")
@@ -71,7 +71,7 @@ def norm(vector: Sequence[float]) -> float:
 
 
 def cosines(vectors: Sequence[Any], lists: LongTexts) -> Generator[None, None, list[tuple[int, float]]]:
-    """Each other vector's cosine to the first, by its place; raises AnswerError where one cannot be compared."""
+    """The cosine of each later vector to the first, by index; raises AnswerError when vectors cannot be compared."""
     query = yield from vector_in(vectors[0], lists)
     if len(query) > DIMENSIONS_MAX:
         raise AnswerError(f"an embedding of more than {DIMENSIONS_MAX} numbers")
@@ -90,7 +90,7 @@ def cosines(vectors: Sequence[Any], lists: LongTexts) -> Generator[None, None, l
 
 
 def cosine(one: Sequence[float], other: Sequence[float], norm_of_one: float) -> float:
-    """From -1 to 1; 0 where a vector has no direction."""
+    """From -1 to 1; 0 when a vector is zero."""
     length = norm_of_one * norm(other)
     return max(-1.0, min(1.0, sum(map(mul, one, other)) / length)) if length else 0.0
 
@@ -98,10 +98,10 @@ def cosine(one: Sequence[float], other: Sequence[float], norm_of_one: float) -> 
 def ranking(
     scores: Sequence[tuple[int, float]], documents: Sequence[Document], top_n: int | None, with_documents: bool
 ) -> dict[str, Any]:
-    """The best first, equal ones in the documents' order; `results` and `data` tell the same.
+    """The best document first, equal scores in the documents' order, as `results` and as `data`.
 
-    `results` is what clients of Jina's and Cohere's APIs read, with `document` as `{"text": …}`; `data` is the earlier
-    gateway's, with `document` as it was sent.
+    Clients of Jina's and Cohere's APIs read `results`, with `document` as `{"text": …}`; clients of the earlier gateway
+    read `data`, with `document` as it was sent.
     """
     best = sorted(scores, key=lambda scored: (-scored[1], scored[0]))[:top_n]
     results, data = [], []
@@ -119,5 +119,5 @@ def _scored(item: Any, place: int) -> tuple[int, float]:
     else:
         index, score = place, item
     if type(index) is not int or not isinstance(score, int | float) or not math.isfinite(score):
-        raise AnswerError("a ranking with an index or a score that is no number")
+        raise AnswerError("a ranking whose index or score is not a number")
     return index, score

@@ -1,7 +1,7 @@
-"""A chat's answer as turns, sans I/O: what a model thinks, says and calls, one told to its end before the next begins.
+"""A chat's answer as turns, sans I/O: thoughts, messages and tool calls, each told to its end before the next begins.
 
-Clients of the APIs that a chat is translated to rely on that order; servers do not keep it. They mix the pieces of
-parallel calls, leave out a call's index, or give one index to several calls.
+Clients of the messages and responses APIs rely on this order; servers do not keep it. Servers interleave the pieces of
+parallel calls, omit a call's index, or give one index to several calls.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from typing import Any, Literal, NamedTuple
 from pydantic_core import from_json
 
 from gateway.backends.protocols.base import AnswerError
+from gateway.routing.body import dump
 from gateway.wire.stepwise import is_heavy
 
 Entry = dict[str, Any]
 
-# What else than text counts for, in characters, so that it is bounded too.
+# Costs, in characters, that bound turns, logprobs and waiting pieces as text is bounded.
 TURN_COST = 256
 LOGPROB_COST = 100
-PIECE_COST = 100  # of one that waits
-CALLS_MAX = 1_000  # of an answer; OpenAI's takes 128 tools
+PIECE_COST = 100  # of a piece that waits
+CALLS_MAX = 1_000  # in an answer; OpenAI's API takes 128 tools
 ARGUMENTS_MAX_VALUES = 400_000
-# Names that servers have for a model's thoughts: llama.cpp and LiteLLM, vLLM, the earlier gateway.
+# The servers' names for a model's thoughts: llama.cpp and LiteLLM, vLLM, the earlier gateway.
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 class Piece(NamedTuple):
-    """Some text of a turn. `logprobs` are those of its tokens, each with its `top_logprobs`."""
+    """A piece of a turn's text. `logprobs` has an entry per token, each with its `top_logprobs`."""
 
     text: str
     is_refusal: bool = False
@@ -39,17 +40,17 @@ class Piece(NamedTuple):
 
     @property
     def size(self) -> int:
-        """What it takes, in about characters."""
+        """The piece's cost, in characters."""
         return len(self.text) + sum(LOGPROB_COST * (1 + len(entry["top_logprobs"])) for entry in self.logprobs)
 
 
 class ObjectEnd:
-    """Looks for the end of a JSON object that comes in pieces, at each character once, at MARKS_MAX of them closely.
+    """Finds the end of a JSON object that comes in pieces; reads each character once, and at most MARKS_MAX marks.
 
-    Beyond, the end is not seen: what waits for it waits for the answer's.
+    Beyond MARKS_MAX it does not see the end of the object: then later turns wait for the end of the answer.
     """
 
-    MARKS_MAX = 100_000  # 40 ms, all in one piece
+    MARKS_MAX = 100_000  # quotes, braces and escapes; 40 ms in one piece
 
     _MARK = re.compile(r'["{}]')
     _MARK_IN_TEXT = re.compile(r'["\\]')
@@ -61,7 +62,7 @@ class ObjectEnd:
         self._marks_left = self.MARKS_MAX
 
     def is_reached(self, piece: str) -> bool:
-        """Whether the object ends in this piece or ended before, and nothing but blanks followed."""
+        """Whether the object has ended, in this piece or before, and only blanks have followed."""
         at = 0
         if self._is_escaped and piece:
             at, self._is_escaped = 1, False
@@ -89,7 +90,7 @@ class ObjectEnd:
 
 
 class Turn:
-    """A train of thought, a message, or a call, which has `name` and, where the server gives one, `call_id`."""
+    """A thought, a message, or a tool call, which has a `name` and, if the server sends one, a `call_id`."""
 
     __slots__ = (
         "_end", "_is_at_end", "arguments", "call_id", "is_begun", "is_ended", "kind", "name", "size", "waiting",
@@ -98,11 +99,11 @@ class Turn:
     def __init__(self, kind: Literal["reasoning", "message", "call"]) -> None:
         self.kind = kind
         self.call_id = self.name = ""
-        self.arguments: StringIO | None = StringIO()  # of a call, to see where they end; None once they have
+        self.arguments: StringIO | None = StringIO()  # of a call, to find their end; None after it
         self._end = ObjectEnd()
         self._is_at_end = False
-        self.waiting: list[Piece] = []  # to be told
-        self.size = 0  # what it holds, in characters
+        self.waiting: list[Piece] = []  # pieces to tell
+        self.size = 0  # cost of what the turn holds, in characters
         self.is_begun = self.is_ended = False
 
     def add_arguments(self, text: str) -> None:
@@ -111,19 +112,19 @@ class Turn:
             self._is_at_end = self._end.is_reached(text)
 
     def is_complete(self) -> bool:
-        """Whether another turn may begin: always for words, which go on in a later turn."""
+        """Whether another turn may begin. Words are always complete: they may go on in a later turn."""
         if self.kind != "call":
             return True
         if not self.name or not self._is_at_end or self.arguments is None:
             return False
         if is_object(self.arguments.getvalue()):
             return True
-        self.arguments = None  # what follows cannot make an object of it
+        self.arguments = None  # no continuation can make the arguments an object
         return False
 
 
 class Step(NamedTuple):
-    """What happens to a turn; `piece` is what is told of it."""
+    """A turn begins, tells a `piece`, or ends."""
 
     kind: Literal["begin", "tell", "end"]
     turn: Turn
@@ -131,22 +132,21 @@ class Step(NamedTuple):
 
 
 class Turns:
-    """Deltas in, steps out. What waits, the arguments of the call that is told, and the number of calls are bounded by
-    `limit`, in characters.
+    """Deltas in, steps out. `limit`, in characters, bounds the waiting pieces, the current call's arguments, and calls.
 
-    Words and the call that is told go out as they come; what is behind a call waits until its arguments are a whole
-    JSON object, or for the end.
+    Words and the current call go out as they come. What follows a call waits until the call's arguments are a whole
+    JSON object, or until the answer ends.
     """
 
     def __init__(self, limit: int) -> None:
-        self._turns: deque[Turn] = deque()  # the first is the one that is told
+        self._turns: deque[Turn] = deque()  # the first is the current turn
         self._calls: dict[int, Turn] = {}
         self._last_index = 0  # of the calls
         self._calls_left = CALLS_MAX
         self._room = limit
 
     def feed(self, delta: Mapping[str, Any], logprobs: Sequence[Entry] = ()) -> Iterator[Step]:
-        """The steps for a delta, or for a whole message; raises AnswerError when it is none, or too much waits."""
+        """The steps for a delta or a whole message; raises AnswerError for a malformed one, or when too much waits."""
         if thoughts := read_thoughts(delta):
             yield from self._say("reasoning", Piece(thoughts))
         if text := read_text(delta, "content"):
@@ -160,9 +160,9 @@ class Turns:
             yield from self._call(call)
 
     def end(self) -> Iterator[Step]:
-        """The steps that end what is under way; raises AnswerError where a call has no name."""
+        """The steps that end the open turns; raises AnswerError for a call without a name."""
         if any(turn.kind == "call" and not turn.name for turn in self._turns):
-            raise AnswerError("a tool call without the function's name")
+            raise AnswerError("a tool call without a name")
         while self._turns:
             yield from self._tell(self._turns[0])
             yield self._end(self._turns[0])
@@ -203,13 +203,13 @@ class Turns:
             if self._calls_left < 0:
                 raise AnswerError(f"more than {CALLS_MAX} tool calls")
             self._last_index = max(index, self._last_index) if self._calls else index
-            call = self._calls[index] = self._new(Turn("call"))  # and kept to the end, so its cost is, too
+            call = self._calls[index] = self._new(Turn("call"))  # kept to the end, and so is its cost
         if not call.is_begun:
             call.call_id = call.call_id or call_id
         return call
 
     def _advance(self) -> Iterator[Step]:
-        """Tells what can be told."""
+        """Tells the pieces whose turn it is."""
         while self._turns:
             turn = self._turns[0]
             yield from self._tell(turn)
@@ -256,11 +256,11 @@ class Turns:
     def _take_room(self, size: int) -> None:
         self._room -= size
         if self._room < 0:
-            raise AnswerError("more at once than can be held")
+            raise AnswerError("more at once than the gateway can hold")
 
 
 def first_choice(answer: Mapping[str, Any]) -> Entry | None:
-    """Of a completion or a chunk; None where there is none, as in the chunk that tells the usage."""
+    """The first choice of a completion or chunk; None without one, as in the chunk that has the usage."""
     return next((choice for choice in read_objects(answer, "choices") if choice.get("index") in (0, None)), None)
 
 
@@ -269,12 +269,12 @@ def read_thoughts(message: Mapping[str, Any]) -> str:
 
 
 def read_text(content: Mapping[str, Any], name: str) -> str:
-    """A field's text, "" where it is absent; AnswerError for anything else. So do the two below."""
+    """The field's string, "" where it is absent; raises AnswerError for another type. So do the two functions below."""
     value = content.get(name)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise AnswerError(f"a completion whose {name} is no text")
+        raise AnswerError(f"a completion whose {name} is not a string")
     return value
 
 
@@ -283,7 +283,7 @@ def read_object(content: Mapping[str, Any], name: str) -> Entry:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise AnswerError(f"a completion whose {name} is no object")
+        raise AnswerError(f"a completion whose {name} is not an object")
     return value
 
 
@@ -292,15 +292,20 @@ def read_objects(content: Mapping[str, Any], name: str) -> list[Entry]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise AnswerError(f"a completion whose {name} is no list of objects")
+        raise AnswerError(f"a completion whose {name} is not a list of objects")
     return value
 
 
 def is_object(text: str) -> bool:
-    """Whether it is a JSON object from its beginning to its end, and no larger than can be looked at."""
+    """Whether the whole text is a JSON object, of at most ARGUMENTS_MAX_VALUES values."""
     if is_heavy(text, ARGUMENTS_MAX_VALUES):
         return False
     try:
         return isinstance(from_json(text, allow_inf_nan=False), dict)
     except ValueError:
         return False
+
+
+def event(kind: str, **fields: Any) -> bytes:
+    """A server-sent event of the messages and responses APIs, whose data repeats the event's name as `type`."""
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), dump({"type": kind, **fields}))

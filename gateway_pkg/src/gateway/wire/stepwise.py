@@ -149,13 +149,3 @@ async def run(steps: Generator[None, None, T]) -> T:
             result: T = end.value
             return result
         await asyncio.sleep(0)
-
-
-def at_once(steps: Generator[None, None, T]) -> T:
-    """What the steps return, without a turn for anybody."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: T = end.value
-            return result

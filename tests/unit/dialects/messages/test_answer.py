@@ -347,9 +347,9 @@ def test_a_thought_ends_with_its_signature() -> None:
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages_answer, "HELD_MAX", 10_000)
-    with pytest.raises(AnswerError, match="held"):
+    with pytest.raises(AnswerError, match="can hold"):
         raw([piece_of(0, "{", "one"), *(piece_of(1, "x" * 100, "two") for _ in range(100))])
-    with pytest.raises(AnswerError, match="held"):
+    with pytest.raises(AnswerError, match="can hold"):
         raw(piece_of(index, "", "one") for index in range(100))
     assert blocks(events(chunk_of({"content": "x" * 100}) for _ in range(200)))[0]["text"] == "x" * 20_000
 

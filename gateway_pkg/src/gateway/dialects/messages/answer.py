@@ -1,7 +1,7 @@
 """Anthropic's Messages API, sans I/O: a chat's answer as a message, whole or as a stream of events.
 
-Usage is the backend's. A message must tell it before the backend does, so `message_start` has zeros: nothing is counted
-yet. The counts are in `message_delta`, null where the backend never tells them; so they are in a whole message.
+Usage is the backend's, or null when the backend reports no usage. A stream has zeros in `message_start`, before the
+backend has counted, and the counts in `message_delta`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gateway.dialects.turns import (
     Step,
     Turn,
     Turns,
+    event,
     first_choice,
     is_object,
     read_object,
@@ -26,13 +27,13 @@ from gateway.dialects.turns import (
     read_thoughts,
 )
 
-HELD_MAX = 8 * 1024 * 1024  # what may wait for its turn in a stream, in characters
-PING = b'event: ping\ndata: {"type":"ping"}\n\n'
-_STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}  # others tell of calls, or of nothing special
+HELD_MAX = 8 * 1024 * 1024  # characters that may wait for their turn in a stream
+PING = event("ping")
+_STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal"}  # others: `tool_use` after calls, else `end_turn`
 
 
 class Facts(NamedTuple):
-    """What an answer takes from its request; `prefill` is the beginning that the client gave the answer."""
+    """Facts of the request that shape the answer; `prefill` is the client's own beginning of the answer."""
 
     message_id: str
     model: str
@@ -45,7 +46,7 @@ def message(completion: Mapping[str, Any], facts: Facts) -> bytes:
     """The whole message for a chat.completion; a tool's input is the model's own JSON, byte for byte.
 
     Raises:
-        AnswerError: the completion has no choice, or a tool call that is not a JSON object.
+        AnswerError: the completion has no choice, or a malformed tool call.
     """
     choice = first_choice(completion)
     if choice is None or not isinstance(choice.get("message"), dict):
@@ -55,7 +56,7 @@ def message(completion: Mapping[str, Any], facts: Facts) -> bytes:
     thoughts = read_thoughts(answer)
     if thoughts and facts.shows_thinking:
         content.append({"type": "thinking", "thinking": thoughts, "signature": ""})
-    # llama.cpp repeats the client's own words in a whole answer, not in a stream; a message never does.
+    # llama.cpp repeats the prefill in a whole answer; a stream and Anthropic's message do not.
     if text := read_text(answer, "content").removeprefix(facts.prefill) + read_text(answer, "refusal"):
         content.append({"type": "text", "text": text})
     is_cut = choice.get("finish_reason") == "length"
@@ -84,14 +85,14 @@ class MessageStream:
         self._index = -1  # of the open block
         self._calls = 0
         self._is_begun = self._has_choice = self._is_refused = False
-        self._choice: dict[str, Any] = {}  # the one that told why the answer ended
+        self._choice: dict[str, Any] = {}  # the one with the finish_reason
         self._usage: Any = None
 
     def feed(self, chunk: Mapping[str, Any]) -> bytes:
-        """The events for a chunk, b"" when there is none.
+        """The events for a chunk, b"" when it has nothing to tell yet.
 
         Raises:
-            AnswerError: the chunk is none, or more has to wait than is held.
+            AnswerError: the chunk is malformed, or more than HELD_MAX waits.
         """
         events = b"" if self._is_begun else self._start(chunk)
         if isinstance(chunk.get("usage"), dict):
@@ -105,7 +106,7 @@ class MessageStream:
         return events + b"".join(map(self._tell, self._turns.feed(read_object(choice, "delta"))))
 
     def end(self) -> bytes:
-        """The last events; raises AnswerError when no choice came, or a tool call without a name."""
+        """The last events; raises AnswerError for a stream without a choice, or a tool call without a name."""
         if not self._has_choice:
             raise AnswerError("a stream without a choice")
         events = b"".join(map(self._tell, self._turns.end()))
@@ -113,13 +114,13 @@ class MessageStream:
         if self._is_refused:
             reason = "refusal"
         delta = {"stop_reason": reason, "stop_sequence": sequence}
-        return events + _event("message_delta", delta=delta, usage=_usage(self._usage)) + _event("message_stop")
+        return events + event("message_delta", delta=delta, usage=_usage(self._usage)) + event("message_stop")
 
     def _start(self, chunk: Mapping[str, Any]) -> bytes:
         self._is_begun = True
         usage = {"input_tokens": 0, "output_tokens": 0}
         head = {**_head(chunk, self._facts), "content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
-        return _event("message_start", message=head)
+        return event("message_start", message=head)
 
     def _tell(self, step: Step) -> bytes:
         turn, piece = step.turn, step.piece
@@ -127,11 +128,11 @@ class MessageStream:
             return PING if step.kind == "tell" else b""
         if step.kind == "begin":
             self._index += 1
-            return _event("content_block_start", index=self._index, content_block=self._empty_block(turn))
+            return event("content_block_start", index=self._index, content_block=self._empty_block(turn))
         if step.kind == "end":
-            # Clients take a thought for whole when its signature comes, though there is nothing to sign it with.
+            # Clients wait for a thought's signature; the gateway has no key to sign with, so it is empty.
             sign = self._delta("signature_delta", "signature", "") if turn.kind == "reasoning" else b""
-            return sign + _event("content_block_stop", index=self._index)
+            return sign + event("content_block_stop", index=self._index)
         if turn.kind == "call":
             return self._delta("input_json_delta", "partial_json", piece.text)
         if turn.kind == "reasoning":
@@ -149,7 +150,7 @@ class MessageStream:
         return {"type": "tool_use", "id": call_id, "name": turn.name, "input": {}}
 
     def _delta(self, kind: str, name: str, text: str) -> bytes:
-        return _event("content_block_delta", index=self._index, delta={"type": kind, name: text})
+        return event("content_block_delta", index=self._index, delta={"type": kind, name: text})
 
 
 def _head(answer: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def _head(answer: Mapping[str, Any], facts: Facts) -> dict[str, Any]:
 
 
 def _tool_use(call: Mapping[str, Any], number: int, is_cut: bool, facts: Facts) -> dict[str, Any]:
-    """The block of a whole call. Where the answer was cut for its length, its input is what there is of it."""
+    """The block of a whole call. When the answer was cut for its length, the input is the part that came."""
     function = read_object(call, "function")
     name, arguments = read_text(function, "name"), read_text(function, "arguments") or "{}"
     if not name:
@@ -174,7 +175,7 @@ def _tool_use(call: Mapping[str, Any], number: int, is_cut: bool, facts: Facts) 
 
 
 def _beginning(text: str) -> dict[str, Any]:
-    """What an object's beginning says already; empty where it says nothing."""
+    """The complete fields of a cut JSON object; empty when it has none."""
     try:
         given = from_json(text, allow_inf_nan=False, allow_partial="trailing-strings")
         orjson.dumps(given)
@@ -188,7 +189,7 @@ def _call_id(facts: Facts, number: int) -> str:
 
 
 def _stop(choice: Mapping[str, Any], has_calls: bool, facts: Facts) -> tuple[str, str | None]:
-    """`stop_reason` and `stop_sequence`. The sequence is known where the backend tells it, as vLLM and SGLang do."""
+    """`stop_reason` and `stop_sequence`. Only some backends, such as vLLM and SGLang, report the sequence."""
     reason = choice.get("finish_reason")
     for name in ("stop_reason", "matched_stop"):
         if reason == "stop" and choice.get(name) in facts.stop_sequences:
@@ -199,7 +200,7 @@ def _stop(choice: Mapping[str, Any], has_calls: bool, facts: Facts) -> tuple[str
 
 
 def _usage(usage: Any) -> dict[str, Any]:
-    """Anthropic counts what was read from a cache apart from the input, a chat as a part of it."""
+    """A chat's input tokens include cached tokens; Anthropic counts cached tokens separately."""
     if not isinstance(usage, dict):
         return {"input_tokens": None, "output_tokens": None}
     read, sent = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
@@ -215,7 +216,3 @@ def _usage(usage: Any) -> dict[str, Any]:
 
 def _count(counts: Any, name: str) -> int | None:
     return count_of(counts.get(name)) if isinstance(counts, dict) else None
-
-
-def _event(kind: str, **fields: Any) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps({"type": kind, **fields}))

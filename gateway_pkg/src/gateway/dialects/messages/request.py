@@ -1,7 +1,7 @@
-"""Anthropic's Messages API, sans I/O: a request as an OpenAI chat. What a chat has no place for is refused by name.
+"""Anthropic's Messages API, sans I/O: a request as an OpenAI chat; a field that a chat lacks is refused by name.
 
-The reference is the `anthropic` SDK's own types. Cache hints (`cache_control`) are taken and left out: backends cache
-prompts by themselves, and the answer is the same. Fields that the API does not know go on as they came.
+The reference is the `anthropic` SDK's own types. Cache hints (`cache_control`) are accepted and dropped: backends cache
+prompts by themselves, and the answer is the same. Fields that the API does not define go to the backend unchanged.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from gateway.errors import ApiError
+from gateway.dialects.fields import need_text
+from gateway.errors import invalid_value, unsupported_parameter
 from gateway.routing.policy import MODEL_MAX_CHARS
 from gateway.web.fields import CLOSED, Array, closed
 
 _OPEN = ConfigDict(extra="allow", strict=True)
-# OpenAI's `reasoning_effort` for a budget of thinking: a chat knows no budget, only three usual levels.
+# Budgets of thinking, in tokens, below which a chat's `reasoning_effort` is low and medium.
 LOW_BUDGET = 4_096
 MEDIUM_BUDGET = 16_384
 
-# Fields of the API (and of a chat) without a counterpart, each with what to do instead.
+# Fields of the API (and of a chat) without a counterpart, each with advice what to do instead.
 REFUSED = {
     "billing_policy": "leave it out: nothing is billed here",
     "compaction": "leave it out, and shorten the conversation yourself",
@@ -122,7 +123,7 @@ class OutputConfig(TypedDict):
 
 @with_config(_OPEN)
 class Conversation(TypedDict):
-    """What a prompt is made of."""
+    """The fields that make up the prompt."""
 
     model: Annotated[
         str, Field(max_length=MODEL_MAX_CHARS, description="An alias, a served model, `<class>:<model>`, or `auto`.")
@@ -159,20 +160,20 @@ class MessagesRequest(_Asked):
 
 @with_config(_OPEN)
 class CountRequest(_Asked):
-    """Anthropic's `POST /v1/messages/count_tokens`. What else a message has goes along, and changes no count."""
+    """Anthropic's `POST /v1/messages/count_tokens`; further fields of a message are accepted, and change no count."""
 
     max_tokens: NotRequired[Annotated[int, Field(ge=1)]]
 
 
 def to_chat(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The chat request that asks the same of a model; `request` is a checked MessagesRequest or CountRequest.
+    """The equivalent chat request; `request` is a checked MessagesRequest or CountRequest.
 
     Raises:
-        ApiError: 400 that names what a chat cannot do.
+        ApiError: 400 that names a field without a counterpart.
     """
-    for field, instead in REFUSED.items():
+    for field, advice in REFUSED.items():
         if request.get(field) is not None:
-            raise _unsupported(field, instead)
+            raise unsupported_parameter(field, advice)
     _check_context_management(request.get("context_management"))
     chat = {key: value for key, value in request.items() if key not in _TRANSLATED and value is not None}
     chat["messages"] = [*_system(request.get("system")), *_messages(request["messages"])]
@@ -196,20 +197,20 @@ def to_chat(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shows_thinking(request: Mapping[str, Any]) -> bool:
-    """Whether the answer is to have thinking blocks: only for a client that asked for them knows what they are."""
+    """Whether the answer has thinking blocks: only a client that asked for them can read them."""
     thinking = request.get("thinking") or {"type": "disabled"}
     return thinking["type"] != "disabled" and thinking.get("display") != "omitted"
 
 
 def prefill(chat: Mapping[str, Any]) -> str:
-    """The words that the answer is to go on from: those of a last message that is the assistant's."""
+    """The assistant's own text that the answer continues: the last message, if its role is assistant."""
     last = chat["messages"][-1]
     content = last.get("content") if last["role"] == "assistant" else None
     return content if isinstance(content, str) else ""
 
 
 def _reasoning_effort(request: Mapping[str, Any]) -> str | None:
-    """The effort that is named, else the one that the budget of thinking comes to."""
+    """The named effort, else the effort for the budget of thinking."""
     thinking = request.get("thinking") or {}
     effort: str | None = (request.get("output_config") or {}).get("effort")
     if thinking.get("type") == "disabled":
@@ -218,20 +219,20 @@ def _reasoning_effort(request: Mapping[str, Any]) -> str | None:
         return effort
     budget = thinking.get("budget_tokens")
     if budget is None:
-        raise _invalid("thinking.budget_tokens", "is needed with `type: enabled`")
+        raise invalid_value("thinking.budget_tokens", "is missing: `type: enabled` needs it")
     if budget >= request.get("max_tokens", budget + 1):
-        raise _invalid("thinking.budget_tokens", "must be less than `max_tokens`, of which it is a part")
+        raise invalid_value("thinking.budget_tokens", "must be less than `max_tokens`, of which it is a part")
     return effort or ("low" if budget < LOW_BUDGET else "medium" if budget < MEDIUM_BUDGET else "high")
 
 
 def _check_context_management(value: Mapping[str, Any] | None) -> None:
-    """Agents send an edit that keeps everything; nothing is to be done for it. Others are for the client to do."""
+    """Accepts the edit that keeps everything, which agents send; refuses other edits."""
     edits = (value or {}).get("edits") or ()
     if not isinstance(edits, list | tuple):
-        raise _invalid("context_management.edits", "must be a list")
+        raise invalid_value("context_management.edits", "must be a list")
     for edit in edits:
         if edit != {"type": "clear_thinking_20251015", "keep": "all"}:
-            raise _unsupported("context_management", "shorten the conversation yourself")
+            raise unsupported_parameter("context_management", "shorten the conversation yourself")
 
 
 def _system(system: str | list[dict[str, Any]] | None) -> Iterable[dict[str, Any]]:
@@ -256,9 +257,9 @@ def _messages(messages: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
 
 
 def _user(blocks: list[dict[str, Any]], where: str) -> Iterable[dict[str, Any]]:
-    """A message for each tool's result, then one for all the rest, the images of results first."""
+    """A message for each tool result, then one for the rest, which begins with the images of the results."""
     if not blocks:
-        raise _invalid(where, "must not be empty")
+        raise invalid_value(where, "must not be empty")
     parts: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
     for number, block in enumerate(blocks):
@@ -266,7 +267,7 @@ def _user(blocks: list[dict[str, Any]], where: str) -> Iterable[dict[str, Any]]:
         if block["type"] != "tool_result":
             parts.append(_part(block, place, ("text", "image", "tool_result")))
         elif parts:
-            raise _invalid(place, "tool_result blocks come first, before text and images")
+            raise invalid_value(place, "tool_result blocks come first, before text and images")
         else:
             yield _tool_result(block, place, images)
     if images or parts:
@@ -274,20 +275,20 @@ def _user(blocks: list[dict[str, Any]], where: str) -> Iterable[dict[str, Any]]:
 
 
 def _tool_result(block: Mapping[str, Any], where: str, images: list[dict[str, Any]]) -> dict[str, Any]:
-    """A chat's tool message holds text alone: images are put into `images`, each after a line that says whose it is.
+    """The tool message of a result. It holds only text: images go to `images`, each after a line that names its call.
 
-    A chat has no place for `is_error`; the text says it.
+    A chat has no field `is_error`, so the text begins with `Error: `.
     """
-    call_id = _string(block, "tool_use_id", where)
+    call_id = need_text(block, "tool_use_id", where)
     _only(block, where, "tool_use_id", "content", "is_error")
     content = block.get("content") or []
     is_error = block.get("is_error")
     if not isinstance(is_error, bool | None):
-        raise _invalid(f"{where}.is_error", "must be a boolean")
+        raise invalid_value(f"{where}.is_error", "must be a boolean")
     if isinstance(content, str):
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
-        raise _invalid(f"{where}.content", "must be a string or a list of blocks")
+        raise invalid_value(f"{where}.content", "must be a string or a list of blocks")
     texts = []
     for number, item in enumerate(content):
         part = _part(item, f"{where}.content.{number}", ("text", "image"))
@@ -301,7 +302,7 @@ def _tool_result(block: Mapping[str, Any], where: str, images: list[dict[str, An
 
 
 def _assistant(blocks: list[dict[str, Any]], where: str) -> dict[str, Any]:
-    """Thinking goes on as `reasoning_content`, the name that llama.cpp, vLLM and LiteLLM have for it."""
+    """Thinking becomes `reasoning_content`, the field of llama.cpp, vLLM and LiteLLM."""
     parts: list[dict[str, Any]] = []
     calls: list[dict[str, Any]] = []
     thoughts: list[str] = []
@@ -311,9 +312,9 @@ def _assistant(blocks: list[dict[str, Any]], where: str) -> dict[str, Any]:
             calls.append(_tool_call(block, place))
         elif block["type"] == "thinking":
             _only(block, place, "thinking", "signature")
-            thoughts.append(_string(block, "thinking", place))
+            thoughts.append(need_text(block, "thinking", place))
         elif block["type"] == "redacted_thinking":
-            raise _unsupported(place, "leave redacted_thinking out: only who made it can read it")
+            raise unsupported_parameter(place, "leave redacted_thinking out: only its maker can read it")
         else:
             parts.append(_part(block, place, ("text", "thinking", "tool_use")))
     message: dict[str, Any] = {"role": "assistant", "content": _content(parts) if parts or not calls else None}
@@ -327,16 +328,16 @@ def _assistant(blocks: list[dict[str, Any]], where: str) -> dict[str, Any]:
 def _tool_call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     _only(block, where, "id", "name", "input", "caller")
     if block.get("caller") not in (None, {"type": "direct"}):
-        raise _unsupported(f"{where}.caller", "the model itself is the only caller here")
+        raise unsupported_parameter(f"{where}.caller", "the model itself is the only caller here")
     arguments = block.get("input")
     if not isinstance(arguments, dict):
-        raise _invalid(f"{where}.input", "must be an object")
+        raise invalid_value(f"{where}.input", "must be an object")
     try:
         text = json.dumps(arguments, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except ValueError:
-        raise _invalid(f"{where}.input", "holds a number that JSON has not") from None
-    function = {"name": _string(block, "name", where), "arguments": text}
-    return {"id": _string(block, "id", where), "type": "function", "function": function}
+        raise invalid_value(f"{where}.input", "must not hold NaN or Infinity") from None
+    function = {"name": need_text(block, "name", where), "arguments": text}
+    return {"id": need_text(block, "id", where), "type": "function", "function": function}
 
 
 def _part(block: Mapping[str, Any], where: str, allowed: tuple[str, ...]) -> dict[str, Any]:
@@ -347,28 +348,28 @@ def _part(block: Mapping[str, Any], where: str, allowed: tuple[str, ...]) -> dic
     if kind == "image" and kind in allowed:
         _only(block, where, "source")
         return {"type": "image_url", "image_url": {"url": _image_url(block.get("source"), f"{where}.source")}}
-    raise _unsupported(where, f"a block of type {str(kind)[:100]!r} cannot stand here; these can: {', '.join(allowed)}")
+    raise unsupported_parameter(where, f"the block must be one of {', '.join(allowed)}, not {str(kind)[:100]!r}")
 
 
 def _image_url(source: Any, where: str) -> str:
     if not isinstance(source, dict):
-        raise _invalid(where, "must be an object")
+        raise invalid_value(where, "must be an object")
     if source.get("type") == "base64":
-        return f"data:{_string(source, 'media_type', where)};base64,{_string(source, 'data', where)}"
+        return f"data:{need_text(source, 'media_type', where)};base64,{need_text(source, 'data', where)}"
     if source.get("type") == "url":
-        return _string(source, "url", where)
-    raise _unsupported(f"{where}.type", "give the image as `base64` or `url`")
+        return need_text(source, "url", where)
+    raise unsupported_parameter(f"{where}.type", "give the image as `base64` or `url`")
 
 
 def _text(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     if block["type"] != "text":
-        raise _unsupported(where, "only blocks of type 'text' can stand here")
+        raise unsupported_parameter(where, "the block must be of type 'text'")
     _only(block, where, "text")
-    return {"type": "text", "text": _string(block, "text", where)}
+    return {"type": "text", "text": need_text(block, "text", where)}
 
 
 def _content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """Text alone as a string, which every backend understands; the borders of several blocks are kept."""
+    """A single text as a string, which every backend understands; several blocks stay a list."""
     if not parts:
         return ""
     if len(parts) == 1 and parts[0]["type"] == "text":
@@ -379,51 +380,36 @@ def _content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
 
 def _tool(tool: Mapping[str, Any], where: str) -> dict[str, Any]:
     if tool.get("type") not in (None, "custom"):
-        instead = "only tools of type 'custom' are known here: give it a description and an input_schema"
-        raise _unsupported(f"{where}.type", instead)
+        advice = "only tools of type 'custom' are supported: give the tool a description and an input_schema"
+        raise unsupported_parameter(f"{where}.type", advice)
     _only(tool, where, "name", "description", "input_schema", "strict", "eager_input_streaming", "allowed_callers")
     if tool.get("allowed_callers") not in (None, ["direct"]):
-        raise _unsupported(f"{where}.allowed_callers", "the model itself is the only caller here")
+        raise unsupported_parameter(f"{where}.allowed_callers", "the model itself is the only caller here")
     if tool.get("input_schema") is None:
-        raise _invalid(f"{where}.input_schema", "is needed: the JSON schema of the tool's input")
+        raise invalid_value(f"{where}.input_schema", "is missing: the JSON schema of the tool's input")
     function = {"name": tool["name"], "parameters": tool["input_schema"]}
     function |= {key: tool[key] for key in ("description", "strict") if tool.get(key) is not None}
     return {"type": "function", "function": function}
 
 
 def _tool_choice(choice: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """In a chat it may stand beside tools alone."""
+    """The chat's fields for a choice of tools, which a chat accepts only together with tools."""
     fields: dict[str, Any] = {}
     if choice["type"] == "tool":
         if choice.get("name") not in names:
-            raise _invalid("tool_choice.name", "must name one of `tools`")
+            raise invalid_value("tool_choice.name", "must name one of `tools`")
         fields["tool_choice"] = {"type": "function", "function": {"name": choice["name"]}}
     elif names:
         fields["tool_choice"] = _TOOL_CHOICES[choice["type"]]
     elif choice["type"] == "any":
-        raise _invalid("tool_choice", "wants a tool to be called, but `tools` has none")
+        raise invalid_value("tool_choice", "requires a tool call, but `tools` is empty")
     if names and (is_single := choice.get("disable_parallel_tool_use")) is not None:
         fields["parallel_tool_calls"] = not is_single
     return fields
 
 
-def _string(block: Mapping[str, Any], name: str, where: str) -> str:
-    value = block.get(name)
-    if not isinstance(value, str):
-        raise _invalid(f"{where}.{name}", "must be a string")
-    return value
-
-
 def _only(block: Mapping[str, Any], where: str, *names: str) -> None:
-    """Refuses a field that a chat has no place for, unless it is empty; a block is not passed on as it came."""
+    """Refuses a field of a block that is not empty and has no counterpart in a chat."""
     for name, value in block.items():
         if value and name not in names and name not in ("type", "cache_control"):
-            raise _unsupported(f"{where}.{name[:100]}", "leave it out")
-
-
-def _invalid(where: str, problem: str) -> ApiError:
-    return ApiError(400, f"Invalid request: '{where}': {problem}", param=where, code="invalid_value")
-
-
-def _unsupported(where: str, instead: str) -> ApiError:
-    return ApiError(400, f"'{where}' is not supported here; {instead}", param=where, code="unsupported_parameter")
+            raise unsupported_parameter(f"{where}.{name[:100]}", "leave it out")

@@ -1,6 +1,6 @@
 """OpenAI's Responses API, sans I/O: a chat's answer as a response, whole or as the stream of its events.
 
-Whole answers and streams take the same way, so that both give the same response. Usage is the backend's, or null.
+Whole answers and streams use the same code, so both give the same response. Usage is the backend's, or null.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from gateway.dialects.turns import (
     Step,
     Turn,
     Turns,
+    event,
     first_choice,
     read_object,
     read_objects,
     read_text,
 )
 from gateway.errors import ApiError
-from gateway.routing.body import dump
 
 DONE = b"data: [DONE]\n\n"
 OBFUSCATION_BLOCK = 16  # characters: deltas are padded to a multiple
@@ -50,7 +50,7 @@ _ECHOED = (
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """A kind of text that a model makes: in which field of its item the parts are, and what its events are called."""
+    """A kind of text: the field of its item that holds the parts, and the names of its events."""
 
     type: str
     text_name: str
@@ -74,7 +74,7 @@ _SUMMARY = _Kind(
 
 
 def make_ids(response_id: str) -> NewId:
-    """Names items of a response, so that the response is found by an item's name."""
+    """Makes ids for a response's items; each contains the response's id."""
     count = 0
 
     def new_id(prefix: str) -> str:
@@ -90,12 +90,12 @@ def new_response_id() -> str:
 
 
 def response_of_item(item_id: str) -> str:
-    """The name of the response that an item would be of, if the gateway has named it."""
+    """The id of the response that an item belongs to, if the gateway made the item's id."""
     return f"resp_{item_id.partition('_')[2][:32]}"
 
 
 def begin(request: Mapping[str, Any], response_id: str) -> dict[str, Any]:
-    """The response object before there is anything in it."""
+    """The empty response object of a request."""
     reasoning, text = request.get("reasoning") or {}, request.get("text") or {}
     return {
         "id": response_id,
@@ -123,9 +123,9 @@ def begin(request: Mapping[str, Any], response_id: str) -> dict[str, Any]:
 
 
 class ResponseBuilder:
-    """Makes a response of a chat's chunks, and the events that tell of it; each method gives whole events.
+    """Builds a response and its events from a chat's chunks; each method returns whole events.
 
-    `response` is the response object as it is by now. What is built is bounded by `limit` characters.
+    `response` is the response object so far. `limit`, in characters, bounds its size.
     """
 
     def __init__(self, request: Mapping[str, Any], response: dict[str, Any], new_id: NewId, limit: int) -> None:
@@ -138,20 +138,20 @@ class ResponseBuilder:
         self._turns = Turns(limit)
         self._room = limit
         self._sequence = self._given_out = 0
-        self._item: Item = {}  # the one that is being told, the last of the output
-        self._kind: _Kind | None = None  # of its part that is being told
-        self._text = StringIO()  # that part's, or a call's arguments
+        self._item: Item = {}  # the open item, the last of the output
+        self._kind: _Kind | None = None  # of the open part
+        self._text = StringIO()  # of the open part, or a call's arguments
         self._logprobs: list[Item] = []
         self._finish_reason = ""
         self._has_choice = False
 
     def start(self) -> bytes:
-        """The events before the first of the model's."""
+        """The first events, before the model's own."""
         created = self._event("response.created", response=self.response)
         return self._all(created + self._event("response.in_progress", response=self.response))
 
     def feed(self, chunk: Mapping[str, Any]) -> bytes:
-        """The events for a chat.completion.chunk, b"" when it tells nothing; raises AnswerError when it is none."""
+        """The events for a chat.completion.chunk; raises AnswerError for a malformed chunk."""
         self._look_at_usage(chunk.get("usage"))
         if isinstance(chunk.get("service_tier"), str):
             self.response["service_tier"] = chunk["service_tier"]
@@ -165,15 +165,15 @@ class ResponseBuilder:
         return self._all(events)
 
     def feed_completion(self, completion: Mapping[str, Any]) -> None:
-        """Takes a whole chat.completion instead of chunks; raises AnswerError when it is none."""
+        """Takes a whole chat.completion instead of chunks; raises AnswerError for a malformed completion."""
         choices = [{**choice, "delta": choice.get("message")} for choice in read_objects(completion, "choices")]
         self.feed({**completion, "choices": choices})
 
     def end(self) -> bytes:
-        """The events that close what is open, and the response with them: `finish` tells of that.
+        """The events that close the open item; sets the response's status, which `finish` then tells.
 
         Raises:
-            AnswerError: the model answered nothing at all, or called a function without a name.
+            AnswerError: the answer has no choice, or a tool call without a name.
         """
         if not self._has_choice:
             raise AnswerError("a completion without a choice")
@@ -181,7 +181,7 @@ class ResponseBuilder:
         status = "incomplete" if reason else "completed"
         steps = list(self._turns.end())
         events = b"".join(map(self._tell, steps[:-1]))
-        if steps:  # what was cut short is what came last
+        if steps:  # only the last item can be incomplete
             events += self._end_item(status)
         self.response["status"] = status
         if reason:
@@ -195,10 +195,10 @@ class ResponseBuilder:
         return self._event(f"response.{self.response['status']}", response=self.response) + DONE
 
     def fail(self, error: ApiError) -> bytes:
-        """The last events when there is no answer; what had been made of it stays in the response as incomplete."""
+        """The last events of a failed response; the open item stays in the response as incomplete."""
         if self._item:
             self._end_item("incomplete")
-        # Events of what went wrong half-way have not been given out, and those of closing it need not be.
+        # The client has not seen the events of the failed call, and does not get those of closing the item.
         self._sequence = self._given_out
         code = "rate_limit_exceeded" if error.status == 429 else "server_error"
         self.response["status"] = "failed"
@@ -287,12 +287,12 @@ class ResponseBuilder:
 
     @property
     def _output_index(self) -> int:
-        """Of the item that is being told."""
+        """Index of the open item."""
         output: list[Item] = self.response["output"]
         return len(output) - 1
 
     def _place(self, item: Item, kind: _Kind) -> Item:
-        """Of the item's last part."""
+        """The place of the item's last part."""
         last = len(item[kind.parts]) - 1
         return {"item_id": item["id"], "output_index": self._output_index, kind.index_name: last}
 
@@ -324,20 +324,19 @@ class ResponseBuilder:
         return events
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        content = {"type": kind, "sequence_number": self._sequence, **fields}
         self._sequence += 1
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), dump(content))
+        return event(kind, sequence_number=self._sequence - 1, **fields)
 
 
 def _told(tool: Item) -> Item:
-    """A tool as the response tells it: with all of its fields."""
+    """A tool as a response lists it: with all fields."""
     if isinstance(tool.get("function"), dict):
         tool = {"type": "function", **tool["function"]}
     return {"description": None, "parameters": None, "strict": None, **tool}
 
 
 def _logprobs(content: Any) -> list[Item]:
-    """A chat's logprobs as those of a response's text; entries that are none are left out."""
+    """A chat's logprobs as the logprobs of a response's text; malformed entries are dropped."""
     entries = content.get("content") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         return []

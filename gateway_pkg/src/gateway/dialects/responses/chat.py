@@ -1,6 +1,6 @@
 """OpenAI's Responses API, sans I/O: a conversation of items as a chat.
 
-Reasoning items come back to the model as `reasoning_content` of the message that they led to.
+The text of a reasoning item becomes `reasoning_content` of the message that the reasoning led to.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
-from gateway.dialects.responses.items import Item, invalid, need_text, rest
+from gateway.dialects.fields import need_text
+from gateway.dialects.responses.items import Item, rest
 from gateway.dialects.responses.request import REFUSED
-from gateway.errors import unsupported
-from gateway.wire.stepwise import STEP_ITEMS, at_once
+from gateway.errors import invalid_value, unsupported_parameter
+from gateway.wire.stepwise import STEP_ITEMS
 
 _TRANSLATED = frozenset(
     {
@@ -35,22 +36,17 @@ _TRANSLATED = frozenset(
         "truncation",
     }
 )
-_OUTPUT_KEYS = {"annotations", "logprobs"}  # what an answer's text has beside it, of no use to a model
-# Of a function tool; they drive other tools and callers than a chat has.
+_OUTPUT_KEYS = {"annotations", "logprobs"}  # of an answer's text; a model has no use for them
+# Fields of a function tool that a chat lacks.
 _REFUSED_OF_TOOLS = ("allowed_callers", "async", "defer_loading", "output_schema")
 
 
-def to_chat(request: Mapping[str, Any], items: Iterable[Item]) -> dict[str, Any]:
-    """As `translating`, at once."""
-    return at_once(translating(request, items))
-
-
-def translating(request: Mapping[str, Any], items: Iterable[Item]) -> Generator[None, None, dict[str, Any]]:
-    """OpenAI's chat request for the whole conversation; raises ApiError 400 that names a field."""
+def to_chat(request: Mapping[str, Any], items: Iterable[Item]) -> Generator[None, None, dict[str, Any]]:
+    """OpenAI's chat request for the whole conversation, in steps; raises ApiError 400 that names a field."""
     chat = {name: value for name, value in request.items() if name not in _TRANSLATED and value is not None}
     chat["messages"] = yield from _messages(request.get("instructions"), items)
     if not chat["messages"]:
-        raise invalid("input", "holds no message")
+        raise invalid_value("input", "must hold a message")
     if request.get("max_output_tokens") is not None:
         chat["max_tokens"] = request["max_output_tokens"]
     tools = [_tool(tool, f"tools.{index}") for index, tool in enumerate(request.get("tools") or ())]
@@ -72,7 +68,7 @@ def translating(request: Mapping[str, Any], items: Iterable[Item]) -> Generator[
 def _messages(instructions: str | None, items: Iterable[Item]) -> Generator[None, None, list[dict[str, Any]]]:
     chat = _Chat(instructions)
     thoughts: list[str] = []
-    shown: list[Item] = []  # by tools, and not yet in a message
+    shown: list[Item] = []  # images of tool results that wait for a user message
     for index, item in enumerate(items):
         if index % STEP_ITEMS == STEP_ITEMS - 1:
             yield
@@ -89,23 +85,23 @@ def _messages(instructions: str | None, items: Iterable[Item]) -> Generator[None
             chat.add(_tool_message(item, shown))
         else:
             chat.add(_chat_message(item))
-        thoughts = []  # those that led to nothing end here: no message of a chat could hold them
+        thoughts = []  # a thought that led to no message of the model is dropped: a chat has no place for it
     if shown:
         chat.add({"role": "user", "content": shown})
     return chat.end()
 
 
 class _Chat:
-    """Messages as they are added. What becomes one text of several is joined once: there may be thousands."""
+    """A chat's messages. Texts that become one are joined once, at the end: there may be thousands."""
 
     def __init__(self, instructions: str | None) -> None:
         self._opening = [instructions] if instructions else []
         self._messages: list[dict[str, Any]] = []
-        self._said: list[str] = []  # and thought, in the last message, beside what it holds
-        self._thoughts: list[str] = []
+        self._said: list[str] = []  # texts to join to the last message
+        self._thoughts: list[str] = []  # thoughts to join to the last message
 
     def add(self, message: dict[str, Any]) -> None:
-        """Adds a message; system messages at the beginning become one, since many models' templates take one alone."""
+        """Adds a message; system messages at the beginning become one, since many models' templates take only one."""
         is_plain = message.keys() == {"role", "content"} and isinstance(message["content"], str)
         if not self._messages and is_plain and message["role"] == "system":
             self._opening.append(message["content"])
@@ -114,7 +110,7 @@ class _Chat:
         self._messages.append(message)
 
     def add_of_assistant(self, item: Item, thoughts: Iterable[str]) -> None:
-        """Adds what the model said or called; calls go with what was said before them, as a chat has them."""
+        """Adds what the model said or called; a call joins the message before it, as in a chat."""
         last = self._messages[-1] if self._messages and self._messages[-1]["role"] == "assistant" else None
         if item["type"] == "function_call":
             if last is None:
@@ -124,7 +120,7 @@ class _Chat:
             call["function"] = {"name": item["name"], "arguments": item["arguments"]}
             last.setdefault("tool_calls", []).append({**rest(item, "call_id", "name", "arguments"), **call})
         elif last is not None and "tool_calls" in last and isinstance(last["content"], str | None):
-            # Said after calls of the same turn.
+            # The model spoke after the calls of the same turn.
             self._said.append(_text_of(item))
         else:
             self.add(_chat_message(item))
@@ -137,7 +133,7 @@ class _Chat:
         return [{"role": "system", "content": "\n\n".join(self._opening)}, *self._messages]
 
     def _close(self) -> None:
-        """Nothing more goes into the last message."""
+        """Completes the last message."""
         if self._said:
             self._messages[-1]["content"] = "".join((self._messages[-1]["content"] or "", *self._said))
         if self._thoughts and (text := "".join(self._thoughts)):
@@ -147,7 +143,7 @@ class _Chat:
 
 
 def _tool_message(item: Item, shown: list[Item]) -> dict[str, Any]:
-    """A chat's tool message holds text alone: other parts are put into `shown`, after a line that says whose."""
+    """The tool message of a result. It holds only text: other parts go to `shown`, after a line that names the call."""
     output, call_id = item["output"], item["call_id"]
     if isinstance(output, list):
         others = [_chat_part(part) for part in output if part["type"] != "input_text"]
@@ -158,12 +154,12 @@ def _tool_message(item: Item, shown: list[Item]) -> dict[str, Any]:
 
 
 def _chat_message(item: Item) -> dict[str, Any]:
-    role = "system" if item["role"] == "developer" else item["role"]  # a name that templates do not know
+    role = "system" if item["role"] == "developer" else item["role"]  # templates do not know the role developer
     return {**rest(item, "role", "content"), "role": role, "content": _content(item["content"])}
 
 
 def _content(parts: str | list[Item]) -> Any:
-    """A chat's content: a text where it is nothing but one, since that is what every model takes."""
+    """A chat's content: a string where it is a single text, since every model takes a string."""
     if isinstance(parts, str):
         return parts
     content = [_chat_part(part) for part in parts]
@@ -191,26 +187,26 @@ def _tool(tool: Item, param: str) -> dict[str, Any]:
     if isinstance(tool.get("function"), dict):  # as chats have it
         tool = {"type": tool.get("type"), **tool["function"]}
     if tool.get("type") != "function":
-        raise unsupported(f"{param}.type", f"'{tool.get('type')}' is no tool of the gateway; only functions are")
+        raise unsupported_parameter(f"{param}.type", f"the tool must be of type function, not '{tool.get('type')}'")
     need_text(tool, "name", param)
     for name in _REFUSED_OF_TOOLS:
         if tool.get(name) and tool[name] != ["direct"]:
-            raise unsupported(f"{param}.{name}", "leave it out: the model calls functions directly")
+            raise unsupported_parameter(f"{param}.{name}", "leave it out: the model calls functions directly")
     names = ("name", "description", "parameters", "strict")
     function = {name: tool[name] for name in names if tool.get(name) is not None}
     return {**rest(tool, *names, *_REFUSED_OF_TOOLS), "type": "function", "function": function}
 
 
 def _tool_fields(request: Mapping[str, Any], tools: list[dict[str, Any]]) -> dict[str, Any]:
-    """`tools` and what may stand only beside them in a chat."""
+    """`tools`, and the fields that a chat accepts only together with tools."""
     choice = request.get("tool_choice")
     if isinstance(choice, dict):
         choice, tools = _chosen(choice, tools)
     elif choice not in (None, "none", "auto", "required"):
-        raise invalid("tool_choice", "is none of none, auto, required, or an object")
+        raise invalid_value("tool_choice", "must be none, auto, required, or an object")
     if not tools:
         if choice not in (None, "none", "auto"):
-            raise invalid("tool_choice", "wants a tool to be called, but `tools` has none")
+            raise invalid_value("tool_choice", "requires a tool call, but `tools` is empty")
         return {}
     fields: dict[str, Any] = {"tools": tools}
     if choice is not None:
@@ -221,18 +217,18 @@ def _tool_fields(request: Mapping[str, Any], tools: list[dict[str, Any]]) -> dic
 
 
 def _chosen(choice: Item, tools: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
-    """A chat's tool_choice, and the tools that it may be of: chats have no list of allowed ones."""
+    """A chat's tool_choice, and the allowed tools: a chat has no list of allowed tools."""
     known = {tool["function"]["name"] for tool in tools}
     if choice.get("type") == "function":
         of_chat = choice.get("function")
         name = of_chat.get("name") if isinstance(of_chat, dict) else choice.get("name")
         if not isinstance(name, str) or name not in known:
-            raise invalid("tool_choice.name", f"'{str(name)[:100]}' is no function of `tools`")
+            raise invalid_value("tool_choice.name", f"must name a function of `tools`, not '{str(name)[:100]}'")
         return {"type": "function", "function": {"name": name}}, tools
     if choice.get("type") != "allowed_tools":
-        raise unsupported("tool_choice.type", f"'{choice.get('type')}' is neither function nor allowed_tools")
+        raise unsupported_parameter("tool_choice.type", "it must be function or allowed_tools")
     if choice.get("mode") not in ("auto", "required"):
-        raise invalid("tool_choice.mode", "is neither auto nor required")
+        raise invalid_value("tool_choice.mode", "must be auto or required")
     allowed = choice.get("tools")
     if not isinstance(allowed, list) or not all(
         isinstance(tool, dict)
@@ -241,7 +237,7 @@ def _chosen(choice: Item, tools: list[dict[str, Any]]) -> tuple[Any, list[dict[s
         and tool["name"] in known
         for tool in allowed
     ):
-        raise invalid("tool_choice.tools", "is no list of functions of `tools`")
+        raise invalid_value("tool_choice.tools", "must be a list of functions of `tools`")
     names = {tool["name"] for tool in allowed}
     return choice["mode"], [tool for tool in tools if tool["function"]["name"] in names]
 
@@ -253,9 +249,9 @@ def _response_format(wanted: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if kind == "json_object":
         return dict(wanted)
     if kind != "json_schema":
-        raise unsupported("text.format.type", f"'{kind}' is none of text, json_object, json_schema")
+        raise unsupported_parameter("text.format.type", "it must be text, json_object or json_schema")
     need_text(wanted, "name", "text.format")
     if not isinstance(wanted.get("schema"), dict):
-        raise invalid("text.format.schema", "is no JSON schema")
+        raise invalid_value("text.format.schema", "must be a JSON schema")
     schema = {name: value for name, value in wanted.items() if name != "type" and value is not None}
     return {"type": "json_schema", "json_schema": schema}

@@ -1,12 +1,13 @@
-"""OpenAI's Responses API, sans I/O: the items of a request, in the full form in which they are stored and listed."""
+"""OpenAI's Responses API, sans I/O: reads a request's items into the full form that is stored and listed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
-from gateway.errors import ApiError, unsupported
-from gateway.wire.stepwise import STEP_ITEMS, at_once
+from gateway.dialects.fields import need_text
+from gateway.errors import invalid_value, unsupported_parameter
+from gateway.wire.stepwise import STEP_ITEMS
 
 Item = dict[str, Any]
 NewId = Callable[[str], str]
@@ -14,16 +15,11 @@ NewId = Callable[[str], str]
 _ROLES = ("user", "assistant", "system", "developer")
 
 
-def read_items(request: Mapping[str, Any], new_id: NewId) -> list[Item]:
-    """As `reading`, at once."""
-    return at_once(reading(request, new_id))
-
-
-def reading(request: Mapping[str, Any], new_id: NewId) -> Generator[None, None, list[Item]]:
-    """The request's own items in full form, each with an id; `item_reference` stays one.
+def read_items(request: Mapping[str, Any], new_id: NewId) -> Generator[None, None, list[Item]]:
+    """The request's own items in full form, each with an id, in steps; an `item_reference` is not resolved.
 
     Raises:
-        ApiError: 400 that names the place of what is not an item of the API, or of a kind that is not supported.
+        ApiError: 400 that names the place of a malformed or unsupported item.
     """
     name = "messages" if request.get("input") is None else "input"
     given = request.get(name)
@@ -35,12 +31,12 @@ def reading(request: Mapping[str, Any], new_id: NewId) -> Generator[None, None, 
             yield
         items += (_item(part, f"{name}.{index}", new_id) for part in _of_chat(item, f"{name}.{index}"))
     if not items and not request.get("previous_response_id"):
-        raise invalid("input", "is missing; send a text or a list of items")
+        raise invalid_value("input", "is missing; send a text or a list of items")
     return items
 
 
 def with_own_ids(items: Iterable[Item], new_id: NewId) -> list[Item]:
-    """The items, with another id where one comes again: whoever lists them goes on from an id."""
+    """The items with unique ids, which lists of items need as cursors: a repeated id is replaced."""
     known: set[str] = set()
     own = []
     for item in items:
@@ -55,7 +51,7 @@ def _item(item: Item, param: str, new_id: NewId) -> Item:
     kind = item.get("type") or ("message" if "role" in item else "item_reference")
     reader = _READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        raise unsupported(f"{param}.type", f"'{kind}' is none of {', '.join(_READERS)}")
+        raise unsupported_parameter(f"{param}.type", f"it must be one of {', '.join(_READERS)}, not '{kind}'")
     item = reader(item, param)
     if not isinstance(item.get("id"), str):
         item["id"] = new_id(_ID_PREFIXES[kind])
@@ -65,11 +61,11 @@ def _item(item: Item, param: str, new_id: NewId) -> Item:
 def _message(item: Item, param: str) -> Item:
     role, content = item.get("role"), item.get("content")
     if role not in _ROLES:
-        raise invalid(f"{param}.role", f"is none of {', '.join(_ROLES)}")
+        raise invalid_value(f"{param}.role", f"must be one of {', '.join(_ROLES)}")
     if isinstance(content, str):
         content = [{"type": "input_text", "text": content}]
     if not isinstance(content, list):
-        raise invalid(f"{param}.content", "is neither a text nor a list of parts")
+        raise invalid_value(f"{param}.content", "must be a string or a list of parts")
     parts = [_part(part, f"{param}.content.{index}", role) for index, part in enumerate(content)]
     return {**item, "type": "message", "status": item.get("status") or "completed", "content": parts}
 
@@ -90,13 +86,14 @@ def _part(part: Any, param: str, role: str) -> Item:
         part = {"type": "input_image", "image_url": image.get("url"), "detail": image.get("detail")}
     if kind in ("input_image", "image_url"):
         if part.get("file_id"):
-            raise unsupported(f"{param}.file_id", "no files are kept here; send the image as a data URL")
+            raise unsupported_parameter(f"{param}.file_id", "send the image as a data URL")
         need_text(part, "image_url", param)
         return {**part, "detail": part.get("detail") or "auto"}
     if kind == "input_audio" and isinstance(part.get("input_audio"), dict):
         return dict(part)
-    advice = "send its text as `input_text`" if kind in ("input_file", "file") else f"'{kind}' is no part of a message"
-    raise unsupported(f"{param}.type", advice)
+    is_file = kind in ("input_file", "file")
+    advice = "send its text as `input_text`" if is_file else f"a message cannot have a part of type '{kind}'"
+    raise unsupported_parameter(f"{param}.type", advice)
 
 
 def _function_call(item: Item, param: str) -> Item:
@@ -111,7 +108,7 @@ def _function_call_output(item: Item, param: str) -> Item:
     if isinstance(output, list):
         output = [_part(part, f"{param}.output.{index}", "tool") for index, part in enumerate(output)]
     elif not isinstance(output, str):
-        raise invalid(f"{param}.output", "is neither a text nor a list of parts")
+        raise invalid_value(f"{param}.output", "must be a string or a list of parts")
     return {**item, "status": item.get("status") or "completed", "output": output}
 
 
@@ -119,13 +116,15 @@ def _reasoning(item: Item, param: str) -> Item:
     for name in ("content", "summary"):
         parts = item.get(name)
         if parts is not None and not isinstance(parts, list):
-            raise invalid(f"{param}.{name}", "is no list of parts")
+            raise invalid_value(f"{param}.{name}", "must be a list of parts")
         for index, part in enumerate(parts or ()):
             if not isinstance(part, dict):
-                raise invalid(f"{param}.{name}.{index}", "is no part")
+                raise invalid_value(f"{param}.{name}.{index}", "must be an object")
             need_text(part, "text", f"{param}.{name}.{index}")
     if item.get("encrypted_content"):
-        raise unsupported(f"{param}.encrypted_content", "only its maker can read it; send the reasoning's text")
+        raise unsupported_parameter(
+            f"{param}.encrypted_content", "only its maker can read it; send the reasoning's text"
+        )
     return {**item, "summary": item.get("summary") or []}
 
 
@@ -145,7 +144,7 @@ _ID_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output":
 
 
 def _of_chat(message: Item, param: str) -> list[Item]:
-    """A message with what only a chat's has as items; an item as it is."""
+    """A chat's message with tool calls or a tool result as items; any other item unchanged."""
     is_item = message.get("type") not in (None, "message")
     if is_item or not ("tool_calls" in message or message.get("role") == "tool"):
         return [message]
@@ -154,30 +153,21 @@ def _of_chat(message: Item, param: str) -> list[Item]:
         return [{**rest(message, "role", "tool_call_id", "content"), "type": "function_call_output", **result}]
     calls = message.get("tool_calls") or []
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise invalid(f"{param}.tool_calls", "is no list of tool calls")
+        raise invalid_value(f"{param}.tool_calls", "must be a list of tool calls")
     said = {name: value for name, value in message.items() if name != "tool_calls" and value is not None}
     items = [said] if not calls else [{"content": "", **said}] if said.keys() - {"role", "type"} else []
     for call in calls:
         function = call.get("function")
         if not isinstance(function, dict):
-            raise invalid(f"{param}.tool_calls", "holds a call without its function")
+            raise invalid_value(f"{param}.tool_calls", "must hold an object `function` in each call")
         items.append({**rest(call, "function"), **function, "type": "function_call", "call_id": call.get("id")})
     return items
 
 
 def rest(item: Item, *known: str) -> Item:
-    """What else an item holds: it goes on as it came."""
+    """The item's fields other than `known`; they go on unchanged."""
     return {
         name: value
         for name, value in item.items()
         if name not in known and name not in ("id", "type", "status") and value is not None
     }
-
-
-def need_text(item: Mapping[str, Any], name: str, param: str) -> None:
-    if not isinstance(item.get(name), str):
-        raise invalid(f"{param}.{name}", "is missing" if item.get(name) is None else "is no text")
-
-
-def invalid(param: str, problem: str) -> ApiError:
-    return ApiError(400, f"Invalid request: '{param}' {problem}", param=param, code="invalid_value")

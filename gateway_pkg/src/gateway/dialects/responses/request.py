@@ -1,6 +1,6 @@
-"""OpenAI's Responses API, sans I/O: the fields of a request. What a chat has no place for is refused by name.
+"""OpenAI's Responses API, sans I/O: the fields of a request; a field that a chat lacks is refused by name.
 
-The reference is the `openai` SDK's own types. Fields that the API does not know go on as they came.
+The reference is the `openai` SDK's own types. Fields that the API does not define go to the backend unchanged.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from gateway.dialects.responses.items import invalid
-from gateway.errors import unsupported
+from gateway.errors import invalid_value, unsupported_parameter
 from gateway.features.conversations.routes import INCLUDABLE, check_include
 from gateway.routing.policy import MODEL_MAX_CHARS
 from gateway.web.fields import CLOSED, Array, Object, closed
 
 _OPEN = ConfigDict(extra="allow", strict=True)
 
-# Fields of the API without a counterpart, each with what to do instead.
+# Fields of the API without a counterpart, each with advice what to do instead.
 REFUSED = {
     "access_programs": "leave it out: there are no such programs here",
     "background": "leave it out, and wait for the answer or stream it",
     "context_management": "leave it out, and shorten the conversation yourself",
     "conversation": "chain responses by `previous_response_id`",
-    "image": "leave it out: images go to the model as they are",
+    "image": "leave it out: images go to the model unchanged",
     "moderation": "leave it out: nothing is moderated here",
     "n": "ask again: a response is one answer",
     "prompt": "send the text itself as `instructions` and `input`",
@@ -34,11 +33,11 @@ REFUSED = {
 
 @with_config(_OPEN)
 class Reasoning(TypedDict):
-    effort: NotRequired[Annotated[str | None, Field(description="Goes on as `reasoning_effort`.")]]
+    effort: NotRequired[Annotated[str | None, Field(description="Becomes the chat's `reasoning_effort`.")]]
     summary: NotRequired[
         Annotated[
             Literal["auto", "concise", "detailed"] | None,
-            Field(description="The model's reasoning comes as `summary`, whole; without it as `content`."),
+            Field(description="The answer has the model's whole reasoning as `summary` instead of `content`."),
         ]
     ]
     generate_summary: NotRequired[
@@ -55,7 +54,7 @@ class Text(TypedDict):
 @with_config(CLOSED)
 class ResponsesStreamOptions(TypedDict):
     include_obfuscation: NotRequired[
-        Annotated[bool | None, Field(description="Pads deltas to lengths that tell less; off unless asked for.")]
+        Annotated[bool | None, Field(description="Pads deltas, so that their lengths tell less; off by default.")]
     ]
     include_usage: NotRequired[Annotated[bool | None, Field(description="Usage always comes with the last event.")]]
 
@@ -84,14 +83,12 @@ class ResponsesRequest(TypedDict):
         Annotated[Array[dict[str, Any]] | None, Field(description="A chat's messages, instead of `input`.")]
     ]
     instructions: NotRequired[
-        Annotated[str | None, Field(description="The system message of this response alone; not carried over.")]
+        Annotated[str | None, Field(description="The system message of this response only; not carried over.")]
     ]
     previous_response_id: NotRequired[
-        Annotated[str | None, Field(description="A stored response whose conversation goes on.")]
+        Annotated[str | None, Field(description="The stored response whose conversation this request continues.")]
     ]
-    store: NotRequired[
-        Annotated[bool | None, Field(description="Whether the response is kept; it is unless this is false.")]
-    ]
+    store: NotRequired[Annotated[bool | None, Field(description="Whether the response is stored; true by default.")]]
     stream: NotRequired[bool | None]
     stream_options: NotRequired[Annotated[ResponsesStreamOptions, closed(ResponsesStreamOptions)] | None]
     tools: NotRequired[
@@ -100,19 +97,17 @@ class ResponsesRequest(TypedDict):
     tool_choice: NotRequired[str | dict[str, Any] | None]
     parallel_tool_calls: NotRequired[bool | None]
     max_tool_calls: NotRequired[
-        Annotated[int | None, Field(ge=1, description="Bounds calls of built-in tools, of which there are none.")]
+        Annotated[int | None, Field(ge=1, description="Accepted without effect: it bounds only built-in tools.")]
     ]
     max_output_tokens: NotRequired[Annotated[int | None, Field(ge=1)]]
-    max_tokens: NotRequired[
-        Annotated[int | None, Field(ge=1, description="The same, where `max_output_tokens` is not given.")]
-    ]
+    max_tokens: NotRequired[Annotated[int | None, Field(ge=1, description="Another name of `max_output_tokens`.")]]
     temperature: NotRequired[float | None]
     top_p: NotRequired[float | None]
     top_logprobs: NotRequired[Annotated[int | None, Field(ge=0, le=20)]]
     include: NotRequired[
         Annotated[
             Array[str] | None,
-            Field(description=f"Any of {', '.join(INCLUDABLE)}. Reasoning is not encrypted: its text is in the item."),
+            Field(description=f"Any of {', '.join(INCLUDABLE)}. Reasoning is plain text in its item, not encrypted."),
         ]
     ]
     text: NotRequired[Text | None]
@@ -124,7 +119,7 @@ class ResponsesRequest(TypedDict):
         ]
     ]
     truncation: NotRequired[
-        Annotated[str | None, Field(description="`disabled`: a conversation that is too long is the backend's error.")]
+        Annotated[str | None, Field(description="`disabled`: the backend refuses a conversation that is too long.")]
     ]
     user: NotRequired[str | None]
     safety_identifier: NotRequired[str | None]
@@ -135,18 +130,18 @@ class ResponsesRequest(TypedDict):
 
 
 def check(request: Mapping[str, Any]) -> None:
-    """Raises ApiError 400 for a field that cannot be honoured."""
+    """Raises ApiError 400 for an unsupported field."""
     for name, advice in REFUSED.items():
         if request.get(name) and not (name == "n" and request[name] == 1):
-            raise unsupported(name, advice)
+            raise unsupported_parameter(name, advice)
     if request.get("truncation") not in (None, "disabled"):
-        raise unsupported("truncation", "leave it out: the gateway does not shorten conversations")
+        raise unsupported_parameter("truncation", "leave it out: the gateway does not shorten conversations")
     for index, name in enumerate(request.get("include") or ()):
         check_include(f"include.{index}", name)
     for name in ("context", "mode"):
         if (request.get("reasoning") or {}).get(name) not in (None, "auto", "standard"):
-            raise unsupported(f"reasoning.{name}", "leave it out: the model decides")
+            raise unsupported_parameter(f"reasoning.{name}", "leave it out: the model decides")
     if request.get("stream_options") and not request.get("stream"):
-        raise invalid("stream_options", "is for streams; set `stream` to true, or leave it out")
+        raise invalid_value("stream_options", "is only for streams; set `stream` to true, or leave it out")
     if request.get("input") is not None and request.get("messages") is not None:
-        raise invalid("messages", "stands instead of `input`; send one of them")
+        raise invalid_value("messages", "excludes `input`; send one of them")

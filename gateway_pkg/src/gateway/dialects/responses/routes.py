@@ -16,8 +16,8 @@ from pydantic import TypeAdapter
 from gateway.backends.answers import EVENTS_TYPE, Answer
 from gateway.backends.call import Dispatcher
 from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids, new_response_id, response_of_item
-from gateway.dialects.responses.chat import translating
-from gateway.dialects.responses.items import Item, reading, with_own_ids
+from gateway.dialects.responses.chat import to_chat
+from gateway.dialects.responses.items import Item, read_items, with_own_ids
 from gateway.dialects.responses.request import ResponsesRequest, check
 from gateway.errors import ApiError
 from gateway.features.conversations.feature import Conversations
@@ -76,11 +76,11 @@ class _Handler:
         response = begin(request, new_response_id())
         new_id = make_ids(response["id"])
         owner = exchange.owner
-        items = await stepwise.run(reading(request, new_id))
+        items = await stepwise.run(read_items(request, new_id))
         items = await self._conversation(owner, request, items, size)
         items = with_own_ids(items, new_id)
         await turn(size)
-        chat = await stepwise.run(translating(request, items))
+        chat = await stepwise.run(to_chat(request, items))
         await turn(size)
         limit = min(self._dispatcher.max_response_bytes, PARSED_MAX_BYTES)
         builder = ResponseBuilder(request, response, new_id, limit)

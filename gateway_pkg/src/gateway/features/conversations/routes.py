@@ -1,4 +1,4 @@
-"""`/v1/responses/{response_id}…`: what is there of stored responses; a caller sees its own alone."""
+"""`/v1/responses/{response_id}…`: the routes of stored responses; a caller sees only its own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
-from gateway.errors import ApiError, unsupported
+from gateway.errors import ApiError, invalid_value, unsupported_parameter
 from gateway.features.conversations.store import Item, ResponseStore
 from gateway.features.face import storage_errors
 from gateway.web.endpoint import JSON_TYPE
 from gateway.web.exchange import caller_of
 
-store_errors = partial(storage_errors, "Stored responses cannot be used now")
+store_errors = partial(storage_errors, "Stored responses are not available now")
 INCLUDABLE = ("message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content")
 RESPONSE = {
     "type": "object",
@@ -25,7 +25,7 @@ RESPONSE = {
         "object": {"const": "response"},
         "status": {"enum": ["completed", "incomplete"]},
         "output": {"type": "array", "items": {"type": "object"}},
-        "store": {"type": "boolean", "description": "Whether it is kept."},
+        "store": {"type": "boolean", "description": "Whether the response is stored."},
     },
 }
 _ID = {"response_id": "$response.body#/id"}
@@ -36,13 +36,13 @@ OF_STORED: dict[str, Any] = {
 }
 INCLUDE: dict[str, Any] = {"items": {"type": "string", "enum": list(INCLUDABLE)}}
 ERRORS: dict[int | str, dict[str, Any]] = {
-    404: {"description": "The caller has no such response: never, no longer, or not kept"},
+    404: {"description": "The caller has no such response; responses expire, and may not be stored"},
     503: {"description": "The store cannot be read or written; the gateway's log says why"},
 }
 
 
 class InputItems(BaseModel):
-    """A page of what a response was made from, all that came before it included."""
+    """A page of a response's input items, including the conversation before it."""
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
@@ -58,7 +58,7 @@ class Deleted(BaseModel):
 
 
 def make_router(store: ResponseStore) -> APIRouter:
-    """What there is of stored responses; a caller sees its own alone."""
+    """The routes of stored responses; a caller sees only its own."""
     router = APIRouter(prefix="/v1/responses/{response_id}", tags=["openai"], responses=ERRORS)
 
     @router.get(
@@ -76,7 +76,7 @@ def make_router(store: ResponseStore) -> APIRouter:
     ) -> Response:
         _check_query(include, include_)
         if stream:
-            raise unsupported("stream", "a stored response is given whole; leave it out")
+            raise unsupported_parameter("stream", "leave it out: a stored response comes whole")
         with store_errors():
             found = await store.response(caller_of(request).key, response_id)
         if found is None:
@@ -116,7 +116,7 @@ def _page(items: Sequence[Item], limit: int, after: str | None) -> InputItems:
     if after is not None:
         start = next((index + 1 for index, item in enumerate(items) if item["id"] == after), 0)
         if not start:
-            raise ApiError(400, f"'after': there is no item '{after}'", param="after", code="invalid_value")
+            raise invalid_value("after", f"must be the id of an item, not '{after}'")
     page = list(items[start : start + limit])
     ids = [item["id"] for item in page] or [None]
     return InputItems(data=page, first_id=ids[0], last_id=ids[-1], has_more=start + limit < len(items))
@@ -125,7 +125,7 @@ def _page(items: Sequence[Item], limit: int, after: str | None) -> InputItems:
 def check_include(place: str, name: str) -> None:
     """Raises ApiError 400: `place` in the request asks for what is not there to be included."""
     if name not in INCLUDABLE:
-        raise unsupported(place, f"there is no '{name}' here; it may be {', '.join(INCLUDABLE)}")
+        raise unsupported_parameter(place, f"it must be one of {', '.join(INCLUDABLE)}, not '{name}'")
 
 
 def _check_query(*given: list[str] | None) -> None:
