@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from gateway.errors import Refusal
 
 HOME = Path("/var/lib/gateway")
-URL_PATH = r'^/[!"$-~]*$'  # what can stand in a request, without the '#' of a fragment
+URL_PATH = r'^/[!"$-~]*$'  # a path as in a request line, without the '#' of a fragment
 # The earlier gateway's env files leave empty what they do not use.
 OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 
@@ -62,7 +62,7 @@ class Settings:
         return next((value for value in values if isinstance(value, str)), "")
 
     def variable(self, name: str, environment: Mapping[str, str]) -> str:
-        """What `${name}` stands for in a file: by the environment, the env file or a setting; "" for nothing."""
+        """The value of `${name}` in a file: from the environment, the env file or a setting, else ""."""
         return environment.get(name) or self._lines.get(name) or self.value(name.lower())
 
 
@@ -75,7 +75,7 @@ def read_settings(
     """Reads the sections; `overrides` (field name to value, None = not given) beat all else, all beats `fallback`.
 
     Raises:
-        Refusal: a value is not of its type or range, or the env file cannot be read; one line per problem.
+        Refusal: a value has a wrong type or range, or the env file cannot be read; one line per problem.
     """
     lines = _lines(env_file) if env_file is not None else {}
     given: dict[str, Any] = {**(fallback or {})}
