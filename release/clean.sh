@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make clean`: stop and remove what `make` made. MODE=system also removes services, users, rules, data and logs.
+# `make clean`: stop and remove everything that `make` made. MODE=system: also services, users, rules, data, logs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Resolve every dependency into release/locks/: one resolution (test.txt holds everything), the other locks are cut
-# from it, so that no two disagree on a version. A role with files/requirements.in has a lock of its own beside that file,
-# bound to nobody else's versions. Keeps what is pinned; `release/lock.sh --upgrade` takes the newest.
+# from it, so that all agree on versions. A role with files/requirements.in has a lock of its own beside that file,
+# independent of the others. Keeps pinned versions; `release/lock.sh --upgrade` takes the newest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 uv=${UV:-.venv/bin/uv}

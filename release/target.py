@@ -1,4 +1,4 @@
-"""The kind of host that wheels are for: its markers and its platform tags, never this machine's."""
+"""The kind of host that wheels are for: the host's markers and platform tags, never this machine's."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from packaging.tags import mac_platforms
 
-# The names that manylinux levels had before they were called by glibc's version (PEP 600).
+# The old names of manylinux levels, before PEP 600 named them by glibc's version.
 LEGACY_MANYLINUX = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A Python on a platform. `markers` is the PEP 508 environment as the host's own interpreter gave it."""
+    """A Python on a platform. `markers` is the PEP 508 environment of the host's own interpreter."""
 
     markers: Mapping[str, str]
     glibc: str = ""
@@ -23,10 +23,10 @@ class Target:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Target:
-        """Read what the module `release` reports as `interpreter`.
+        """A target from the `interpreter` that the module `release` reports.
 
         Raises:
-            ValueError: the host is neither glibc's Linux nor macOS ; one line for the operator.
+            ValueError: the host is neither Linux with glibc nor macOS; one line for the operator.
         """
         target = cls(facts["markers"], facts["glibc"], facts["macos"])
         if not target.glibc and not target.macos:
@@ -46,7 +46,7 @@ class Target:
         return f"{platform}-{system}-cp{self.python.replace('.', '')}"
 
     def platforms(self) -> list[str]:
-        """Platform tags that the host takes, best first."""
+        """The host's platform tags, best first."""
         machine = self.markers["platform_machine"]
         if self.macos:
             version = [int(part) for part in re.findall(r"\d+", self.macos)]

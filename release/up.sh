@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# `make up`: provision this machine, ask the result as a client does, say how to use it.
+# `make up`: provision this machine, then print how to use the gateway.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [[ ${MODE:-rootless} == system ]]; then
   cat <<'TEXT'
-MODE=system installs the services of inventories/local on this machine, as root:
+MODE=system installs the services of inventories/local on this machine as root:
   systemd units or launchd daemons that start at boot, each with a user of its own
   /var/lib/<service>, /var/log/<service>, /etc/appliance
   firewall rules for the declared ports only; all listeners stay on loopback unless allow_from names addresses

@@ -1,9 +1,9 @@
-"""Bring the wheels of one release together for one kind of host.
+"""Collect the wheels of a release for one kind of host.
 
-The lock's markers are evaluated for that host, plain pip would use its own. The result is a directory
+The lock's markers are evaluated for that host; plain pip would evaluate this machine's. The result is a directory
 `build/wheelhouse/<target>/<package>-<version>/` with every wheel, `requirements.txt` (one hash a wheel), `SHA256SUMS`
-and the wheel of pip that installs them: a host needs neither pip nor a network. It is made whole or not at all, and
-made once: its version names what is in it.
+and the wheel of pip that installs them: a host needs neither pip nor a network. The directory appears only when whole;
+a release is collected once, since its version names its content.
 
 usage: python -m release.wheelhouse --lock LOCK [--wheel WHEEL|PROJECT]… --package NAME --python PATH [--fetch]
 reads the host's facts, as the module `release` reports them, from stdin; prints {"version", "directory", "fetched"}
@@ -39,12 +39,12 @@ SUMS = "SHA256SUMS"
 
 
 class WheelhouseError(Exception):
-    """What the operator has to do, in one line."""
+    """A refusal: one line that tells the operator what to do."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """What a release consists of: pins for its target, wheels built here, the interpreter that it is for."""
+    """The content of a release: pins for its target, wheels built here, and the host's interpreter."""
 
     package: str
     target: Target
@@ -54,7 +54,7 @@ class Release:
 
     @property
     def version(self) -> str:
-        """`<version of the package>-<12 hex digits>`; whatever changes the installed files changes the digits."""
+        """`<version of the package>-<12 hex digits>`; a change of the installed files changes the digits."""
         content = {
             "python": [self.python, self.target.python],
             "pins": sorted([pin.name, pin.version, *pin.hashes] for pin in self.pins),
@@ -89,10 +89,10 @@ def resolve(lock: Path, wheels: Sequence[Path], package: str, python: str, targe
 
 
 def fetch(release: Release, root: Path = WHEELHOUSE) -> tuple[Path, int]:
-    """Make the release's directory; gives it and the number of wheels that had to be downloaded.
+    """Make the release's directory; return it and the number of downloaded wheels.
 
     Raises:
-        WheelhouseError: a wheel is not there for the target, or does not have the hash that the lock names.
+        WheelhouseError: a wheel is missing for the target, or has another hash than the lock.
     """
     shelf = root / release.target.name
     directory = shelf / f"{release.package}-{release.version}"
@@ -129,7 +129,7 @@ def _fill(directory: Path, release: Release, shelf: Path) -> int:
 
 
 def _download(absent: Sequence[Pin], target: Target, directory: Path) -> None:
-    """Download with pip, so that its settings (index, proxy, certificates, cache) hold here as elsewhere."""
+    """Download with pip, so that pip's settings (index, proxy, certificates, cache) hold."""
     print(f"downloading {len(absent)} wheels for {target.name}", file=sys.stderr)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
         for pin in absent:
@@ -156,13 +156,13 @@ def _refusal(stderr: str, target: Target) -> str:
     if match := re.search(r"No matching distribution found for (\S+)", stderr):
         return f"no wheel of {match[1]} for {target.name}: the host needs another Python or platform"
     if match := re.search(r"DO NOT MATCH THE HASHES.*?\n\s+(\S+==\S+).*?:", stderr, re.DOTALL):
-        return f"{match[1]} for {target.name} does not have the sha256 that the lock names: nothing was kept"
+        return f"{match[1]} for {target.name} has another sha256 than the lock: nothing was kept"
     lines = [line for line in stderr.strip().splitlines() if line]
-    return f"downloading wheels for {target.name}: {lines[-1] if lines else 'pip gave no reason'}"
+    return f"downloading wheels for {target.name} failed: {lines[-1] if lines else 'pip gave no reason'}"
 
 
 def _describe(directory: Path) -> None:
-    """Write `SHA256SUMS` of all wheels, and the requirements that pip installs: all of them but pip itself."""
+    """Write `SHA256SUMS` of all wheels, and the requirements that pip installs: all wheels but pip itself."""
     sums = {wheel.name: sha256(wheel) for wheel in sorted(directory.glob("*.whl"))}
     (directory / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     lines = []
@@ -179,7 +179,7 @@ def _whole(directory: Path) -> bool:
 
 
 def _known(shelf: Path) -> dict[str, Path]:
-    """Wheels of this target that other releases brought, by sha256."""
+    """Wheels of this target that are in other releases, by sha256."""
     return {
         digest: sums.parent / name
         for sums in shelf.glob(f"*/{SUMS}")
@@ -202,7 +202,7 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Several hosts of one kind are provisioned at once: the first downloads, the others wait and find it done."""
+    """A lock for hosts of one kind that are provisioned at once: the first downloads, the others wait."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path, action="append", default=[])
     parser.add_argument("--package", required=True)
     parser.add_argument("--python", required=True, help="the host's interpreter; a release belongs to it")
-    parser.add_argument("--fetch", action="store_true", help="without it only the version is worked out")
+    parser.add_argument("--fetch", action="store_true", help="without it, only print the version")
     options = parser.parse_args()
     try:
         target = Target.from_facts(json.load(sys.stdin))

@@ -95,7 +95,7 @@ def test_the_newest_manylinux_level_below_the_hosts_glibc_is_taken(index: Path, 
 
 def test_a_wheel_with_another_hash_is_refused_and_not_kept(index: Path, tmp_path: Path) -> None:
     tiny_wheel(index)
-    with pytest.raises(wheelhouse.WheelhouseError, match="does not have the sha256 that the lock names"):
+    with pytest.raises(wheelhouse.WheelhouseError, match="has another sha256 than the lock"):
         wheelhouse.fetch(release(Pin("tiny", "1.0", ("0" * 64,))), tmp_path / "house")
     assert not list((tmp_path / "house").glob("*/*/"))
 
