@@ -199,18 +199,6 @@ def test_a_whole_round_of_parallel_tools(sdk: anthropic.Anthropic, told: ChatScr
     ]
 
 
-@pytest.mark.proves(ROUTE, "tools", "stream", backend="openai")
-def test_inputs_of_mixed_calls_reassemble_byte_for_byte(served: Gateway, told: ChatScript) -> None:
-    told.deltas, told.finish_reason = MIXED, "tool_calls"
-    body = {"model": "echo", "max_tokens": 64, "messages": HELLO, "tools": TOOLS, "stream": True}
-    pieces = ["", ""]
-    for line in served.client.post(ROUTE, json=body).text.splitlines():
-        event = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
-        if event.get("delta", {}).get("type") == "input_json_delta":
-            pieces[event["index"]] += event["delta"]["partial_json"]
-    assert tuple(pieces) == ARGUMENTS
-
-
 @pytest.mark.proves(ROUTE, "thinking", "thinking.display", backend="openai")
 def test_thinking(sdk: anthropic.Anthropic, told: ChatScript) -> None:
     told.message = {"role": "assistant", "reasoning_content": "Hm", "content": "Yes"}
@@ -226,21 +214,6 @@ def test_thinking(sdk: anthropic.Anthropic, told: ChatScript) -> None:
     assert blocks(omitted) == shown[1:]
     sdk.messages.create(**{**common, "messages": [*HELLO, message.to_param(), *HELLO]})
     assert told.seen[-1].json["messages"][1] == {"role": "assistant", "reasoning_content": "Hm", "content": "Yes"}
-
-
-@pytest.mark.proves(ROUTE, "stop_sequences", backend="openai")
-def test_the_stop_sequence_is_told_where_the_backend_tells_it(sdk: anthropic.Anthropic, told: ChatScript) -> None:
-    told.choice = {"stop_reason": "END"}
-    message = sdk.messages.create(model="echo", max_tokens=64, messages=HELLO, stop_sequences=["END"])
-    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "END")
-
-
-def test_usage_that_the_backend_does_not_tell_is_null(sdk: anthropic.Anthropic, told: ChatScript) -> None:
-    told.usage = None
-    message = sdk.messages.create(model="echo", max_tokens=64, messages=HELLO)
-    assert message.usage.to_dict() == {"input_tokens": None, "output_tokens": None}
-    with sdk.messages.stream(model="echo", max_tokens=64, messages=HELLO) as stream:
-        assert stream.get_final_message().usage.to_dict()["output_tokens"] is None
 
 
 @pytest.mark.parametrize(

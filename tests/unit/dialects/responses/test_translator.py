@@ -67,7 +67,6 @@ GOOD_REQUEST: dict[str, Any] = {
 
 T = TypeVar("T")
 CALL_A = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
-CALLED_A = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def whole(steps: Generator[None, None, T]) -> T:
@@ -197,17 +196,6 @@ def test_a_call_without_a_name_fails_what_was_said_stays() -> None:
     assert (message["status"], message["content"][0]["text"]) == ("completed", "a")
 
 
-def test_text_and_refusal_are_parts_of_one_message() -> None:
-    response, events = run([delta({"content": "a"}), delta({"refusal": "No"}), delta({}, "stop")])
-    (message,) = response["output"]
-    assert [part["type"] for part in message["content"]] == ["output_text", "refusal"]
-    assert fold(events) == response["output"]
-    assert [event["type"] for event in events if "refusal" in event["type"]] == [
-        "response.refusal.delta",
-        "response.refusal.done",
-    ]
-
-
 @pytest.mark.parametrize("wanted", [None, "auto"])
 @pytest.mark.parametrize("finish_reason", ["stop", "length", None])
 def test_events_are_of_the_sdks_types(wanted: str | None, finish_reason: str | None) -> None:
@@ -230,17 +218,6 @@ def test_thoughts_after_words_are_another_item() -> None:
     assert fold(events) == response["output"]
     assert {response_of_item(item["id"]) for item in response["output"]} == {RESPONSE_ID}
     assert len({item["id"] for item in response["output"]}) == 4
-
-
-def test_details_of_the_usage_are_those_of_the_backend() -> None:
-    usage = {"prompt_tokens": 5, "completion_tokens": 3, "completion_tokens_details": {"reasoning_tokens": 2, "x": "y"}}
-    response, _ = run([delta({"content": "a"}), usage_chunk(usage)])
-    assert response["usage"] == {
-        "input_tokens": 5,
-        "output_tokens": 3,
-        "total_tokens": 8,
-        "output_tokens_details": {"reasoning_tokens": 2},
-    }
 
 
 def test_what_is_built_is_bounded() -> None:
@@ -332,85 +309,7 @@ def test_fields_that_an_item_has_not_are_no_defect_either(name: str, index: int,
     assert_taken_or_refused_by_name({**GOOD_REQUEST, "input": [*items, CALL_A]})
 
 
-@pytest.mark.parametrize(
-    ("items", "messages"),
-    [
-        ([{"role": "developer", "content": "d"}, {"role": "system", "content": "s"}, {"role": "user", "content": "u"}],
-         [{"role": "system", "content": "I\n\nd\n\ns"}, {"role": "user", "content": "u"}]),
-        ([{"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]}],
-         [{"role": "system", "content": "I"},
-          {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]),
-        ([{"role": "user", "name": "n", "content": [{"type": "input_image", "image_url": "u", "detail": "low"}]}],
-         [{"role": "system", "content": "I"},
-          {"role": "user", "name": "n",
-           "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "low"}}]}]),
-        ([{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
-          {"type": "function_call", "call_id": "b", "name": "g", "arguments": "{}"},
-          {"role": "assistant", "content": "said"},
-          {"type": "function_call_output", "call_id": "b", "output": "2"},
-          {"type": "function_call_output", "call_id": "a", "output": [{"type": "input_text", "text": "1"}]}],
-         [{"role": "system", "content": "I"},
-          {"role": "assistant", "content": "said", "tool_calls": [
-              {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},
-              {"id": "b", "type": "function", "function": {"name": "g", "arguments": "{}"}}]},
-          {"role": "tool", "tool_call_id": "b", "content": "2"},
-          {"role": "tool", "tool_call_id": "a", "content": "1"}]),
-        ([{"role": "assistant", "content": "one"}, {"role": "assistant", "content": "two"},
-          {"type": "reasoning", "summary": [{"type": "summary_text", "text": "led nowhere"}]},
-          {"role": "user", "content": "u"}],
-         [{"role": "system", "content": "I"}, {"role": "assistant", "content": "one"},
-          {"role": "assistant", "content": "two"}, {"role": "user", "content": "u"}]),
-        ([{"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "A?"}]}, CALL_A,
-          {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "B?"}]},
-          {**CALL_A, "call_id": "b"}],
-         [{"role": "system", "content": "I"},
-          {"role": "assistant", "content": None, "reasoning_content": "A?B?",
-           "tool_calls": [CALLED_A, {**CALLED_A, "id": "b"}]}]),
-        ([CALL_A, {**CALL_A, "call_id": "b"},
-          {"type": "function_call_output", "call_id": "a", "output": [
-              {"type": "input_text", "text": "see"}, {"type": "input_image", "image_url": "u", "detail": "low"}]},
-          {"type": "function_call_output", "call_id": "b", "output": [{"type": "input_image", "image_url": "v"}]},
-          {"role": "user", "content": "Well?"}],
-         [{"role": "system", "content": "I"},
-          {"role": "assistant", "content": None, "tool_calls": [CALLED_A, {**CALLED_A, "id": "b"}]},
-          {"role": "tool", "tool_call_id": "a", "content": "see"},
-          {"role": "tool", "tool_call_id": "b", "content": ""},
-          {"role": "user", "content": [
-              {"type": "text", "text": "From the result of tool call a:"},
-              {"type": "image_url", "image_url": {"url": "u", "detail": "low"}},
-              {"type": "text", "text": "From the result of tool call b:"},
-              {"type": "image_url", "image_url": {"url": "v", "detail": "auto"}}]},
-          {"role": "user", "content": "Well?"}]),
-        ([{"role": "assistant", "content": None, "refusal": None, "reasoning_content": "A?",
-           "tool_calls": [{**CALLED_A, "extra_content": {"sign": "x"}}]}],
-         [{"role": "system", "content": "I"},
-          {"role": "assistant", "content": "", "reasoning_content": "A?",
-           "tool_calls": [{**CALLED_A, "extra_content": {"sign": "x"}}]}]),
-        ([{"type": "message", "role": "assistant", "content": "said", "tool_calls": [CALLED_A]},
-          {**CALL_A, "call_id": "b"}],
-         [{"role": "system", "content": "I"},
-          {"role": "assistant", "content": "said", "tool_calls": [CALLED_A, {**CALLED_A, "id": "b"}]}]),
-    ],
-    ids=[
-        "system", "text parts", "image", "parallel calls", "two said, one thought", "a thought for each call",
-        "images of tools", "a chat's message with more fields", "a message with calls",
-    ],
-)  # fmt: skip
-def test_items_as_a_chat(items: list[dict[str, Any]], messages: list[dict[str, Any]]) -> None:
-    request = {"input": items, "instructions": "I"}
-    assert whole(to_chat(request, whole(read_items(request, make_ids(RESPONSE_ID)))))["messages"] == messages
-
-
 def test_an_id_that_comes_again_becomes_another() -> None:
     said = {"type": "message", "role": "user", "content": []}
     own = with_own_ids([{**said, "id": "x"}, {**said, "id": "y"}, {**said, "id": "x"}], make_ids(RESPONSE_ID))
     assert [item["id"] for item in own] == ["x", "y", f"msg_{'0' * 32}1"]
-
-
-def test_allowed_tools_are_the_only_ones() -> None:
-    tools = [{"type": "function", "name": name, "parameters": {}} for name in "fg"]
-    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]}
-    request = {"input": "Hi", "tools": tools, "tool_choice": choice}
-    chat = whole(to_chat(request, whole(read_items(request, make_ids(RESPONSE_ID)))))
-    assert [tool["function"]["name"] for tool in chat["tools"]] == ["g"]
-    assert chat["tool_choice"] == "required"
