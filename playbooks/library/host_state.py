@@ -154,7 +154,7 @@ def main() -> None:
     try:
         services = declared(services_json)
     except (OSError, ValueError, LookupError, TypeError):
-        module.fail_json(msg=f"{services_json} is not what an earlier run wrote; move it away and run again")
+        module.fail_json(msg=f"{services_json} was not written by an earlier run; move it away and run again")
     silent = {url: reason for url in module.params["urls"] if (reason := silence(url))}
     for url, reason in silent.items():
         module.warn(f"{url} does not answer ({reason}); the gateway will ask it again and again")

@@ -443,7 +443,7 @@ def refusals(tmp_path: Path, variables: dict[str, Any], groups: dict[str, Any] |
     output = done.stdout + done.stderr
     assert done.returncode == 2, output
     assert "Traceback" not in output
-    assert "PLAY [What is no longer declared]" not in output
+    assert "PLAY [Services that are no longer declared]" not in output
     assert not (tmp_path / "root").exists()
     (answer,) = re.findall(r"^fatal: \[box1\]: FAILED! => (\{.*\})$", done.stdout, re.MULTILINE)
     message: str = json.loads(answer)["msg"]

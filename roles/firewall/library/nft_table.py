@@ -52,7 +52,7 @@ class Table:
         self.nft = module.get_bin_path("nft", opt_dirs=["/usr/sbin", "/sbin"])
 
     def loaded(self) -> str:
-        """The table as nft prints it, counters left out; empty when there is none."""
+        """The table as nft prints it, without counters; empty when it does not exist."""
         if self.nft is None:
             return ""
         status, stdout, _ = self.module.run_command([self.nft, "--stateless", "list", "table", *self.ref])
@@ -140,7 +140,7 @@ def present(module: AnsibleModule, table: Table) -> None:
 
 def confirmed(module: AnsibleModule, table: Table) -> None:
     if not table.revert_pending():
-        module.fail_json(msg="The former firewall rules are back: nothing is left to confirm; run the playbook again.")
+        module.fail_json(msg="The former firewall rules are back: there is nothing to confirm; run the playbook again.")
     table.disarm_revert()
     if table.loaded() != table.normal_form(module.params["ruleset"]):
         module.fail_json(msg="The former firewall rules came back before the new ones were confirmed; run it again.")

@@ -41,7 +41,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-current: {type: str, returned: always, description: The selected release; empty when there is none.}
+current: {type: str, returned: always, description: The selected release; empty without a release.}
 previous: {type: str, returned: always, description: The release that was selected before it.}
 installed: {type: list, elements: str, returned: always, description: All finished releases, oldest first.}
 interpreter: {type: dict, returned: with python and without version, description: PEP 508 markers and its platform.}
@@ -190,7 +190,7 @@ def interpreter(python: str) -> Dict[str, Any]:
     except OSError as error:
         raise Refusal("{}: {}: {}".format(python, error.strerror, ADVICE)) from None
     except Failed as error:
-        raise Refusal("{} makes no virtual environments ({}): {}".format(python, error, ADVICE)) from None
+        raise Refusal("{} cannot make virtual environments ({}): {}".format(python, error, ADVICE)) from None
     version = tuple(facts.pop("version"))
     if facts["markers"]["implementation_name"] != "cpython" or not OLDEST <= version <= NEWEST:
         name = "{} {}.{}".format(facts["markers"]["platform_python_implementation"], *version)

@@ -38,7 +38,7 @@ options:
   logs: {description: Log files; created for O(user)., type: list, elements: path, default: []}
   user: {description: Owner of the logs and of O(writable)., type: str}
   health: {description: URL that answers 200., type: str}
-  health_timeout: {description: Seconds to wait for it., type: int, default: 60}
+  health_timeout: {description: Seconds to wait for the health path., type: int, default: 60}
   stop_timeout: {description: Seconds that the process may take to stop., type: int, default: 15}
 author: AI Appliance
 """

@@ -331,7 +331,7 @@ def _answer(url: str) -> str:
 
 
 def tail(path: str, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log, under its name; empty when there are none."""
+    """The last lines of a log, under its name; empty for an empty or missing log."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - 16384))
