@@ -124,7 +124,7 @@ def test_leave_that_hangs_is_given_up(
 
     with caplog.at_level(logging.WARNING):
         run(test)
-    assert "a job of backend 'test' could not be stopped" in caplog.text
+    assert "a job of backend 'test' was not cancelled" in caplog.text
 
 
 def test_steps_that_have_nothing_to_stop_end_at_once(run: Run) -> None:

@@ -185,7 +185,7 @@ def test_a_step_of_the_stop_that_hangs_is_left(
             await asyncio.Event().wait()
 
     asyncio.run(Steps()._ended(hang))
-    assert "hang does not end within" in caplog.text
+    assert "hang did not end within" in caplog.text
 
 
 HELD = """

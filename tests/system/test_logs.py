@@ -86,7 +86,7 @@ def test_it_says_where_it_listens_and_that_it_stops(tmp_path: Path, backend: Ups
     assert said == [
         "backend test@here: ready",
         f"the API is on http://127.0.0.1:{running.port}, health and metrics on http://127.0.0.1:{running.observe_port}",
-        "stopping: a second signal cuts what is under way",
+        "stopping: a second signal closes running answers",
     ]
 
 

@@ -109,7 +109,7 @@ def test_unknown_model_names_the_nearest(served: Gateway) -> None:
         ("/chat/completions", "There is no /chat/completions; did you mean /v1/chat/completions?"),
         ("/v1/v1/messages", "There is no /v1/v1/messages; did you mean /v1/messages?"),
         ("/v1/model", "There is no /v1/model; did you mean /v1/models?"),
-        ("/zzzzzzzz", "There is no /zzzzzzzz; /docs shows what there is"),
+        ("/zzzzzzzz", "There is no /zzzzzzzz; /docs lists the paths"),
     ],
 )
 def test_unknown_path_names_the_nearest(served: Gateway, path: str, says: str) -> None:

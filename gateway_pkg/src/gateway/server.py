@@ -127,7 +127,7 @@ class _Stop:
 
     def __call__(self) -> None:
         if not self._api.should_exit:
-            log.info("stopping: a second signal cuts what is under way")
+            log.info("stopping: a second signal closes running answers")
             self._api.should_exit = True
             self._leave_after(self._patience + STOP_MAX_SEC)
         elif not self._api.force_exit:
@@ -149,7 +149,7 @@ class _Stop:
 
 
 def _leave() -> None:
-    log.error("the stop does not end; leaving. What was answered as stored is stored")
+    log.error("the stop takes too long: exiting. Acknowledged data is stored")
     os._exit(0)
 
 

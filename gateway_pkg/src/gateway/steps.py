@@ -37,4 +37,4 @@ class Steps(AsyncExitStack):
         else:
             step.cancel()
             name = getattr(stop, "__qualname__", stop)
-            log.error("%s does not end within %.1f s and is left", name, loop.time() - began)
+            log.error("%s did not end within %.1f s and was abandoned", name, loop.time() - began)

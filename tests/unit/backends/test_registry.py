@@ -267,5 +267,5 @@ def test_hosts_of_a_class_wait_in_one_queue(queue: Any) -> None:
 def test_aliases_of_a_class_that_is_not_there_are_told(caplog: pytest.LogCaptureFixture) -> None:
     registry(a=record())
     assert [entry.getMessage() for entry in caplog.records] == [
-        "alias 'lost' is of no use: no backend of class 'nowhere' is configured"
+        "alias 'lost' has no backend: configure one of class 'nowhere'"
     ]

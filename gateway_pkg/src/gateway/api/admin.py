@@ -48,7 +48,7 @@ class TokenUse(BaseModel):
     admin: bool
     models_allowlist: list[str] | None
     requests_per_minute: int | None
-    requests_last_minute: int | None = Field(description="null where requests are not limited, and so not counted")
+    requests_last_minute: int | None = Field(description="null without a limit of requests")
     tokens_per_day: int | None
     tokens_today: int
     priority: int
@@ -62,7 +62,7 @@ class GatewayStatus(BaseModel):
     backend_health: dict[str, ClassHealth]
     problems: dict[str, str] = Field(description="why features cannot do all of their work, by their name")
     token: TokenUse
-    tokens: list[TokenUse] = Field(description="all tokens, for one that may administer; else the own one alone")
+    tokens: list[TokenUse] = Field(description="all tokens for an admin token, else only the own token")
 
 
 def make_router(
@@ -75,7 +75,7 @@ def make_router(
     """The routes, bound to the gateway's state; no feature enforces the policy keys `unenforced`."""
     router = APIRouter(prefix="/v1/gateway", tags=["gateway"])
 
-    @router.get("/status", summary="Show load and health of the backends, and the token's use of its limits")
+    @router.get("/status", summary="Show load and health of the backends, and usage of the token's limits")
     async def get_status(request: Request) -> GatewayStatus:
         caller = caller_of(request)
         return GatewayStatus(
@@ -88,8 +88,8 @@ def make_router(
 
     @router.post(
         "/reload",
-        summary="Read backends, aliases and token policies again",
-        responses={409: {"model": ReloadReport, "description": "A file is broken; what was last good stays in force"}},
+        summary="Reload backends, aliases and token policies",
+        responses={409: {"model": ReloadReport, "description": "A file is broken; its last good content stays"}},
     )
     async def reload(request: Request, response: Response) -> ReloadReport:
         caller_of(request).check_admin()

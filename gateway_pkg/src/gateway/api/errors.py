@@ -24,7 +24,7 @@ def answer_errors(pages: FastAPI, paths: list[str]) -> None:
 def _no_such_path(request: Request) -> str:
     path = request.scope["path"][:200]
     near = get_close_matches(path, request.app.state.paths, n=1)
-    return f"There is no {path}; {f'did you mean {near[0]}?' if near else '/docs shows what there is'}"
+    return f"There is no {path}; {f'did you mean {near[0]}?' if near else '/docs lists the paths'}"
 
 
 def _methods(request: Request) -> str:

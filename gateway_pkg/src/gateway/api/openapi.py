@@ -25,21 +25,21 @@ DIALECTS = {
     "anthropic": "Anthropic's routes, in front of the same models",
 }
 TAGS = {
-    "models": "What may stand in `model`",
-    "gateway": "The gateway's own state, and its files read again",
+    "models": "Names for `model`",
+    "gateway": "The gateway's state, and reload of its files",
     "health": "For supervisors and Prometheus",
 }
 ERRORS = {
-    "400": "A field is missing, wrong, or nothing that the backend can do; `param` names it",
+    "400": "A field is missing, wrong or unsupported; `param` names it",
     "401": "No token, or an unknown one",
     "403": "The caller's address or its token's policy does not allow it",
     "404": "Unknown model; the message has the nearest names",
     "413": "The body is too large; the message names the setting",
-    "422": "The backend refuses a value; its own words are in the message",
+    "422": "The backend refuses a value; the message has its words",
     "429": "The backend's slots are taken, or the token's limit is reached; see `Retry-After`",
-    "4XX": "The backend refuses the request by a status of its own; its words are in the message",
+    "4XX": "The backend refuses the request with its own status; the message has its words",
     "500": "A defect of the gateway; its log has it under the request's id",
-    "502": "The backend answered wrongly or broke off",
+    "502": "The backend gave no valid answer or broke off",
     "503": "The backend is not ready; see `Retry-After`",
     "504": "The backend did not answer in time",
 }
@@ -58,10 +58,10 @@ HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     },
     "X-Backend-Used": {"description": "The backend class that the request went to", "schema": {"type": "string"}},
-    "X-Model-Used": {"description": "The model's name at that backend", "schema": {"type": "string"}},
+    "X-Model-Used": {"description": "The upstream model", "schema": {"type": "string"}},
     "X-Router-Reason": {"description": "The rule that decided it", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds after which to try again, where the gateway knows", "schema": _COUNT},
-    "WWW-Authenticate": {"description": "How to log in", "required": True, "schema": {"const": "Bearer"}},
+    "Retry-After": {"description": "Seconds to wait before the next try", "schema": _COUNT},
+    "WWW-Authenticate": {"description": "How to authenticate", "required": True, "schema": {"const": "Bearer"}},
     **{
         name: {
             "description": "Of the token's limit, if it has one: requests of the last minute, or tokens of the day",
@@ -73,12 +73,12 @@ HEADERS: dict[str, dict[str, Any]] = {
 PARAMETERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {
         "in": "header",
-        "description": "An id for the answer and the logs: 1 to 128 of `A-Za-z0-9._:-`, else one is made.",
+        "description": "An id for the answer and the logs: 1 to 128 of `A-Za-z0-9._:-`; else the gateway makes one.",
         "schema": {"type": "string"},
     },
     "X-Backend": {
         "in": "header",
-        "description": "Name of a backend class; it beats what the model's name says.",
+        "description": "A backend class; overrides the class that the model's name implies.",
         "schema": {"type": "string"},
     },
     "X-Request-Type": {

@@ -80,7 +80,7 @@ class Answer:
                     self._exchange.usage = usage_of(chunk.get("usage")) or self._exchange.usage
                     yield chunk
         except UnsoundEvent:
-            raise AnswerError("it sent an event that is no JSON object") from None
+            raise AnswerError("an event that is not a JSON object") from None
 
     async def events(self) -> AsyncIterator[bytes]:
         """The whole events of a stream that cannot pass on as it came.
@@ -160,7 +160,7 @@ def as_chunk(completion: dict[str, Any]) -> dict[str, Any]:
     try:
         choices = [_as_delta(choice) for choice in completion.get("choices") or ()]
     except (AttributeError, TypeError):
-        raise AnswerError("it sent malformed choices") from None
+        raise AnswerError("malformed choices") from None
     return {**completion, "object": "chat.completion.chunk", "choices": choices}
 
 

@@ -1,4 +1,4 @@
-"""The one road to a backend: admission, sending, the one failover, timing, and what becomes of a failure.
+"""The one road to a backend: admission, sending, failover, timing, and the handling of failures.
 
 A dialect or a feature says what to send and how to read it. What fails there raises UpstreamError or AnswerError.
 """
@@ -33,15 +33,15 @@ JSON_LINE = b"Content-Type: application/json\r\n"
 
 
 class Tracer(Protocol):
-    """Follows requests to backends; None where traces are off."""
+    """Traces requests to backends; None when traces are off."""
 
     def begin(self, exchange: Request, backend: Backend, capability: str) -> bytes:
-        """To be called before each request to a backend; the header lines to send with it."""
+        """Call it before each request to a backend; returns header lines to send with the request."""
         ...
 
 
 class Message(NamedTuple):
-    """What is sent to a backend. `lines` are whole header lines beside those of authorization."""
+    """A request to a backend. `lines` are whole header lines beside those of authorization."""
 
     target: bytes
     body: bytes = b""
@@ -53,16 +53,16 @@ Say = Callable[[Slots], Message]
 
 
 def to_path(slots: Slots, path: str, body: bytes, lines: bytes = JSON_LINE) -> Message:
-    """A message for a route of OpenAI's, whether the backend's base_url ends in /v1 or not."""
+    """A message for one of OpenAI's routes; the backend's base_url may end in /v1."""
     prefix = slots.backend.origin.prefix
     return Message(prefix + below(prefix, path).encode(), body, lines)
 
 
 def failed(error: UpstreamError | AnswerError, backend: Backend) -> ApiError:
-    """Counts a failure and changes the backend's state by it; what the client is told.
+    """Counts a failure and changes the backend's state; returns the client's error.
 
-    Only a backend that cannot be connected to is out until a probe finds it. One that ends a connection may do so
-    because of the request: that strains its circuit, so that no request can take a backend from all others.
+    Only a backend that refuses connections is out until a probe reaches it. A backend may close a connection
+    because of the request; that only strains its circuit, so one bad request cannot take it out for all.
     """
     failure, kind, answer = told(error, backend.record.backend_class)
     backend.count_failure(kind)

@@ -106,7 +106,7 @@ async def _take_leave(backend: Backend, steps: Steps[Any], step: Ask | Pause, ma
         pass
     except (AnswerError, UpstreamError, TimeoutError) as error:
         name = backend.record.backend_class
-        log.warning("a job of backend '%s' could not be stopped: %s", name, str(error) or "no answer in time")
+        log.warning("a job of backend '%s' was not cancelled: %s", name, str(error) or "no answer in time")
     except Exception:
         background.failed("abandoned_job")
     finally:

@@ -1,6 +1,6 @@
-"""What a failure of a backend is: to its client, to the metrics, and to its circuit breaker.
+"""What a failure of a backend means for its client, for the metrics, and for the backend's circuit breaker.
 
-Nothing is changed here: the road (`call`) counts a failure and changes the backend's state, once for each.
+These functions are pure: `call` counts each failure once and changes the backend's state.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from gateway.wire.errors import ConnectFailed, PoolExhausted, UpstreamClosed, Up
 
 QUOTED_CHARS = 500
 CODE_CHARS = 100
-PARSED_MAX_BYTES = 1 << 16  # an error's body; of a longer one only the beginning is told
-REFUSES_THE_GATEWAY = (401, 403, 407)  # whose key it is, not the client's
+PARSED_MAX_BYTES = 1 << 16  # of an error's body; of a longer body the client gets the beginning
+REFUSES_THE_GATEWAY = (401, 403, 407)  # about the gateway's own key, not the client's
 
 
 class Effect(Enum):
@@ -44,8 +44,8 @@ class Failure(NamedTuple):
     is_own: bool = False
 
 
-_NOT_READY = "Backend '{name}' is not ready; its state is in /readyz"
-_WRONG = "Backend '{name}' answered wrongly: {words}"
+_NOT_READY = "Backend '{name}' is not ready; /readyz says why"
+_WRONG = "Backend '{name}' gave no valid answer: {words}"
 _SILENT = "Backend '{name}' did not answer in time ({words})"
 _STATUS = "Backend '{name}' answered {status}: {words}"
 # fmt: off
@@ -77,7 +77,7 @@ FAILURES = {
 
 
 class Told(NamedTuple):
-    """A failure as it happened: its row in the table, the label of the metric, and the client's error."""
+    """A described failure: its row in the table, the label of the metric, and the client's error."""
 
     failure: Failure
     kind: str
@@ -85,7 +85,7 @@ class Told(NamedTuple):
 
 
 def told(error: UpstreamError | AnswerError, backend_class: str) -> Told:
-    """What a failure of a backend of this class is."""
+    """Describes a failure of a backend of this class."""
     failure = FAILURES[_name(error)]
     status, words, param, code = 0, str(error)[:QUOTED_CHARS], None, None
     if isinstance(error, ErrorStatus):
@@ -133,12 +133,12 @@ def _name_of_status(status: int) -> str:
 
 
 def wrong_type(content_type: bytes, wanted: str) -> AnswerError:
-    """The error for an answer of a content type that was not asked for."""
+    """The error for an answer with an unexpected content type."""
     return AnswerError(f"content type '{content_type[:100].decode('latin-1')}' instead of {wanted}")
 
 
 def _words(body: bytes) -> tuple[str, str | None, str | None]:
-    """Message, param and code of an error in OpenAI's shape, or of one of the shapes that servers use instead."""
+    """Message, param and code of an error, in OpenAI's shape or in one of the shapes of other servers."""
     try:
         content: Any = orjson.loads(body[: PARSED_MAX_BYTES + 1])
     except orjson.JSONDecodeError:

@@ -155,7 +155,7 @@ class FairQueue:
             raise
         if granted is None:
             raise overloaded(
-                backend_class, f"its queue of {self.max_waiting} is full: another token's request took this one's place"
+                backend_class, f"its queue of {self.max_waiting} is full: another token took this one's place"
             )
         return granted
 

@@ -114,7 +114,7 @@ class Registry:
         }
         for name, alias in self._aliases.items():
             if alias.backend not in self._by_class:
-                log.warning("alias '%s' is of no use: no backend of class '%s' is configured", name, alias.backend)
+                log.warning("alias '%s' has no backend: configure one of class '%s'", name, alias.backend)
         self._share_queues()
         self.refresh_names()
         self.on_change()

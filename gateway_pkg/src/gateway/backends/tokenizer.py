@@ -34,7 +34,7 @@ async def count(backend: Backend, model: str, request: Mapping[str, Any]) -> int
             return counting.read(request, await _ask(backend, target, body))
     except (AnswerError, UpstreamError, TimeoutError) as error:
         why = str(error) or f"no answer within {TIMEOUT_SEC:g} s"
-        log.info("backend %s did not count a prompt's tokens, they are estimated: %s", backend.name, why)
+        log.info("backend %s did not count a prompt's tokens; the gateway estimates them: %s", backend.name, why)
         return None
 
 

@@ -28,7 +28,7 @@ from gateway.wire.connection import Response
 from gateway.wire.errors import UpstreamClosed
 from gateway.wire.sse import EventCutter, is_sound, parse_event, split_events
 
-TTS_SILENT = "nothing to hear within TTS_TIMEOUT_SEC"
+TTS_SILENT = "no audio within TTS_TIMEOUT_SEC"
 TRANSCRIPT_FORMATS = (*speech.JSON_FORMATS, *speech.TEXT_TYPES)
 
 
@@ -37,17 +37,17 @@ class SpeechRequest(TypedDict):
     """OpenAI's `POST /v1/audio/speech`; `text` and `format` are the earlier gateway's names of two fields."""
 
     input: NotRequired[
-        Annotated[str | None, Field(description="What to say; `text` is another name of it.", examples=["Hello."])]
+        Annotated[str | None, Field(description="What to say; also called `text`.", examples=["Hello."])]
     ]
     text: NotRequired[Annotated[str | None, Field(description="Another name of `input`.")]]
     model: NotRequired[Model | None]
     voice: NotRequired[str | dict[str, Any] | None]
     instructions: NotRequired[str | None]
     response_format: NotRequired[
-        Annotated[str | None, Field(description="mp3, opus, aac, flac, wav, pcm, or what else the backend has.")]
+        Annotated[str | None, Field(description="mp3, opus, aac, flac, wav, pcm, or another format of the backend.")]
     ]
     format: NotRequired[Annotated[str | None, Field(description="Another name of `response_format`.")]]
-    speed: NotRequired[Annotated[float | None, Field(ge=0.25, le=4, description="A backend may take less of it.")]]
+    speed: NotRequired[Annotated[float | None, Field(ge=0.25, le=4, description="Backends may take less.")]]
     stream_format: NotRequired[Literal["audio", "sse"] | None]
 
 
@@ -121,7 +121,7 @@ TRANSCRIPTIONS = Endpoint(
     "/v1/audio/transcriptions",
     "transcription",
     "audio.transcriptions",
-    "Write down what is said",
+    "Transcribe speech",
     form=_TRANSCRIPTION_FORM,
     answers={200: {**_TRANSCRIPT_ANSWERS, **events("With `stream`: `transcript.text.delta`, then `.done`.")}},
     openapi_extra=OPENAPI_EXTRA,
@@ -130,7 +130,7 @@ TRANSLATIONS = Endpoint(
     "/v1/audio/translations",
     "transcription",
     "audio.translations",
-    "Write down in English what is said",
+    "Translate speech to English text",
     form=_TRANSLATION_FORM,
     answers={200: _TRANSCRIPT_ANSWERS},
     openapi_extra=OPENAPI_EXTRA,
@@ -242,7 +242,7 @@ class AudioHandler:
         body = await response.read(self._limit)
         is_json = content_type.startswith(JSON_TYPE)
         if response.ends_unframed and not is_json:
-            raise UpstreamClosed("nothing tells whether the transcript is whole", sent_first_byte=True)
+            raise UpstreamClosed("the transcript may be incomplete", sent_first_byte=True)
         exchange.usage = usage_in(body) if is_json else None
         if as_events and is_json:
             events = speech.transcript_events(body)

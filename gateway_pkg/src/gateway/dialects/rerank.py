@@ -63,7 +63,7 @@ RERANK_ANSWER: dict[str, Any] = {
         "model": {"type": "string"},
         "results": {**_RESULTS, "description": "As Jina's and Cohere's, the best first."},
         "data": {**_RESULTS, "description": "The same; `document` as it was sent."},
-        "usage": {"type": "object", "description": "As the backend told it; absent where it did not."},
+        "usage": {"type": "object", "description": "The backend's; absent where it reports none."},
     },
 }
 
@@ -90,7 +90,7 @@ class _Handler:
     async def __call__(self, exchange: Exchange, endpoint: Endpoint) -> None:
         request = parse(await exchange.body(), REQUEST)
         if request.get("rank_fields") not in (None, ["text"]):
-            raise _unsupported("rank_fields", "documents are ranked by their `text`")
+            raise _unsupported("rank_fields", "only the `text` of documents is ranked")
         texts = [text_of(document) for document in request["documents"]]
         route = self._reranker(exchange, request.get("model") or "", request)
         if route is None:
@@ -142,7 +142,7 @@ class _Handler:
     ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
         for name in RERANKER_ONLY:
             if request.get(name) is not None:
-                raise _unsupported(name, "no backend that reranks has this model: it is done by embeddings")
+                raise _unsupported(name, "no reranker has this model, so embeddings rank the documents")
         asked = {name: value for name, value in request.items() if name not in OWN_FIELDS and name != "rank_fields"}
         asked |= {"model": request.get("model") or "", "input": [request["query"], *texts]}
         async with self._dispatcher.ask(exchange, "embeddings", asked) as embedded:

@@ -114,7 +114,7 @@ class Tracer:
         self._made = 0
 
     def begin(self, exchange: Request, backend: Backend, capability: str) -> bytes:
-        """To be called before each request to a backend; the header lines to send with it."""
+        """Call it before each request to a backend; returns header lines to send with the request."""
         trace = self._trace(exchange)
         span_id = self._span_id()
         if trace.is_sampled:

@@ -29,7 +29,7 @@ class ErrorStatus(AnswerError):
 
 
 class ErrorInside(AnswerError):
-    """An answer of status 200, or an event of a stream, that holds an error: `content`."""
+    """An answer of status 200, or an event of a stream, that holds an error; `content` is the JSON object."""
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         super().__init__(quoted(content.get("error"), 300))
@@ -37,7 +37,7 @@ class ErrorInside(AnswerError):
 
 
 def check_inside(content: Any) -> None:
-    """Raises ErrorInside where an answer of status 200, or an event of a stream, holds an error instead."""
+    """Raises ErrorInside when an answer of status 200, or an event of a stream, holds an error."""
     if isinstance(content, dict) and content.get("error"):
         raise ErrorInside(content)
 

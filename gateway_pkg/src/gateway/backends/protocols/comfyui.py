@@ -72,7 +72,7 @@ def _view(options: Options) -> dict[str, str]:
     if wanted in ("jpeg", "webp"):
         return {"preview": f"{wanted};{JPEG_QUALITY if quality is None else quality}"}
     if quality is not None:
-        raise ApiError(400, "PNGs are not compressed by degrees", param="output_compression", code="unsupported_value")
+        raise ApiError(400, "PNG has no degrees of compression", param="output_compression", code="unsupported_value")
     return {}
 
 

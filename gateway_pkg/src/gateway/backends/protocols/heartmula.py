@@ -55,7 +55,7 @@ def piece(body: bytes) -> dict[str, Any]:
 
 
 def audio_file(content: Mapping[str, Any]) -> str:
-    """The name of a piece's file; raises AnswerError where it has none that could be asked for."""
+    """The name of a piece's file; raises AnswerError for a missing or malformed name."""
     url = content.get("audio_url")
     try:
         name = urlsplit(url).path.rpartition("/")[2] if isinstance(url, str) else ""

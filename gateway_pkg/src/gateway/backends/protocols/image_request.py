@@ -130,7 +130,7 @@ class Options:
         found = [(name, self._left.pop(name)) for name in names if name in self._left]
         for name, value in found[1:]:
             if value != found[0][1]:
-                raise _invalid(name, f"says something else than '{found[0][0]}'; send one of them")
+                raise _invalid(name, f"differs from '{found[0][0]}'; send one of them")
         return found[0][1] if found else usual
 
     def native_size(self) -> Size:
@@ -166,7 +166,7 @@ class Options:
             shown = f" {value!r}" if isinstance(value, str) and len(value) < 40 else ""
             raise ApiError(
                 400,
-                f"'{name}'{shown} is nothing that a backend of protocol '{self._protocol}' can do; leave it out",
+                f"'{name}'{shown} is not supported by protocol '{self._protocol}'; leave it out",
                 param=name,
                 code="unsupported_value",
             )

@@ -117,7 +117,7 @@ def _model(name: str) -> Steps[dict[str, Any]]:
             message = f"The InvokeAI server has no model of {', '.join(GRAPHS)}; install one there"
             raise ApiError(503, message, code="backend_not_ready")
     if not _has_graph(found):
-        message = f"No graph is known for base model '{found.get('base')}'; for these there is: {', '.join(GRAPHS)}"
+        message = f"Base model '{found.get('base')}' has no graph here; these have: {', '.join(GRAPHS)}"
         raise ApiError(400, message, param="model", code="unsupported_value")
     return {field: found.get(field) for field in MODEL_FIELDS}
 
@@ -210,7 +210,7 @@ def _accepted(reply: Reply) -> dict[str, Any]:
 def _item_ids(answer: dict[str, Any], count: int) -> list[int]:
     items = answer.get("item_ids")
     if not isinstance(items, list) or len(items) != count or not all(type(item) is int for item in items):
-        raise AnswerError(f"not {count} item_ids for a batch of {count}")
+        raise AnswerError(f"another number of item_ids than {count}")
     return items
 
 

@@ -60,7 +60,7 @@ def _asked(ask: Ask, request: ImageRequest, sent: dict[str, Any]) -> Steps[Paint
         images += [(yield from _image(item, texts))]
     wanted = request.fields.get("output_format")
     if wanted is not None and kind_of(images[0]) != {"jpeg": "jpg"}.get(wanted, wanted):
-        raise AnswerError(f"an image that is not of the output_format '{wanted}'")
+        raise AnswerError(f"an image in another format than '{wanted}'")
     revised = [item.get("revised_prompt") for item in items[: request.n]]
     return Painting(images, sent, answer, [text if isinstance(text, str) else None for text in revised])
 

@@ -72,7 +72,7 @@ class Reply:
         except orjson.JSONDecodeError:
             raise AnswerError(f"no JSON in an answer of type '{self.content_type[:100]}'") from None
         if not isinstance(content, dict):
-            raise AnswerError("an answer that is no JSON object")
+            raise AnswerError("an answer that is not a JSON object")
         check_inside(content)
         written(content)  # a part of it is told to the client
         return content, texts

@@ -175,7 +175,7 @@ def _tool_use(call: Mapping[str, Any], number: int, is_cut: bool, facts: Facts) 
 
 
 def _beginning(text: str) -> dict[str, Any]:
-    """The complete fields of a cut JSON object; empty when it has none."""
+    """The complete fields of a cut JSON object."""
     try:
         given = from_json(text, allow_inf_nan=False, allow_partial="trailing-strings")
         orjson.dumps(given)

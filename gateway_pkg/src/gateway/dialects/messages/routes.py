@@ -79,7 +79,7 @@ _MESSAGE: dict[str, Any] = {
         "stop_sequence": {"type": ["string", "null"]},
         "usage": {
             "type": "object",
-            "description": "Null where the backend tells no usage.",
+            "description": "Null when the backend reports no usage.",
             "required": ["input_tokens", "output_tokens"],
             "properties": {"input_tokens": _COUNT, "output_tokens": _COUNT},
         },
@@ -241,7 +241,7 @@ def _count(body: bytes) -> int:
 def _cannot_count(route: Route) -> ApiError:
     return ApiError(
         400,
-        f"Backend '{route.decision.backend_class}' has no tokenizer to ask; an answer's usage tells of its prompt",
+        f"Backend '{route.decision.backend_class}' has no route to count tokens; read the usage of an answer instead",
         param="model",
         code="capability_not_supported",
     )

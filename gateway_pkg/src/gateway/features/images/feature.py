@@ -16,7 +16,7 @@ from gateway.web.settings import RequestSettings
 class Images(Feature):
     name = "images"
     section = ImageSettings
-    tags: ClassVar[Mapping[str, str]] = {"files": "Images that were asked for as a `url`"}
+    tags: ClassVar[Mapping[str, str]] = {"files": "Stored images, for answers with a `url`"}
     open_directories = (f"{FILES}/",)  # who knows the sha256 of an image's bytes may have the image
 
     def __init__(self, core: Core) -> None:

@@ -19,7 +19,7 @@ class Music(Feature):
     name = "music"
     section = MusicSettings
     migrations = MIGRATIONS
-    tags: ClassVar[Mapping[str, str]] = {"music": "Pieces of music: made at once, or as a job that is polled"}
+    tags: ClassVar[Mapping[str, str]] = {"music": "Music: made at once, or as a job to poll"}
     families = (JOBS,)
 
     def __init__(self, core: Core) -> None:

@@ -121,7 +121,7 @@ GENERATIONS = Endpoint(
     openapi_extra=OPENAPI_EXTRA,
 )
 NO_JOB: dict[int | str, dict[str, Any]] = {
-    404: {"description": "The caller has no such job: never, or no longer"},
+    404: {"description": "The caller has no such job; jobs expire"},
     503: {"description": "The store cannot be read; the gateway's log says why"},
 }
 _AUDIO = {"audio/*": {"schema": {"type": "string", "format": "binary"}}}
@@ -130,7 +130,7 @@ AUDIO: dict[int | str, dict[str, Any]] = {
     206: {"description": "A range of it", "content": _AUDIO},
     404: {"description": "The caller has no such piece: never, or no longer"},
     416: {"description": "There is no such range", "content": {}},
-    502: {"description": "The backend answered wrongly"},
+    502: {"description": "The backend gave no valid answer"},
     503: {"description": "The backend is not ready, or the store cannot be read"},
     504: {"description": "The backend did not answer in time"},
 }

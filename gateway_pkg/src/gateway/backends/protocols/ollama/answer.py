@@ -296,7 +296,7 @@ def _chat_logprobs(line: Json) -> Json | None:
 
 
 def _entries(line: Json) -> list[Json] | None:
-    """OpenAI's entries, whose keys are all there; None where the line has none."""
+    """OpenAI's entries, with all keys; None for a line without log probabilities."""
     entries = line.get("logprobs")
     if not entries:
         return None

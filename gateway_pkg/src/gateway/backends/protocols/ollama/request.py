@@ -91,7 +91,7 @@ def completion(request: Mapping[str, Any], model: str) -> Json:
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str):
-        raise unsupported("prompt", "takes one text on this backend, not several and no token ids")
+        raise unsupported("prompt", "must be one string on this backend")
     body["prompt"] = prompt
     if request.get("logprobs") is not None:
         body |= {"logprobs": True, "top_logprobs": request["logprobs"]}
@@ -103,7 +103,7 @@ def embedding(request: Mapping[str, Any], model: str) -> Json:
     texts = request["input"]
     for text in [texts] if isinstance(texts, str) else texts:
         if not isinstance(text, str):
-            raise unsupported("input", "takes texts on this backend, no token ids")
+            raise unsupported("input", "must be a string or a list of strings on this backend")
     body = {name: value for name, value in request.items() if value is not None and name != "encoding_format"}
     _check_case(body)
     return body | {"model": model}
@@ -124,12 +124,12 @@ def forced_function(request: Mapping[str, Any]) -> Json | None:
             raise unsupported("tool_choice", "takes 'required' on this backend only with one tool; name the function")
         return functions[0]
     if not isinstance(choice, dict) or choice.get("type") != "function":
-        raise unsupported("tool_choice", "is 'auto', 'none', 'required' or one named function on this backend")
+        raise unsupported("tool_choice", "must be 'auto', 'none', 'required' or one named function on this backend")
     name = _dict(choice.get("function")).get("name")
     for function in functions:
         if function["name"] == name:
             return function
-    raise invalid("tool_choice", "names a function that 'tools' does not have")
+    raise invalid("tool_choice", "must name a function of 'tools'")
 
 
 def dump(body: Json, request: Mapping[str, Any]) -> bytes:
@@ -161,7 +161,7 @@ def _common(request: Mapping[str, Any], model: str) -> Json:
     for name, harmless in _HARMLESS.items():
         value = request.get(name)
         if value is not None and value not in harmless:
-            raise unsupported(name, "is nothing that an Ollama backend can do; leave it out, or choose another model")
+            raise unsupported(name, "is not supported by Ollama; leave it out, or choose another model")
     body = {name: value for name, value in request.items() if name not in _TRANSLATED and value is not None}
     _check_case(body)
     # Ollama streams unless told otherwise.
@@ -170,7 +170,7 @@ def _common(request: Mapping[str, Any], model: str) -> Json:
         body["format"] = form
     if (effort := request.get("reasoning_effort")) is not None and "think" not in body:
         if not isinstance(effort, str) or effort not in _THINK:
-            raise invalid("reasoning_effort", f"is one of {', '.join(_THINK)}")
+            raise invalid("reasoning_effort", f"must be one of {', '.join(_THINK)}")
         body["think"] = _THINK[effort]
     return body
 
@@ -179,13 +179,13 @@ def _check_case(body: Json) -> None:
     """Ollama reads a field's name in any case, and takes the last of two: none may stand beside one that is written."""
     for name in body:
         if name not in _WRITTEN and name.casefold() in _WRITTEN:
-            raise invalid(name, f"is written '{name.casefold()}'")
+            raise invalid(name, f"must be written '{name.casefold()}'")
 
 
 def _options(request: Mapping[str, Any]) -> Json:
     options = request.get("options")
     if options is not None and not isinstance(options, dict):
-        raise invalid("options", "is an object of Ollama's options")
+        raise invalid("options", "must be an object of Ollama's options")
     options = dict(options or {})
     for name, option in _OPTIONS.items():
         if request.get(name) is not None:
@@ -204,17 +204,17 @@ def _format(wanted: Any) -> Any:
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
             return schema
         case {"type": "json_schema"}:
-            raise invalid("response_format.json_schema.schema", "is a JSON schema")
-    raise unsupported("response_format.type", "is 'text', 'json_object' or 'json_schema' on this backend")
+            raise invalid("response_format.json_schema.schema", "must be a JSON schema")
+    raise unsupported("response_format.type", "must be 'text', 'json_object' or 'json_schema' on this backend")
 
 
 def _tools(request: Mapping[str, Any]) -> list[Json]:
     tools: list[Json] = request.get("tools") or []
     for index, tool in enumerate(tools):
         if tool.get("type", "function") != "function":
-            raise unsupported(f"tools.{index}.type", "is 'function' on this backend")
+            raise unsupported(f"tools.{index}.type", "must be 'function' on this backend")
         if not isinstance(_dict(tool.get("function")).get("name"), str):
-            raise invalid(f"tools.{index}.function.name", "is the function's name")
+            raise invalid(f"tools.{index}.function.name", "must be the function's name")
     return tools
 
 
@@ -228,7 +228,7 @@ def _message(message: Json, at: str, names: dict[str, str]) -> Json:
         raise unsupported(f"{at}.role", "takes 'tool' instead of 'function' on this backend")
     for name in ("audio", "function_call"):
         if message.get(name) is not None:
-            raise unsupported(f"{at}.{name}", "is nothing that an Ollama backend can do")
+            raise unsupported(f"{at}.{name}", "is not supported by Ollama")
     said = {name: value for name, value in message.items() if value is not None}
     if said["role"] == "developer":
         said["role"] = "system"
@@ -258,7 +258,7 @@ def _content(content: str | list[Json], at: str) -> Json:
             case {"type": "input_audio", "input_audio": {"data": str(data)}}:
                 images.append(data)
             case _:
-                raise unsupported(f"{at}.{index}", "is a text, an 'image_url' or an 'input_audio' on this backend")
+                raise unsupported(f"{at}.{index}", "must be a text, an 'image_url' or an 'input_audio' on this backend")
     said: Json = {"content": "\n".join(texts)}
     return said | {"images": images} if images else said
 
@@ -266,10 +266,10 @@ def _content(content: str | list[Json], at: str) -> Json:
 def _image(url: str, detail: Any, at: str) -> str:
     """Base64 as Ollama wants it; it sees every image in full detail."""
     if detail not in (None, "auto", "high"):
-        raise unsupported(f"{at}.detail", "is 'auto' or 'high' on this backend")
+        raise unsupported(f"{at}.detail", "must be 'auto' or 'high' on this backend")
     head, comma, data = url.partition(",")
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
-        raise unsupported(f"{at}.url", "is a data: URL in base64 on this backend, which fetches no images")
+        raise unsupported(f"{at}.url", "must be a data: URL in base64: this backend fetches no images")
     return data
 
 
@@ -281,7 +281,7 @@ def _calls(calls: Any, at: str, names: dict[str, str]) -> list[Json]:
         function = _dict(_dict(call).get("function"))
         name = function.get("name")
         if not isinstance(name, str):
-            raise unsupported(f"{at}.{index}", "is a call of a function on this backend")
+            raise unsupported(f"{at}.{index}", "must be a call of a function on this backend")
         told: Json = {"function": function | {"index": index, "arguments": _arguments(function, f"{at}.{index}")}}
         if call.get("id") is not None:
             told["id"] = call["id"]
@@ -300,7 +300,7 @@ def _arguments(function: Json, at: str) -> orjson.Fragment:
             return orjson.Fragment(text)
     except orjson.JSONDecodeError:
         pass
-    raise invalid(f"{at}.function.arguments", "is a JSON object as a string")
+    raise invalid(f"{at}.function.arguments", "must be a JSON object as a string")
 
 
 def _dict(value: Any) -> Json:
