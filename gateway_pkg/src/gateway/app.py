@@ -225,7 +225,7 @@ class App:
         await steps.run(prober.start, prober.stop)
 
     async def stop(self) -> None:
-        """Ends what `start` began, in the opposite order; what does not end in its time is left."""
+        """Ends what `start` began, in reverse order; abandons a step that exceeds its time."""
         await self._steps.aclose()
 
     def cut(self) -> None:

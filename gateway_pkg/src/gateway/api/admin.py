@@ -1,4 +1,4 @@
-"""`/v1/gateway/…`: how busy and how well the backends are, what tokens have used; and reloading the files."""
+"""`/v1/gateway/…`: load and health of the backends, usage of tokens, and the reload of files."""
 
 from __future__ import annotations
 

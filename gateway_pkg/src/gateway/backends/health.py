@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 # A backend that is down is looked at this often, so that it is back soon after its restart.
 RETRY_SEC = 1.0
-# So that the first client already finds the models; only a host that hangs costs this much of the start.
+# The start waits so long for the first probes, so that the first client finds the models.
 FIRST_ROUND_SEC = 0.5
 MODELS_MAX = 10_000
 LOADED_MAX = 100

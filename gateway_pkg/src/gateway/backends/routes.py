@@ -1,4 +1,4 @@
-"""Where a request goes: what it names, or what the policy decides; and whether its caller may go there."""
+"""Routes a request by the names in it, else by the routing policy; and checks that its caller may use the route."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer cost, as its backend tells it."""
+"""The usage of an answer, as its backend reports it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import orjson
 
 from gateway.wire.stepwise import is_heavy
 
-COUNT_MAX = 1_000_000_000  # a hundred times the longest context there is: what is more is no number of tokens
+COUNT_MAX = 1_000_000_000  # a hundred times the longest context: more is not a number of tokens
 END_MAX_BYTES = 4096  # how far from an end of the answer its usage may stand to be parsed with that end alone
 WHOLE_MAX_BYTES = 1 << 20  # an answer that is parsed as a whole for its usage
 WHOLE_MAX_VALUES = 100_000  # likewise: 10 ms
 
 
 class Usage(NamedTuple):
-    """Tokens of one request; `is_estimated` where no backend told them."""
+    """Tokens of one request; `is_estimated` when the backend reports none."""
 
     input_tokens: int
     output_tokens: int
@@ -23,7 +23,7 @@ class Usage(NamedTuple):
 
 
 def usage_in(body: bytes) -> Usage | None:
-    """The usage told by a whole answer, None where it tells none, or in the middle of much else.
+    """The usage in a whole answer; None without one, or when it is in the middle of a long answer.
 
     Servers tell it at the end. From there on the body is an object of its own that can be parsed without the rest:
     were the word found a key deeper inside, or a value, there would be a brace too many or a colon too few. Likewise
@@ -52,7 +52,7 @@ def _object(text: bytes) -> dict[str, Any] | None:
 
 
 def count_of(value: Any) -> int | None:
-    """A number of tokens that a backend tells, 0 to COUNT_MAX; None for anything else."""
+    """A backend's number of tokens, 0 to COUNT_MAX; None for another value."""
     return value if type(value) is int and 0 <= value < COUNT_MAX else None  # `type`, since True is an int as well
 
 

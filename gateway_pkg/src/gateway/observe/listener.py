@@ -37,7 +37,9 @@ def make_listener(registry: Registry, metrics: Metrics | None, problems: health.
         return (
             404,
             JSON,
-            ApiError(404, "Here are /health, /readyz, /health/upstreams and /metrics", code="not_found").body(),
+            ApiError(
+                404, "This listener has /health, /readyz, /health/upstreams and /metrics", code="not_found"
+            ).body(),
         )
 
     async def app(scope: Scope, _: Receive, send: Send) -> None:

@@ -71,41 +71,39 @@ REQUESTS = Family("gateway_requests", "counter", "Requests answered.", ("path", 
 DURATION = Family(
     "gateway_request_duration_ms", "histogram", "Time from a request to its last byte.", ("path", "status")
 )
-UPSTREAM = Family(
-    "gateway_upstream_duration_ms", "histogram", "Time that the backend took of it.", ("path", "backend_class")
-)
+UPSTREAM = Family("gateway_upstream_duration_ms", "histogram", "Time that the backend took.", ("path", "backend_class"))
 FIRST_TOKEN = Family(
     "gateway_time_to_first_token_ms",
     "histogram",
     "Time from a request to the first event of its stream.",
     ("path", "backend_class"),
 )
-ABORTED = Family("gateway_streams_aborted", "counter", "Answers that did not end well.", ("reason",))
+ABORTED = Family("gateway_streams_aborted", "counter", "Failed or aborted answers.", ("reason",))
 TOKENS = Family(
     "gateway_tokens",
     "counter",
-    "Tokens in and out; estimated where the backend told none: characters by 4, events of a stream.",
+    "Tokens in and out; estimated if the backend reports none: characters by 4, events of a stream.",
     ("backend_class", "model", *_BY_TOKENS),
 )
 CALLER_REQUESTS = Family("gateway_caller_requests", "counter", "Requests of a bearer token, by its name.", ("caller",))
-CALLER_TOKENS = Family("gateway_caller_tokens", "counter", "Tokens of it.", ("caller", *_BY_TOKENS))
+CALLER_TOKENS = Family(
+    "gateway_caller_tokens", "counter", "Tokens of a bearer token, by its name.", ("caller", *_BY_TOKENS)
+)
 QUEUE_WAITING = Family(
     "gateway_queue_waiting", "gauge", "Requests in a backend class's queue.", ("backend_class", "capability")
 )
 QUEUED = Family(
     "gateway_queue_wait_ms", "histogram", "Time that requests waited in a backend class's queue.", ("backend_class",)
 )
-RETRIES = Family(
-    "gateway_retries", "counter", "Requests that were sent once more, to another host.", ("backend_class",)
-)
+RETRIES = Family("gateway_retries", "counter", "Requests that failed over to another host.", ("backend_class",))
 FAILURES = Family(
     "gateway_upstream_failures", "counter", "Requests that a backend failed or refused.", ("backend", "kind")
 )
 READY = Family("gateway_backend_ready", "gauge", "1 where the last probe found it ready.", ("backend",))
 HEALTHY = Family("gateway_backend_healthy", "gauge", "1 where the last probe found it alive.", ("backend",))
-INFLIGHT = Family("gateway_backend_inflight", "gauge", "Requests under way.", ("backend", "capability"))
+INFLIGHT = Family("gateway_backend_inflight", "gauge", "Running requests.", ("backend", "capability"))
 LIMIT = Family(
-    "gateway_backend_limit", "gauge", "How many may be; absent where any number may.", ("backend", "capability")
+    "gateway_backend_limit", "gauge", "Most running requests; absent without a limit.", ("backend", "capability")
 )
 CONNECTIONS = Family("gateway_backend_connections", "gauge", "Open connections.", ("backend",))
 WAITING = Family("gateway_backend_connections_waiting", "gauge", "Requests that wait for a connection.", ("backend",))
@@ -113,9 +111,9 @@ LOOP_LAG = Family("gateway_event_loop_lag_ms", "histogram", "How late the event 
 DROPPED = Family("gateway_request_log_lines_dropped", "counter", "Lines the request log could not hold.")
 PROCESS_DROPPED = Family("gateway_process_log_lines_dropped", "counter", "Lines the process log could not hold.")
 BACKGROUND = Family(
-    "gateway_background_failures", "counter", "Failures of work beside the requests, tried again since.", ("task",)
+    "gateway_background_failures", "counter", "Failures of background tasks, which run again.", ("task",)
 )
-SPANS = Family("gateway_trace_spans", "counter", "Spans made, and what became of them.", ("state",))
+SPANS = Family("gateway_trace_spans", "counter", "Spans, by what became of them.", ("state",))
 BUILD = Family("gateway_build_info", "gauge", "Always 1; its label has the version.", ("version",))
 FAMILIES = (
     REQUESTS, DURATION, UPSTREAM, FIRST_TOKEN, ABORTED, TOKENS, CALLER_REQUESTS, CALLER_TOKENS, QUEUE_WAITING, QUEUED,

@@ -300,9 +300,9 @@ class _Exporter(SpanExporter):
             self.failed += len(spans)
         is_failing = result is not SpanExportResult.SUCCESS
         if is_failing and not self._is_failing:
-            log.warning("the collector at %s takes no traces; they are dropped until it does", self._url)
+            log.warning("the collector at %s refuses traces; the gateway drops them until it accepts them", self._url)
         elif self._is_failing and not is_failing:
-            log.info("the collector at %s takes traces again", self._url)
+            log.info("the collector at %s accepts traces again", self._url)
         self._is_failing = is_failing
         return result
 
@@ -317,7 +317,7 @@ class _Exporter(SpanExporter):
 
 
 def remote_parent(traceparent: bytes | None, tracestate: bytes | None) -> SpanContext | None:
-    """The span that a client's `traceparent` names; None where there is none, or none that is well-formed."""
+    """The span that a client's `traceparent` names; None for a missing or malformed header."""
     found = TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
     if found is None or (found[1] == b"00" and len(found[0]) != 55):
         return None

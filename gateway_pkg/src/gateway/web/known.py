@@ -90,7 +90,7 @@ class KnownFields:
     def _check_case(self, request: Mapping[str, Any]) -> None:
         for name in request:
             if name not in self._names and (known := self._by_case.get(name.casefold())) is not None:
-                raise _twice(known, f"is written so, not '{name[:100]}'")
+                raise _twice(known, f"must be written so, not '{name[:100]}'")
 
     def _check_pairs(self, body: bytes) -> None:
         """Looks at every pair: for the few bodies that have a known name in more places than one."""
@@ -133,7 +133,7 @@ def _twice(param: str, problem: str) -> ApiError:
 
 
 def _properties(about: Mapping[str, Any], schema: Mapping[str, Any]) -> frozenset[str]:
-    """The known fields of an object, none for what is no object."""
+    """The known fields of an object; empty for another type."""
     if reference := about.get("$ref"):
         about = schema["$defs"][reference.rpartition("/")[2]]
     inner = (_properties(one, schema) for one in about.get("anyOf", ()))

@@ -116,7 +116,7 @@ class Middleware:
         except Exception:
             # The last net: the client gets a well-formed 500, the log says why. Each one is a bug.
             log.exception("unexpected error")
-            words = f"Internal error; the log has it under {exchange.request_id}"
+            words = f"Internal error; the gateway's log has it under {exchange.request_id}"
             await exchange.fail(ApiError(500, words, code="internal_error"))
         finally:
             self._record(exchange)

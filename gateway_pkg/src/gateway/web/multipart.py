@@ -60,7 +60,7 @@ class Form:
         for name, count in Counter(field.name for field in self.fields).items():
             usual = by_case.get(name.casefold(), name)
             if usual != name:
-                raise ApiError(400, f"'{usual}' is written so, not '{name[:100]}'", param=usual, code="conflict")
+                raise ApiError(400, f"'{usual}' must be written so, not '{name[:100]}'", param=usual, code="conflict")
             if count > 1 and name in by_case.values() and not name.endswith("[]"):
                 self.find(name)
 
@@ -124,7 +124,7 @@ def _disposition(head: bytes) -> tuple[str, bool]:
         key, colon, value = line.partition(b":")
         key = key.lower()
         if not colon or key != key.strip() or b"\n" in line or b"\r" in line:
-            raise _malformed("the headers of a part are one a line")
+            raise _malformed("each header of a part must be on one line")
         if key in found and key.startswith(b"content-"):
             raise _malformed(f"a part has '{key[:100].decode('latin-1')}' twice")
         found[key] = value.strip()
@@ -154,4 +154,4 @@ def _options(header: bytes) -> tuple[bytes, dict[bytes, bytes]]:
 
 
 def _malformed(what: str) -> ApiError:
-    return ApiError(400, f"The body is no form: {what}", code="invalid_multipart")
+    return ApiError(400, f"The body is not a form: {what}", code="invalid_multipart")

@@ -214,7 +214,7 @@ class Connection(asyncio.Protocol):
             self._start = (self._start + data)[: len(VERSION)]
             if not VERSION.startswith(self._start):
                 self.head_bytes += len(data)
-                raise ProtocolViolation("this is not HTTP/1.0 or HTTP/1.1")
+                raise ProtocolViolation("an answer that is not HTTP/1.0 or HTTP/1.1")
         room = self.pool.max_header_bytes - self.head_bytes
         self.head_bytes += len(data)
         self._feed(data[:room])

@@ -192,7 +192,7 @@ class Pool:
             await asyncio.wait((self._all_left,), timeout=CLOSE_SEC)
         if self._joined:
             count = len(self._joined)
-            log.warning("%s: %d connections are not closed %g s after their abort", self.origin, count, CLOSE_SEC)
+            log.warning("%s: %d connections are still open %g s after their abort", self.origin, count, CLOSE_SEC)
         if self._timer is not None:
             self._timer.cancel()
 

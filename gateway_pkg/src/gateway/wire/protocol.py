@@ -282,7 +282,7 @@ class Protocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def on_response_complete(self) -> None:
-        """Called by a cycle: the next request may be answered, or the connection has none for a while."""
+        """Called by a cycle: answers the next request, or lets the connection wait for one."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return

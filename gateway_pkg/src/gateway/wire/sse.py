@@ -44,7 +44,7 @@ class EventCutter:
         self._held = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes up to the last event's end, b"" when there is none yet; raises EventTooLong."""
+        """The bytes up to the end of the last whole event, else b""; raises EventTooLong."""
         if not data.endswith(b"\n\n"):
             tail = bytes(self._held[-_OVERLAP:])  # what is held is looked at once only, however long it grows
             end = _last_end(tail + data) - len(tail)
@@ -85,7 +85,7 @@ class EventWatch:
     """Looks at the events of a stream for the usage or the error that they tell.
 
     It takes out the event that tells nothing but the usage. `usage` is OpenAI's usage object, None until it came by;
-    `failure` is the event that holds an error, None while there is none.
+    `failure` is the event that holds an error, else None.
     """
 
     __slots__ = ("_began", "_takes_out", "failure", "usage")
@@ -145,9 +145,9 @@ def split_events(events: bytes) -> Iterator[bytes]:
 
 
 def read_events(events: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON objects that some whole events are; blank lines, comments and `[DONE]` are none.
+    """The JSON objects in whole events; blank lines, comments and `[DONE]` are skipped.
 
-    Raises UnsoundEvent where an event is none of OpenAI's.
+    Raises UnsoundEvent for an event that is not OpenAI's.
     """
     for event in _BLANK_LINES.split(events):
         if not event:
@@ -160,7 +160,7 @@ def read_events(events: bytes) -> Iterator[dict[str, Any]]:
 
 
 def parse_event(event: bytes) -> dict[str, Any] | None:
-    """The JSON object that is an event's data; None for comments, `[DONE]` and whatever else is no object."""
+    """The JSON object in an event's data; None for comments, `[DONE]` and other data."""
     data = _data(event) if event.find(b"data:") >= 0 else b""
     if not data:
         return None
@@ -193,7 +193,7 @@ def _lines(event: bytes) -> list[bytes]:
 
 
 def _last_end(data: bytes) -> int:
-    """Where the last whole event of the data ends, 0 when there is none."""
+    """The end of the last whole event in the data, else 0."""
     end = 0
     for blank_line in (b"\n\n", b"\n\r\n", b"\r\r"):
         at = data.rfind(blank_line)

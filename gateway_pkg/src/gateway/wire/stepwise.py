@@ -97,7 +97,7 @@ def without_numbers(body: bytes, long: int = LIST_BYTES) -> Generator[None, None
 
 
 def numbers_in(text: memoryview) -> Generator[None, None, array[float]]:
-    """The numbers of a list, brackets and all; raises ValueError, TypeError where one is none."""
+    """The numbers of a list with its brackets; raises ValueError, TypeError for another content."""
     numbers, at, end = array("d"), 1, len(text) - 1
     while True:
         piece = bytes(text[at : min(at + LIST_STEP, end)])

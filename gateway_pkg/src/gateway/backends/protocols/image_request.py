@@ -16,7 +16,7 @@ LATENT_PIXELS = 8  # what one cell of a diffusion model's latent image covers, i
 STEPS = ("steps", "num_inference_steps")
 GUIDANCE = ("guidance_scale", "guidance", "cfg_scale")
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
-# What the gateway itself answers, and no backend is told of.
+# Fields that the gateway handles itself, and never sends to a backend.
 _OURS = frozenset({"prompt", "n", "size", "model", "response_format", "stream", "partial_images"})
 
 
@@ -157,11 +157,11 @@ class Options:
             del self._left[name]
 
     def no_effect(self, name: str) -> None:
-        """For a field that changes nothing of an image by definition."""
+        """Accepts a field that by definition does not change the image."""
         self._left.pop(name, None)
 
     def finish(self) -> None:
-        """Raises ApiError 400 for a field that is left."""
+        """Raises ApiError 400 for a remaining field."""
         for name, value in self._left.items():
             shown = f" {value!r}" if isinstance(value, str) and len(value) < 40 else ""
             raise ApiError(

@@ -125,7 +125,7 @@ class ResponseStore:
             while connection.execute("SELECT bytes FROM responses_total").get > self._max_bytes:
                 connection.execute(DELETE_OLDEST, of_owner(connection.execute(MOST).get))
                 if not connection.changes():
-                    raise StorageError("no room can be made: the sums of what owners have are not those of their rows")
+                    raise StorageError("no room can be made: the stored sums differ from the rows")
             if not connection.execute("SELECT count(*) FROM responses WHERE id = ?", (response["id"],)).get:
                 raise StorageError(f"a response of {size} bytes is more than its token's share of RESPONSES_MAX_BYTES")
 
@@ -133,7 +133,7 @@ class ResponseStore:
         await self._database.write(insert)
 
     async def response(self, owner: str, response_id: str) -> bytes | None:
-        """The response as JSON; None when there is none of the owner's."""
+        """The owner's response as JSON, else None."""
 
         def fetch(connection: apsw.Connection) -> bytes | None:
             row = connection.execute(FETCH, _of(owner, response_id)).fetchone()
@@ -142,7 +142,7 @@ class ResponseStore:
         return await self._database.read(fetch)
 
     async def find(self, owner: str, response_id: str) -> Stored | None:
-        """The response with its conversation; None when there is none of the owner's."""
+        """The owner's response with its conversation, else None."""
 
         def fetch(connection: apsw.Connection) -> Stored | None:
             row = connection.execute(FETCH, _of(owner, response_id)).fetchone()
@@ -198,7 +198,7 @@ class ResponseStore:
                 if is_more:
                     continue
             except StorageError as error:
-                log.warning("expired responses stay for now: %s", error)
+                log.warning("expired responses were not removed: %s", error)
                 self.problem = f"responses cannot be stored: {error.__cause__ or error}"
             await asyncio.sleep(SWEEP_EVERY_SEC)
 

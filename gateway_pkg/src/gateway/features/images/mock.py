@@ -16,7 +16,7 @@ def draw(request: ImageRequest) -> Painting:
     """SVGs that show what was asked for, every field of it; the same request gives the same bytes.
 
     Raises:
-        ApiError: 400 for an `output_format` that is none of these.
+        ApiError: 400 for another `output_format`.
     """
     options = Options(request, "mock")
     options.only("output_format", "svg")

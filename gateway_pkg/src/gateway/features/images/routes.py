@@ -47,7 +47,7 @@ class _Fields(TypedDict):
     n: NotRequired[Annotated[int, Field(description="1 to 4")] | None]
     size: NotRequired[Annotated[str, Field(description="WIDTHxHEIGHT or auto; 1024x1024 without")] | None]
     response_format: NotRequired[
-        Annotated[Literal["url", "b64_json"], Field(description="`url` where the backend's policy says nothing else")]
+        Annotated[Literal["url", "b64_json"], Field(description="`url` unless the backend's policy says otherwise")]
         | None
     ]
     background: NotRequired[Literal["transparent", "opaque", "auto"] | None]
@@ -82,7 +82,7 @@ class ImageEditRequest(_Fields):
 
     input_fidelity: NotRequired[Literal["high", "low"] | None]
     strength: NotRequired[
-        Annotated[float, Field(ge=0, le=1, description="How much of the image is made anew; 0.75 without")] | None
+        Annotated[float, Field(ge=0, le=1, description="Share of the image that is redrawn; 0.75 by default")] | None
     ]
 
 
@@ -296,7 +296,7 @@ async def _read_form(exchange: Exchange) -> tuple[dict[str, Any], tuple[Upload, 
                 else:
                     mask = upload
             elif isinstance(value, UploadFile):
-                raise _invalid(name, "is a file where a text belongs")
+                raise _invalid(name, "must be a text, not a file")
             elif name in fields:
                 raise _invalid(name, "is there twice: send one")
             else:
@@ -306,7 +306,7 @@ async def _read_form(exchange: Exchange) -> tuple[dict[str, Any], tuple[Upload, 
     try:
         given = orjson.dumps(fields)
     except TypeError:
-        raise ApiError(400, "The multipart body cannot be read: its texts are no UTF-8", code="invalid_form") from None
+        raise ApiError(400, "The multipart body cannot be read: its texts must be UTF-8", code="invalid_form") from None
     return parse(given, EDIT), tuple(images), mask
 
 
@@ -321,7 +321,7 @@ def _response_format(wanted: str, backend: Backend) -> str:
     if wanted not in allowed:
         rule = "images_allow_base64" if wanted == "b64_json" and not policy.images_allow_base64 else "images_format"
         name = backend.record.backend_class
-        message = f"Backend '{name}' gives no images as {wanted}: its payload_policy.{rule} says so"
+        message = f"Backend '{name}' gives no images as {wanted} because of its payload_policy.{rule}"
         raise ApiError(400, message, param="response_format", code="unsupported_value")
     return wanted
 

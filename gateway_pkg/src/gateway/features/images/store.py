@@ -70,7 +70,7 @@ class MediaStore:
         return await asyncio.to_thread(self._save, data, suffix, owner)
 
     async def find(self, name: str) -> Path | None:
-        """The path of a stored file, None when there is none of this name or it is too old."""
+        """The path of a stored file; None for an unknown or expired name."""
         stem, _, suffix = name.partition(".")
         if not _STEM.fullmatch(stem) or suffix not in self.media_types:
             return None
@@ -182,7 +182,7 @@ def make_media_router(store: MediaStore, prefix: str, what: str) -> APIRouter:
     async def get_file(name: str) -> FileResponse:
         path = await store.find(name)
         if path is None:
-            raise ApiError(404, f"There is no such {what}, or no more: they are kept for a time", code="not_found")
+            raise ApiError(404, f"There is no such {what}; stored ones expire", code="not_found")
         kind = path.suffix[1:]
         headers = {"cache-control": f"private, max-age={store.ttl_sec}, immutable", "x-content-type-options": "nosniff"}
         return FileResponse(
@@ -201,7 +201,7 @@ def make_media_router(store: MediaStore, prefix: str, what: str) -> APIRouter:
             200: {"description": "The file", "content": content},
             206: {"description": "Ranges of it", "content": {**content, "multipart/byteranges": {}}},
             400: {"description": "`Range` cannot be read", "content": {"text/plain": {}}},
-            404: {"description": "None of this name"},
+            404: {"description": "Unknown or expired name"},
             416: {"description": "There is no such range", "content": {"text/plain": {}}},
         },
     )

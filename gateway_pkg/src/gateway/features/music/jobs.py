@@ -69,7 +69,7 @@ Make = Callable[["Job"], Awaitable[None]]
 
 @dataclass
 class Job:
-    """One piece. Times are unix seconds; `result` is the answer for the client, `error` why there is none."""
+    """One piece. Times are unix seconds; `result` is the client's answer, `error` the reason of a failure."""
 
     id: str
     owner: str
@@ -138,7 +138,7 @@ class MusicJobs:
             if count >= most:
                 raise ApiError(
                     429,
-                    f"{count} pieces are being made, the most for {whose}; wait for one, or cancel one",
+                    f"{count} unfinished jobs are the limit of {whose}; wait for one, or cancel one",
                     code="too_many_jobs",
                     headers=retry_after(RETRY_SEC),
                 )
@@ -210,7 +210,9 @@ class MusicJobs:
             # The last net, as for requests: each one is a bug.
             log.exception("unexpected error in job %s", job.id)
             job.status = "failed"
-            job.failure = ApiError(500, f"Internal error; the log has it under {job.id}", code="internal_error")
+            job.failure = ApiError(
+                500, f"Internal error; the gateway's log has it under {job.id}", code="internal_error"
+            )
         job.error = _error(job.failure) if job.failure is not None else None
         job.finished_at = int(time.time())
         await self.update(job)
@@ -228,7 +230,7 @@ class MusicJobs:
         try:
             await self._database.write(update)
         except StorageError as error:
-            log.error("how job %s went on (%s) is not stored: %s", job.id, job.status, error)
+            log.error("the state of job %s (%s) is not stored: %s", job.id, job.status, error)
 
 
 def _row(job: Job) -> tuple[Any, ...]:
@@ -257,7 +259,7 @@ def _job(owner: str, row: tuple[Any, ...]) -> Job:
 
 
 def _interrupted() -> ApiError:
-    return ApiError(503, "The gateway stopped while the piece was made; ask for it again", code="interrupted")
+    return ApiError(503, "The gateway stopped before the piece was finished; ask for it again", code="interrupted")
 
 
 def _error(error: ApiError) -> dict[str, Any]:

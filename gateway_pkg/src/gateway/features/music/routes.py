@@ -81,7 +81,7 @@ PIECE: dict[str, Any] = {
     "properties": {
         "id": {"type": "string"},
         "status": {"type": "string"},
-        "audio_url": {"type": "string", "description": "Where the audio is; it takes the same token."},
+        "audio_url": {"type": "string", "description": "URL of the audio; it takes the same token."},
         "duration": {"type": "number"},
         "_gateway": {"type": "object"},
     },
@@ -94,13 +94,13 @@ OPENAPI_EXTRA: dict[str, Any] = {
         {
             "name": "Prefer",
             "in": "header",
-            "description": "RFC 7240's `respond-async` or `wait=<seconds>`: when to answer with a job instead.",
+            "description": "RFC 7240's `respond-async` or `wait=<seconds>`: when to answer with a job.",
             "schema": {"type": "string"},
         }
     ],
     "responses": {
         "202": {
-            "description": "The piece is in the making",
+            "description": "The job is accepted",
             "headers": {
                 "Location": {"description": "The job's path", "required": True, "schema": {"type": "string"}},
                 "Preference-Applied": {"required": True, "schema": {"const": "respond-async"}},
@@ -128,7 +128,7 @@ _AUDIO = {"audio/*": {"schema": {"type": "string", "format": "binary"}}}
 AUDIO: dict[int | str, dict[str, Any]] = {
     200: {"description": "The audio", "content": _AUDIO},
     206: {"description": "A range of it", "content": _AUDIO},
-    404: {"description": "The caller has no such piece: never, or no longer"},
+    404: {"description": "The caller has no such piece; pieces expire"},
     416: {"description": "There is no such range", "content": {}},
     502: {"description": "The backend gave no valid answer"},
     503: {"description": "The backend is not ready, or the store cannot be read"},
@@ -147,13 +147,13 @@ def make_router(dispatcher: Dispatcher, settings: MusicSettings, jobs: MusicJobs
 
     @router.get(
         "/v1/music/generations/{job_id}",
-        summary="Show a piece in the making",
+        summary="Show a music job",
         responses={200: {"links": OF_JOB}, **NO_JOB},
     )
     async def get_job(job_id: JOB_ID, request: Request) -> MusicJob:
         return MusicJob(**(await _found(jobs, request, job_id)).told())
 
-    @router.delete("/v1/music/generations/{job_id}", summary="Stop making a piece", responses=NO_JOB)
+    @router.delete("/v1/music/generations/{job_id}", summary="Cancel a music job", responses=NO_JOB)
     async def cancel_job(job_id: JOB_ID, request: Request) -> MusicJob:
         job = await _found(jobs, request, job_id)
         if job.finished_at is None:
@@ -173,7 +173,7 @@ def make_router(dispatcher: Dispatcher, settings: MusicSettings, jobs: MusicJobs
             name = await jobs.backend_of(exchange.owner, file)
         backend = next((one for one in dispatcher.registry.backends if one.name == name), None)
         if backend is None:
-            raise ApiError(404, f"There is no piece '{file}'; it is kept for a time", code="not_found")
+            raise ApiError(404, f"There is no piece '{file}'; pieces expire", code="not_found")
         return ProxiedAudio(dispatcher, exchange, backend, file, settings.heartmula_timeout_sec)
 
     return router
@@ -269,5 +269,5 @@ async def _found(jobs: MusicJobs, request: Request, job_id: str) -> Job:
     with _store_errors():
         job = await jobs.find(caller_of(request).key, job_id)
     if job is None:
-        raise ApiError(404, f"There is no job '{job_id}'; finished ones are kept for a time", code="not_found")
+        raise ApiError(404, f"There is no job '{job_id}'; finished jobs expire", code="not_found")
     return job
