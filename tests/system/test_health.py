@@ -152,8 +152,7 @@ def test_silence_is_a_failure(run: Run) -> None:
 SERVING = """
 import asyncio, sys
 import gateway.server
-from gateway.app import App
-from gateway.config.settings import load_settings
+from gateway.app import App, load_settings
 
 async def main():
     app = App(load_settings())
