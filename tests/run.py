@@ -144,13 +144,15 @@ def hosts() -> Tally:
     return tally
 
 
-PACKAGE = ("tests/unit", "tests/contracts", "tests/system")
+# In this order, so that what takes long does not come last.
+PACKAGE = ("tests/system", "tests/contracts", "tests/unit")
 # The figures that are asked for: how many cases each property was tried with, and what took longest.
 HEAVY = ("tests/heavy", *PACKAGE, "--hypothesis-show-statistics", "--durations=20")
 
-# On all cores: a file's tests in one process, since they share its gateways; those of roles wherever there is room,
-# but for files that share hosts (`xdist_group`), in the order of tests/roles/conftest.py.
-FILES_APART = ("-n", "auto", "--maxprocesses=4", "--dist=loadfile")
+# A file's tests in one process, since they share its gateways, and two files a core, since they wait more than they
+# compute; those of roles on all cores, wherever there is room, but for files that share hosts (`xdist_group`), in the
+# order of tests/roles/conftest.py.
+FILES_APART = ("-n", str(min(4, 2 * (os.cpu_count() or 1))), "--dist=loadfile", "--no-loadscope-reorder")
 TESTS_APART = ("-n", "auto", "--maxprocesses=4", "--dist=loadgroup", "--no-loadscope-reorder")
 
 LAYERS: dict[str, Callable[[], Tally]] = {

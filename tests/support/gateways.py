@@ -229,16 +229,12 @@ def refused(tmp_path: Path) -> Callable[..., str]:
     """Runs a gateway that must refuse to start with exit code 2; gives what it said on stderr."""
 
     def run(**settings: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "gateway", "serve"],
-            env=environment(tmp_path, **settings),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SEC,
-            check=False,
-        )
-        assert done.returncode == 2, done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr
+        path = tmp_path / "refused.log"
+        with path.open("w") as stderr:
+            status = forks.start(environment(tmp_path, **settings), stderr).wait(PATIENCE_SEC)
+        said = path.read_text()
+        assert status == 2, said
+        assert "Traceback" not in said
+        return said
 
     return run

@@ -18,6 +18,7 @@ from gateway.app import FEATURES
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.sockets import connect, read_to_end, read_until
 from tests.support.upstream import Upstream
+from tests.support.waiting import PATIENCE_SEC
 
 DOCS = {"/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"}
 OPEN = {"/health", "/readyz", "/openapi.json", *DOCS}
@@ -107,9 +108,8 @@ def test_sdk_that_sends_more_than_it_may_reads_why(served: Gateway, key: str, st
         return caught.value.status_code
 
     async def test() -> list[int]:
-        async with openai.AsyncOpenAI(
-            api_key=key, base_url=f"http://127.0.0.1:{served.port}/v1", max_retries=0
-        ) as client:
+        url = f"http://127.0.0.1:{served.port}/v1"
+        async with openai.AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=PATIENCE_SEC) as client:
             return await asyncio.gather(*(ask(client) for _ in range(8))) + [await ask(client) for _ in range(8)]
 
     assert asyncio.run(test()) == [status] * 16
