@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -40,6 +41,24 @@ def run_on(loop: str, test: Test) -> None:
 def run(request: pytest.FixtureRequest) -> Run:
     """Runs a coroutine on each kind of event loop, with a deadline."""
     return partial(run_on, request.param)
+
+
+@pytest.fixture(scope="session")
+def frozen() -> Iterator[None]:
+    """What was there before is not looked at by the collector, so that a test may ask it for what it has made."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def no_collector(frozen: None) -> Iterator[None]:
+    """What is freed is freed by its last reference alone."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +26,9 @@ STEPS = 40  # of the loop, more than any dial takes on loopback
 
 
 @pytest.fixture
-def uncollected() -> Iterator[Callable[[], list[object]]]:
+def uncollected(no_collector: None) -> Callable[[], list[object]]:
     """The connections, answers and parsers that are still there without the collector's help."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield lambda: [one for one in gc.get_objects() if isinstance(one, Connection | Response | HttpResponseParser)]
-    finally:
-        gc.enable()
+    return lambda: [one for one in gc.get_objects() if isinstance(one, Connection | Response | HttpResponseParser)]
 
 
 def both_families(monkeypatch: pytest.MonkeyPatch) -> None:

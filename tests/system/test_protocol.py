@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import ssl
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -78,15 +77,6 @@ async def serving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
         yield served
     finally:
         listener.close()
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """What is freed is freed by its last reference alone."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 ENDS = {

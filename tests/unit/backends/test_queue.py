@@ -15,7 +15,7 @@ from gateway.backends.slots import CIRCUIT_OPENS_AFTER, Slots
 from gateway.errors import ApiError
 
 from tests.support.registries import record, registry
-from tests.support.scripted import Run
+from tests.support.scripted import Run, run_on
 
 QUEUE = {"max": 50, "timeout_sec": 60}
 
@@ -328,7 +328,7 @@ def test_one_that_is_cancelled_keeps_nobody_out(run: Run) -> None:
 
 
 @pytest.mark.parametrize("leavers", ["all at once", "in turn", "while a slot comes free"])
-def test_eight_times_as_many_waiters_cost_about_eight_times_as_much(run: Run, leavers: str) -> None:
+def test_eight_times_as_many_waiters_cost_about_eight_times_as_much(leavers: str) -> None:
     async def cost(waiters: int) -> float:
         line = Line(max=waiters)
         for number in range(waiters):
@@ -351,7 +351,7 @@ def test_eight_times_as_many_waiters_cost_about_eight_times_as_much(run: Run, le
         few, many = [await cost(500) for _ in range(3)], [await cost(4_000) for _ in range(3)]
         assert min(many) / min(few) < 24, (few, many)
 
-    run(test)
+    run_on("uvloop", test)
 
 
 def test_who_waits_keeps_its_place_over_reloads_and_is_woken(run: Run) -> None:
