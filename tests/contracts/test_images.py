@@ -199,12 +199,12 @@ def test_what_an_openai_server_tells_is_passed_on(studio: Studio) -> None:
     ("model", "words"),
     [
         ("url", "a URL or a path"),
-        ("text", "other than a PNG"),
+        ("text", "not a PNG"),
         ("few", "fewer than 1"),
-        ("webp", "output_format 'png'"),
+        ("webp", "than 'png'"),
     ],
 )
-def test_answers_that_are_none(studio: Studio, model: str, words: str) -> None:
+def test_malformed_answers(studio: Studio, model: str, words: str) -> None:
     assert words in refusal(studio.generate("openai", model=model, output_format="png"), 502)["message"]
 
 
