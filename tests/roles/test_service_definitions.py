@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import os
 import plistlib
@@ -11,7 +12,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingMixIn, UnixStreamServer
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -22,6 +26,10 @@ pytestmark = pytest.mark.xdist_group("service_definitions")  # rendered once
 
 ROOT = Path(__file__).parents[2]
 ROLE = ROOT / "roles/service"
+specification = importlib.util.spec_from_file_location("service", ROLE / "module_utils/appliance_service.py")
+assert specification and specification.loader
+appliance_service: Any = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(appliance_service)
 ARGV = ["/usr/bin/env", "serve", 'a "quoted" word', "100%", "$HOME", "back\\slash"]
 ENVIRONMENT = {"GREETING": 'say "hello" to 100% of $HOME', "PLAIN": "1", "LIST": "a,b=c"}
 PLAIN: dict[str, Any] = {"service_name": "llamacpp"}
@@ -37,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "anywhere": {**PLAIN, "service_peers": ["any"]},
     "procfs": {**PLAIN, "service_sandbox_exceptions": ["procfs"]},
     "compiler": {**PLAIN, "service_sandbox_exceptions": ["jit", "gpu", "procfs"]},
+    "socket": {**PLAIN, "appliance_services_override": {"llamacpp": {"socket": "run/api.sock"}}},
     "container": {**PLAIN, "service_private_users": False},
 }
 # The highest exposure that `systemd-analyze security` may give: 1.2 for the gateway, 1.8 with a GPU or a compiler.
@@ -133,6 +142,32 @@ def test_a_unit_takes_user_limits_and_writable_places_from_the_catalog(units: Pa
     writable = [line for line in gateway if line.startswith("ReadWritePaths=")]
     assert writable == ['ReadWritePaths="/var/lib/gateway/data"', 'ReadWritePaths="/var/lib/gateway/tools"']
     assert "StandardError=append:/var/log/gateway/gateway.err.log" in gateway
+
+
+def test_a_service_with_a_socket_may_write_its_directory_and_is_asked_there(units: Path, tmp_path: Path) -> None:
+    assert 'ReadWritePaths="/var/lib/llamacpp/run"' in (units / "socket.service").read_text().splitlines()
+    path = tmp_path / "api.sock"
+    with UnixServer(str(path), Healthy) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        assert [appliance_service._answer(f"unix:{path}:{asked}") for asked in ("/health", "/other")] == ["200", "404"]
+        server.shutdown()
+        thread.join()
+    assert "refused" in appliance_service._answer(f"unix:{path}:/health")
+
+
+class UnixServer(ThreadingMixIn, UnixStreamServer):
+    daemon_threads = True
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *words: object) -> None:
+        """Quiet: a unix socket's client has no address to name."""
 
 
 def test_a_unit_whose_process_can_read_files_again_reloads(units: Path) -> None:

@@ -46,13 +46,14 @@ def ansible_playbook(
     inventory: Path,
     timeout: float = 300,
     environment: Mapping[str, str] | None = None,
+    checkout: Path = ROOT,
 ) -> Run:
     argv = [str(ANSIBLE_PLAYBOOK), str(playbook), "-i", str(inventory), *arguments]
     with tempfile.TemporaryDirectory(prefix="ssh") as sockets:
         complete = {
             **os.environ,
             **(environment or {}),
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_CONFIG": str(checkout / "ansible.cfg"),
             "ANSIBLE_FORCE_COLOR": "0",
             "ANSIBLE_NOCOLOR": "1",
             # No connection that an earlier run left open is used again: its host may be another one by now.
@@ -60,7 +61,7 @@ def ansible_playbook(
         }
         done = subprocess.run(
             argv,
-            cwd=ROOT,
+            cwd=checkout,
             env=complete,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
