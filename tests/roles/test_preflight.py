@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 from copy import deepcopy
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import preflight
@@ -15,9 +17,10 @@ import pytest
 import yaml
 from catalog import listeners
 from gateway.access import settings
-from host_state import declared, linux_listeners
+from host_state import declared, linux_listeners, silence
 
 from tests.support.ansible_run import ROOT
+from tests.support.ports import NOBODYS
 from tests.support.services import CATALOG
 
 TOKEN_COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
@@ -405,6 +408,15 @@ def test_the_holder_of_a_port_is_found(family: socket.AddressFamily, address: st
     assert found["pid"] == os.getpid()
     assert found["address"] == address
     assert "python" in found["command"]
+
+
+def test_a_server_answers_whatever_it_says() -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # 501 to every GET
+        thread = Thread(target=server.handle_request)
+        thread.start()
+        assert silence(f"http://127.0.0.1:{server.server_port}") == ""
+        thread.join()
+    assert "Connection refused" in silence(f"http://127.0.0.1:{NOBODYS}")
 
 
 def test_services_of_an_earlier_run(tmp_path: Path) -> None:

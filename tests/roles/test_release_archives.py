@@ -180,6 +180,7 @@ def test_archives_and_programs_become_releases(tmp_path: Path) -> None:
     wrong = {
         "digest": case(sources["tar"], "0" * 64),
         "elsewhere": case(sources["tar"], platform="plan9-mips"),
+        "unchecked": {"release_archives": {PLATFORM: {"source": "tool.tgz"}}, "release_version": "1.0"},
         "absent": case(tmp_path / "none.tgz", "0" * 64),
         "evil": case(tarball(tmp_path / "evil.tgz", EVIL[0][1])),
     }
@@ -192,6 +193,7 @@ def test_archives_and_programs_become_releases(tmp_path: Path) -> None:
     digest = sha256(sources["tar"])
     assert f"tool.tgz has the sha256 {digest}, not {'0' * 64}; correct the digest" in said
     assert f"tool 1.0 has no archive for {PLATFORM}: there are plan9-mips" in said
+    assert f"tool: the archive for {PLATFORM} lacks sha256" in said
     assert "none.tgz is missing; put the file there, or correct the path" in said
     assert "../x leads out of the archive" in said
     assert "Traceback" not in said

@@ -69,10 +69,13 @@ class Archive:
             raise AnsibleActionFail(
                 f"{given['package']} {version} has no archive for {found['platform']}: there are {', '.join(archives)}"
             )
-        self._source, self._digest = (archives[found["platform"]][key] for key in ("source", "sha256"))
+        archive = archives[found["platform"]]
+        if lacks := [key for key in ("source", "sha256") if not archive.get(key)]:
+            raise AnsibleActionFail(f"{given['package']}: the archive for {found['platform']} lacks {', '.join(lacks)}")
+        self._source, self._digest = archive["source"], archive["sha256"]
         self.version = f"{version}-{self._digest[:12]}"
-        archive = self._source.endswith(ARCHIVES)
-        self.options = {"form": "archive"} if archive else {"form": "program", "program": given["package"]}
+        program = {"form": "program", "program": given["package"]}
+        self.options = {"form": "archive"} if self._source.endswith(ARCHIVES) else program
 
     def fetch(self) -> Path:
         Display().display(f"fetching {self._source}")
