@@ -289,6 +289,7 @@ def test_status(tmp_path: Path, backend: Upstream) -> None:
         "tokens_per_day": 500,
         "tokens_today": 0,
         "priority": 3,
+        "unenforced_policy_keys": [],
     }
     assert [token["name"] for token in everybodys["tokens"]] == sorted([SHOWN, "bot"])
     assert everybodys["token"]["name"] == SHOWN

@@ -14,7 +14,8 @@ from gateway.backends.protocols.image_request import ImageRequest, Painting, Upl
 from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Reply, Steps
 from gateway.errors import ApiError
 from gateway.features.images import mock
-from gateway.features.images.choice import ImageModels, choose_model
+from gateway.features.images.choice import choose_model
+from gateway.features.images.settings import ImageSettings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,8 +24,8 @@ from tests.support.faces.images import png
 WEBP = b"RIFF\x1a\0\0\0WEBP"
 JPEG = b"\xff\xd8\xff\xe0\0\x04JF\xff\xff\xc4\0\x02\xff\xc2\0\x0b\x08\0\x20\0\x40\x01\x01\x11\0"
 PNG_OF_NO_WIDTH = png(1, 1)[:16] + bytes(4) + png(1, 1)[20:]
-MODELS = ImageModels("usual", "quick", "fine", by_prompt=True)
-PLAIN = MODELS._replace(by_prompt=False)
+PLAIN = ImageSettings(images_openai_model="usual", images_openai_model_fast="quick", images_openai_model_slow="fine")
+MODELS = PLAIN.model_copy(update={"images_enable_request_type": True})
 
 
 @pytest.mark.parametrize(
@@ -41,11 +42,11 @@ PLAIN = MODELS._replace(by_prompt=False)
         ("", "a realistic cat", PLAIN, "usual", "config:model"),
         ("auto", "a cat", PLAIN, "usual", "config:model"),
         ("mine", "a cat", PLAIN, "mine", "request:model"),
-        ("", "a cat", ImageModels(), "", "omit:model"),
-        ("auto", "a cat", ImageModels(), "", "omit:model"),
+        ("", "a cat", ImageSettings(), "", "omit:model"),
+        ("auto", "a cat", ImageSettings(), "", "omit:model"),
     ],
 )
-def test_choice_of_a_model(model: str, prompt: str, models: ImageModels, chosen: str, reason: str) -> None:
+def test_choice_of_a_model(model: str, prompt: str, models: ImageSettings, chosen: str, reason: str) -> None:
     assert choose_model(model, prompt, models) == (chosen, reason)
 
 

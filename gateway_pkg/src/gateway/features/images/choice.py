@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+
+from gateway.features.images.settings import ImageSettings
 
 _REALISTIC = re.compile(
     r"\b(?:photo-?realis\w*|realistic|photo(?:graph\w*|s)?|dslr|cinematic|bokeh|35 ?mm|85 ?mm|raw photo|ultra ?real\w*|"
@@ -12,16 +13,7 @@ _REALISTIC = re.compile(
 )
 
 
-class ImageModels(NamedTuple):
-    """The settings IMAGES_OPENAI_MODEL, IMAGES_OPENAI_MODEL_FAST, _SLOW and IMAGES_ENABLE_REQUEST_TYPE."""
-
-    default: str = ""
-    fast: str = ""
-    slow: str = ""
-    by_prompt: bool = False
-
-
-def choose_model(model: str, prompt: str, models: ImageModels) -> tuple[str, str]:
+def choose_model(model: str, prompt: str, settings: ImageSettings) -> tuple[str, str]:
     """The model's name, "" for the backend's own, and the reason (`_gateway.model_reason`); the first rule wins.
 
     | condition | reason |
@@ -34,10 +26,10 @@ def choose_model(model: str, prompt: str, models: ImageModels) -> tuple[str, str
     """
     if model and model.casefold() != "auto":
         return model, "request:model"
-    if models.by_prompt:
+    if settings.images_enable_request_type:
         if _REALISTIC.search(prompt):
-            return models.slow, "policy:images->slow"
-        return models.fast, "policy:images->fast"
-    if models.default:
-        return models.default, "config:model"
+            return settings.images_openai_model_slow, "policy:images->slow"
+        return settings.images_openai_model_fast, "policy:images->fast"
+    if settings.images_openai_model:
+        return settings.images_openai_model, "config:model"
     return "", "omit:model"

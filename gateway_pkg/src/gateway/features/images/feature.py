@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from gateway.backends.protocols.image_formats import MEDIA_TYPES
 from gateway.features.face import Core, Feature
-from gateway.features.images.routes import FILES, make_endpoints
+from gateway.features.images.routes import EDITS, FILES, GENERATIONS, ImageHandler
 from gateway.features.images.settings import ImageSettings
 from gateway.features.images.store import MediaStore, make_media_router
 from gateway.web.settings import RequestSettings
@@ -29,7 +29,8 @@ class Images(Feature):
             max_total_bytes=settings.ui_image_total_bytes,
         )
         public_base_url = core.settings[RequestSettings].public_base_url
-        self.endpoints = make_endpoints(core.dispatcher, settings, self._store, public_base_url)
+        handler = ImageHandler(core.dispatcher, settings, self._store, public_base_url)
+        self.endpoints = ((GENERATIONS, handler.generate), (EDITS, handler.edit))
         self.router = make_media_router(self._store, FILES, "image")
         self.parts = (self._store,)
 

@@ -23,12 +23,12 @@ from gateway.backends.slots import Backend, Slots
 from gateway.backends.usage import usage_of
 from gateway.errors import ApiError
 from gateway.features.images import mock
-from gateway.features.images.choice import ImageModels, choose_model
+from gateway.features.images.choice import choose_model
 from gateway.features.images.settings import ImageSettings
 from gateway.features.images.store import MediaStore
 from gateway.routing.body import dump
 from gateway.routing.policy import MODEL_MAX_CHARS, Decision, decide_in_class
-from gateway.web.endpoint import JSON_TYPE, Endpoint, Endpoints, parse
+from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.wire import stepwise
 
@@ -127,29 +127,32 @@ _SHOW = {"operationId": "get_image", "description": "`name` is the last part of 
 OPENAPI_EXTRA = {"responses": {"200": {"links": {"show": _SHOW}}}}
 
 
-def make_endpoints(
-    dispatcher: Dispatcher, settings: ImageSettings, store: MediaStore, public_base_url: str
-) -> Endpoints:
-    images = ImageHandler(dispatcher, settings, store, public_base_url)
-    generate = Endpoint(
-        "/v1/images/generations",
-        CAPABILITY,
-        "images.generations",
-        "Make images from a text",
-        GENERATION,
-        answers=ANSWERS,
-        openapi_extra=OPENAPI_EXTRA,
-    )
-    edit = Endpoint(
-        "/v1/images/edits",
-        CAPABILITY,
-        "images.edits",
-        "Edit an image by a text",
-        form=_form_schema(),
-        answers=ANSWERS,
-        openapi_extra=OPENAPI_EXTRA,
-    )
-    return ((generate, images.generate), (edit, images.edit))
+def _form_schema() -> dict[str, Any]:
+    schema = EDIT.json_schema()
+    file = {"type": "string", "format": "binary"}
+    images = {"type": "array", "items": file, "minItems": 1, "maxItems": IMAGES_IN_MAX}
+    properties = {"image": images, "mask": file, **schema["properties"]}
+    return {**schema, "properties": properties, "required": ["image", *schema["required"]]}
+
+
+GENERATIONS = Endpoint(
+    "/v1/images/generations",
+    CAPABILITY,
+    "images.generations",
+    "Make images from a text",
+    GENERATION,
+    answers=ANSWERS,
+    openapi_extra=OPENAPI_EXTRA,
+)
+EDITS = Endpoint(
+    "/v1/images/edits",
+    CAPABILITY,
+    "images.edits",
+    "Edit an image by a text",
+    form=_form_schema(),
+    answers=ANSWERS,
+    openapi_extra=OPENAPI_EXTRA,
+)
 
 
 class ImageHandler:
@@ -162,12 +165,6 @@ class ImageHandler:
         self._settings = settings
         self._store = store
         self._urls = f"{public_base_url.rstrip('/')}{FILES}"
-        self._models = ImageModels(
-            settings.images_openai_model,
-            settings.images_openai_model_fast,
-            settings.images_openai_model_slow,
-            settings.images_enable_request_type,
-        )
 
     async def generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
         await self._answer(exchange, parse(await exchange.body(), GENERATION), (), None)
@@ -179,7 +176,7 @@ class ImageHandler:
     async def _answer(
         self, exchange: Exchange, given: dict[str, Any], images: tuple[Upload, ...], mask: Upload | None
     ) -> None:
-        model, reason = choose_model(given.get("model") or "", given["prompt"], self._models)
+        model, reason = choose_model(given.get("model") or "", given["prompt"], self._settings)
         wanted = given.get("response_format") or ""
         if self._is_mocked(exchange, model):
             if exchange.caller is not None:
@@ -349,14 +346,6 @@ def _about(backend: str, backend_class: str, request: ImageRequest, reason: str,
         "request": painting.request,
         "upstream": painting.upstream,
     }
-
-
-def _form_schema() -> dict[str, Any]:
-    schema = EDIT.json_schema()
-    file = {"type": "string", "format": "binary"}
-    images = {"type": "array", "items": file, "minItems": 1, "maxItems": IMAGES_IN_MAX}
-    properties = {"image": images, "mask": file, **schema["properties"]}
-    return {**schema, "properties": properties, "required": ["image", *schema["required"]]}
 
 
 def _invalid(name: str, problem: str) -> ApiError:
