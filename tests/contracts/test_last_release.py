@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,6 +12,9 @@ from typing import Any
 
 import apsw
 import pytest
+from gateway.app import FEATURES, schema
+from gateway.features.music.feature import Music
+from gateway.storage import Database
 
 from tests.support.last_release import last_release_code, last_release_file
 from tests.support.waiting import PATIENCE_SEC
@@ -88,6 +92,20 @@ def test_this_release_opens_a_file_of_the_last(tmp_path: Path) -> None:
     sums = connection.execute("SELECT owner, bytes FROM responses_of_owners").fetchall()
     assert sums == connection.execute("SELECT owner, sum(bytes) FROM responses GROUP BY owner").fetchall()
     connection.close()
+
+
+def test_a_feature_may_come_later_to_a_file_of_the_last_release(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.sqlite"
+    with last_release_file(path):
+        pass
+
+    async def open_without_music() -> None:
+        database = Database(path, schema([feature for feature in FEATURES if feature is not Music]))
+        await database.open()
+        await database.close()
+
+    asyncio.run(open_without_music())
+    assert run(THIS, path, "new", "bot") == counted(1, "bot")
 
 
 @pytest.mark.parametrize("made_by", ["this", "last"])

@@ -30,9 +30,9 @@ T = TypeVar("T")
 class Migration(NamedTuple):
     """SQL that only adds: tables, indexes, triggers, and columns with a default.
 
-    So the release before can still read and write. One that a release has shipped is never edited. `min_reader` is the
-    oldest version of the namespace whose release can work with what this makes. `was` is the migration's number in the
-    one list of all that releases before namespaces had, 0 where it was not in it.
+    The release before can then still read and write. A shipped migration is never edited. `min_reader` is the oldest
+    version of the namespace that can work with the result. `was` is the migration's number in the single list of the
+    releases before namespaces, 0 for a newer migration.
     """
 
     sql: str
@@ -42,10 +42,10 @@ class Migration(NamedTuple):
 
 # Each namespace's migrations, in order; the position of one, from 1, is the version that it makes.
 Schema = Mapping[str, Sequence[Migration]]
-# What releases before namespaces know by `user_version`, and the oldest of them that can work with the database.
+# The last `user_version` of the releases before namespaces, and the oldest one that can work with the database.
 EARLIER_VERSION = 5
 EARLIER_READER = 1
-EARLIER = "earlier"  # the row of schema_namespaces that has the `user_version` which was found
+EARLIER = "earlier"  # the row of schema_namespaces with the file's `user_version` before namespaces
 
 BATCH_MAX = 200
 PENDING_MAX = 1_000
