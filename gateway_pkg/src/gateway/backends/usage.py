@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -14,7 +15,8 @@ WHOLE_MAX_BYTES = 1 << 20  # an answer that is parsed as a whole for its usage
 WHOLE_MAX_VALUES = 100_000  # likewise: 10 ms
 
 
-class Usage(NamedTuple):
+@dataclass(slots=True)
+class Usage:
     """Tokens of one request; `is_estimated` when the backend reports none."""
 
     input_tokens: int
@@ -60,6 +62,7 @@ def usage_of(content: Any) -> Usage | None:
     """The usage in OpenAI's usage object; None where a number is absurd or missing."""
     if not isinstance(content, dict):
         return None
-    given = count_of(content.get("prompt_tokens", content.get("input_tokens")))
-    made = count_of(content.get("completion_tokens", content.get("output_tokens")) or 0)
+    given = content["prompt_tokens"] if "prompt_tokens" in content else content.get("input_tokens")
+    made = content["completion_tokens"] if "completion_tokens" in content else content.get("output_tokens")
+    given, made = count_of(given), count_of(made or 0)
     return Usage(given, made) if given is not None and made is not None else None

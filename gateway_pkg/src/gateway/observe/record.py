@@ -26,8 +26,12 @@ ESTIMATED = frozenset({"chat", "completions", "embeddings", "rerank"})
 WITH_TEXT_OUT = frozenset({"chat", "completions"})
 
 
+# A route's log fields, status, caller, backend, whether the answer was streamed, whether the request had tools.
+_Key = tuple[bytes, int, Caller | None, str, bool, bool]
+
+
 class _Row:
-    """What the requests of one route, status and caller share: where they are counted, how their log lines begin."""
+    """What the requests of one key share: where they are counted, how their log lines begin."""
 
     __slots__ = ("caller", "is_estimable", "line", "model", "series")
 
@@ -50,8 +54,8 @@ class Recorder:
         self._metrics = metrics
         self._log = log
         self._tracer = tracer
-        # By a route's log fields, which tell it from all others and whose hash is made once, status and caller.
-        self._rows: dict[tuple[bytes, int, Caller | None], _Row] = {}
+        # A route's log fields tell it from all others, and their hash is made once.
+        self._rows: dict[_Key, _Row] = {}
 
     def record(self, exchange: Exchange) -> None:
         duration_ms = (perf_counter() - exchange.started) * 1000
@@ -61,9 +65,12 @@ class Recorder:
         if route is None:
             line = self._record_page(exchange, duration_ms)
         else:
-            row = self._rows.get((route.log_fields, exchange.status, exchange.caller))
+            slots = exchange.slots
+            backend = slots.backend.name if slots is not None else ""
+            key = route.log_fields, exchange.status, exchange.caller, backend, exchange.streamed, exchange.has_tools
+            row = self._rows.get(key)
             if row is None:
-                row = self._row(exchange, route)
+                row = self._row(exchange, route, key)
             self._record_work(exchange, route, row, duration_ms)
             line = row.line
         if self._log is not None:
@@ -112,17 +119,21 @@ class Recorder:
         # Else the template of the page that answered: paths from outside make no series of their own.
         return path if path in self._paths else getattr(exchange.scope.get("route"), "path", "other")
 
-    def _row(self, exchange: Exchange, route: Route) -> _Row:
+    def _row(self, exchange: Exchange, route: Route, key: _Key) -> _Row:
         caller = exchange.caller
+        fields = orjson.loads(b"{%b}" % route.log_fields)
+        if exchange.slots is not None:
+            fields["backend"] = exchange.slots.backend.name
+        fields["has_tools"] = exchange.has_tools
         row = _Row(
             self._metrics.series(self._label(exchange), exchange.status, route.decision.backend_class),
             self._metrics.caller(caller.name) if caller is not None else None,
-            _beginning(exchange, orjson.loads(b"{%b}" % route.log_fields)),
+            _beginning(exchange, fields),
             is_estimable=exchange.status == 200 and route.capability in ESTIMATED,
         )
         if len(self._rows) >= ROWS_MAX:
             self._rows.clear()
-        self._rows[route.log_fields, exchange.status, caller] = row
+        self._rows[key] = row
         return row
 
 
@@ -139,6 +150,7 @@ def _beginning(exchange: Exchange, fields: dict[str, Any]) -> bytes:
     """A log line up to what is each request's own."""
     fields["token"] = exchange.caller.name if exchange.caller is not None else ""
     fields["status"] = exchange.status
+    fields["stream"] = exchange.streamed
     return orjson.dumps(fields)[:-1] + b","
 
 
@@ -149,7 +161,6 @@ def _line(exchange: Exchange, beginning: bytes, duration_ms: float) -> bytes:
     entry: dict[str, Any] = {
         "ts": time(),
         "request_id": exchange.request_id,
-        "stream": exchange.streamed,
         "duration_ms": int(duration_ms * 1000) / 1000,
     }
     if exchange.streamed:
@@ -159,8 +170,6 @@ def _line(exchange: Exchange, beginning: bytes, duration_ms: float) -> bytes:
     if exchange.streamed or exchange.abort_reason is not None:
         entry["abort_reason"] = exchange.abort_reason
     if exchange.route is not None:
-        if exchange.slots is not None:
-            entry["backend"] = exchange.slots.backend.name
         usage = exchange.usage
         if usage is not None and not usage.is_estimated:
             entry["input_tokens"] = usage.input_tokens
@@ -169,6 +178,5 @@ def _line(exchange: Exchange, beginning: bytes, duration_ms: float) -> bytes:
             entry["queued_ms"] = int(exchange.queued_ms * 1000) / 1000
         if exchange.retried:
             entry["retried"] = True
-        entry["has_tools"] = exchange.has_tools
         entry["upstream_ms"] = int(exchange.upstream_ms * 1000) / 1000
     return beginning + orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)[1:]

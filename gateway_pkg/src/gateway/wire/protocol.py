@@ -84,6 +84,7 @@ class _JoiningTransport:
         self.is_closing = transport.is_closing
         self.pause_reading = transport.pause_reading
         self.resume_reading = transport.resume_reading
+        self.write_whole = transport.write  # what is no head that waits for its body
 
     def write(self, data: bytes) -> None:
         if self._held:
@@ -180,7 +181,8 @@ class Protocol(HttpToolsProtocol):
             return False
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()
-        self.transport.write(b"".join((*head, _server_lines(cycle.default_headers), b"\r\n", body)))
+        joining = cast(_JoiningTransport, self.transport)
+        joining.write_whole(b"".join((*head, _server_lines(cycle.default_headers), b"\r\n", body)))
         self.on_response_complete()
         return True
 
