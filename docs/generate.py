@@ -116,9 +116,7 @@ def openapi() -> dict[str, Any]:
         backends = Path(name) / "backends.yaml"
         backends.write_text("backends: {a: {class: a, base_url: http://127.0.0.1, supported_capabilities: [chat]}}")
         settings = load_settings(gateway_bearer_token=secrets.token_urlsafe(), gateway_backends_path=backends)
-        middleware: Any = App(settings).api
-    page: dict[str, Any] = middleware._pages.openapi()
-    return page
+        return App(settings).pages.made().openapi()
 
 
 def routes() -> str:

@@ -38,8 +38,7 @@ def built(home: Path, features: Sequence[type[Feature]], **given: Any) -> App:
 
 
 def routes(app: App) -> set[tuple[str, str]]:
-    middleware: Any = app.api
-    paths = middleware._pages.openapi()["paths"]
+    paths = app.pages.made().openapi()["paths"]
     return {(method, path) for path, operations in paths.items() for method in operations}
 
 
@@ -54,7 +53,7 @@ def test_a_feature_that_is_absent_takes_along_what_is_its_own_and_no_more(tmp_pa
     whole, rest = built(tmp_path, FEATURES), built(tmp_path, features)
     made = [whole.features[one] for one in left_out]
     own = {("post", endpoint.path) for one in made for endpoint, _ in one.endpoints}
-    for router in (one.router for one in made if one.router is not None):
+    for router in (router for one in made if (router := one.router()) is not None):
         own |= {(method.lower(), route.path) for route in router.routes for method in route.methods}  # type: ignore[attr-defined]  # FastAPI's
     assert own
     assert routes(whole) - routes(rest) == {(method, path) for method, path in own if method != "head"}

@@ -73,6 +73,5 @@ def read_page(home: Path) -> Page:
     )
     built = app.App(settings)
     endpoints = {endpoint.path: endpoint for endpoint, _ in built.endpoints}
-    middleware: Any = built.api
-    pages = middleware._pages
+    pages = built.pages.made()
     return Page(pages.openapi(), endpoints, list(iter_route_contexts(pages.routes)))

@@ -11,8 +11,8 @@ import openai
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from gateway.api import pages
 from gateway.api.docs import make_docs_router
+from gateway.api.paths import OPEN_PATHS
 from gateway.app import FEATURES
 
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
@@ -28,7 +28,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
 
 def test_nothing_else_is_open() -> None:
-    assert set(pages.OPEN_PATHS) == OPEN
+    assert set(OPEN_PATHS) == OPEN
     assert tuple(directory for feature in FEATURES for directory in feature.open_directories) == OPEN_DIRECTORIES
 
 

@@ -247,8 +247,7 @@ def make_house(home: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> tuple[
         backend.models = ("echo",)
         monkeypatch.setattr(backend.pool, "request", Answer().request)
     built.registry.refresh_names()
-    api: Any = built.api
-    document = api._pages.openapi()
+    document = built.pages.made().openapi()
     schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     return built, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
 

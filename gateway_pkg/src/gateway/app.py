@@ -6,22 +6,16 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
-from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.types import ASGIApp
 
-from gateway import __version__
 from gateway.access import callers
 from gateway.access.policies import OF_FEATURES, load_policies
 from gateway.access.settings import AccessSettings
 from gateway.access.tokens import Authenticator
 from gateway.access.usage import TokenUsage
-from gateway.api import admin, pages
-from gateway.api.docs import make_docs_router
-from gateway.api.errors import answer_errors
-from gateway.api.openapi import describe
+from gateway.api.paths import OPEN_PATHS
 from gateway.backends.call import Dispatcher
 from gateway.backends.converse import settled
 from gateway.backends.health import Prober
@@ -52,10 +46,13 @@ from gateway.routing.aliases import load_aliases
 from gateway.routing.settings import EmbeddingsSettings, RoutingSettings
 from gateway.steps import Steps
 from gateway.storage import Database, Schema, locked
-from gateway.web.endpoint import Endpoint
+from gateway.web.later import Later
 from gateway.web.middleware import Middleware
 from gateway.web.settings import RequestSettings
 from gateway.wire.http1 import Timeouts
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 # What is served, dialects among it; each may use those before it.
 FEATURES: tuple[type[Feature], ...] = (Chat, Conversations, Responses, Messages, Images, Music, Audio, Rerank)
@@ -116,19 +113,20 @@ class App:
             )
         samples = [feature.samples for feature in self.features.values()]
         self.metrics = Metrics(self.registry, self.request_log, self.tracer, samples)
-        shown_metrics = self.metrics if observe.metrics_enabled else None
+        self._shown_metrics = self.metrics if observe.metrics_enabled else None
+        self.pages = Later(self._pages)
         paths = {endpoint.path for endpoint, _ in self.endpoints}
         recorder = Recorder(paths, self.metrics, self.request_log, self.tracer)
         self.api = Middleware(
-            self._pages([endpoint for endpoint, _ in self.endpoints], shown_metrics),
+            self.pages,
             self.endpoints,
             self.authenticator,
             settings[RequestSettings],
             recorder.record,
-            pages.OPEN_PATHS,
+            OPEN_PATHS,
             self._open_directories(),
         )
-        self.observability = make_listener(self.registry, shown_metrics, self.problems)
+        self.observability = make_listener(self.registry, self._shown_metrics, self.problems)
         self._steps = Steps()
 
     def _from_files(self) -> tuple[Registry, Authenticator, Reloader]:
@@ -166,28 +164,18 @@ class App:
 
         return registry, authenticator, Reloader((backends, aliases, policies), put_in_force)
 
-    def _pages(self, endpoints: Sequence[Endpoint], shown_metrics: Metrics | None) -> FastAPI:
-        """The routes that are no endpoints, and the page that describes all."""
-        app = FastAPI(
-            title="AI Appliance gateway",
-            version=__version__,
-            openapi_url=None,
-            generate_unique_id_function=_name,
-        )
-        app.include_router(pages.make_router(self.registry, shown_metrics, self.problems))
-        app.include_router(
-            admin.make_router(self.registry, self.authenticator, self.reloader, self.problems, self.unenforced)
-        )
-        tags: dict[str, str] = {}
-        for feature in self.features.values():
-            tags |= feature.tags
-            if feature.router is not None:
-                app.include_router(feature.router)
-        app.include_router(make_docs_router(app))
-        describe(app, endpoints, tags, self._open_directories())
-        paths = [route.path or "" for route in iter_route_contexts(app.routes)]
-        answer_errors(app, [*(endpoint.path for endpoint in endpoints), *paths])
-        return app
+    def _pages(self) -> FastAPI:
+        from gateway.api import admin, pages
+        from gateway.api.site import make_site
+
+        features = self.features.values()
+        routers = [
+            pages.make_router(self.registry, self._shown_metrics, self.problems),
+            admin.make_router(self.registry, self.authenticator, self.reloader, self.problems, self.unenforced),
+            *(router for feature in features if (router := feature.router()) is not None),
+        ]
+        tags = {tag: about for feature in features for tag, about in feature.tags.items()}
+        return make_site(routers, [endpoint for endpoint, _ in self.endpoints], tags, self._open_directories())
 
     def _open_directories(self) -> tuple[str, ...]:
         return tuple(directory for feature in self.features for directory in feature.open_directories)
@@ -234,7 +222,3 @@ class App:
 
     async def _close_pools(self) -> None:
         await asyncio.gather(*(backend.pool.close() for backend in self.registry.all_backends))
-
-
-def _name(route: APIRoute) -> str:
-    return route.name

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verb == "check":
             from gateway.app import App
 
-            App(settings)
+            App(settings).pages.made()
             print("ok")
         else:
             from gateway.server import serve

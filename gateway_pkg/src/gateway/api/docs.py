@@ -19,11 +19,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from gateway.api.paths import ICON, OPENAPI, SCRIPT, STYLE
 from gateway.errors import Refusal
 
-OPENAPI = "/openapi.json"
-SCRIPT, STYLE, ICON = "swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"
-PATHS = ("/docs", *(f"/docs/{name}" for name in (SCRIPT, STYLE, ICON)))
 PIECE_BYTES = 64 * 1024  # what a client that reads slowly makes the gateway hold of a page
 
 

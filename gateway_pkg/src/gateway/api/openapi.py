@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.utils import deep_dict_update
 from pydantic import TypeAdapter
 
-from gateway.api.pages import OPEN_PATHS
+from gateway.api.paths import OPEN_PATHS
 from gateway.errors import OPENAI_ERRORS, ErrorShape
 from gateway.web.endpoint import JSON_TYPE, Endpoint
 

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from gateway.access.tokens import Caller
-from gateway.api import docs
 from gateway.backends.registry import Registry
 from gateway.errors import ApiError
 from gateway.observe import health
@@ -16,9 +15,6 @@ from gateway.observe.metrics import CONTENT_TYPE, Metrics
 from gateway.routing.aliases import Alias
 from gateway.routing.policy import AUTO, unknown_model
 from gateway.web.exchange import caller_of
-
-# Paths that ask for no token; all others do, but those below a feature's open directories.
-OPEN_PATHS = ("/health", "/readyz", docs.OPENAPI, *docs.PATHS)
 
 READINESS = {
     "type": "object",

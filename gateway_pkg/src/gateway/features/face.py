@@ -8,9 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar, NamedTuple, Protocol, TypeVar, cast
-
-from fastapi import APIRouter
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from gateway.backends.call import Dispatcher
 from gateway.config.settings import Section, Settings
@@ -18,6 +16,9 @@ from gateway.errors import ApiError
 from gateway.observe.metrics import Family, Samples
 from gateway.storage import Database, Migration, StorageError
 from gateway.web.endpoint import Endpoints
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +48,14 @@ class Feature:
     families: ClassVar[tuple[Family, ...]] = ()
 
     endpoints: Endpoints = ()
-    router: APIRouter | None = None
     parts: Sequence[Part] = ()  # started in this order, stopped in the opposite one
 
     def __init__(self, core: Core) -> None:
         """Nothing runs yet."""
+
+    def router(self) -> APIRouter | None:
+        """The routes that FastAPI answers, made when somebody asks for one: it imports them, and so FastAPI, then."""
+        return None
 
     def problem(self) -> str | None:
         """Why the feature cannot do all of its work now, for operators; None when it can."""

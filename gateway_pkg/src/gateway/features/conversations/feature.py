@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gateway.config.settings import Section, setting
-from gateway.features.conversations.routes import make_router
 from gateway.features.conversations.store import MIGRATIONS, ResponseStore
 from gateway.features.face import Core, Feature
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
 
 
 class ConversationSettings(Section, heading="What is stored"):
@@ -25,8 +29,12 @@ class Conversations(Feature):
     def __init__(self, core: Core) -> None:
         settings = core.settings[ConversationSettings]
         self.store = ResponseStore(core.database, settings.responses_ttl_sec, settings.responses_max_bytes)
-        self.router = make_router(self.store)
         self.parts = (self.store,)
+
+    def router(self) -> APIRouter:
+        from gateway.features.conversations.routes import make_router
+
+        return make_router(self.store)
 
     def problem(self) -> str | None:
         return self.store.problem

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from gateway.backends.protocols.image_formats import MEDIA_TYPES
 from gateway.features.face import Core, Feature
 from gateway.features.images.routes import EDITS, FILES, GENERATIONS, ImageHandler
 from gateway.features.images.settings import ImageSettings
-from gateway.features.images.store import MediaStore, make_media_router
+from gateway.features.images.store import MediaStore
 from gateway.web.settings import RequestSettings
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
 
 
 class Images(Feature):
@@ -31,8 +34,12 @@ class Images(Feature):
         public_base_url = core.settings[RequestSettings].public_base_url
         handler = ImageHandler(core.dispatcher, settings, self._store, public_base_url)
         self.endpoints = ((GENERATIONS, handler.generate), (EDITS, handler.edit))
-        self.router = make_media_router(self._store, FILES, "image")
         self.parts = (self._store,)
+
+    def router(self) -> APIRouter:
+        from gateway.features.images.pages import make_media_router
+
+        return make_media_router(self._store, FILES, "image")
 
     def problem(self) -> str | None:
         return self._store.problem

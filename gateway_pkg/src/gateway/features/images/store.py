@@ -17,11 +17,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from fastapi import APIRouter
-from starlette.responses import FileResponse
-
 from gateway import background
-from gateway.errors import ApiError
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +26,6 @@ PART = ".part-"  # begins the name of a file that is being written
 # Those of the earlier system, too: unix time, 16 hex digits. And what a process was writing when it was killed.
 _NAME = re.compile(rf"(?:[0-9a-f]{{64}}|[0-9]+_[0-9a-f]{{16}})\.[a-z0-9]{{1,5}}|{re.escape(PART)}\w+")
 _STEM = re.compile(r"[0-9a-f]{64}")
-# A browser must not run what a backend, or a prompt, has put into an SVG.
-_INERT = {"content-disposition": "attachment", "content-security-policy": "sandbox; default-src 'none'"}
 
 
 class MediaStore:
@@ -173,37 +167,3 @@ class MediaStore:
         else:
             self._total = (self._total or 0) - size
             self._owners.pop(path.name, None)
-
-
-def make_media_router(store: MediaStore, prefix: str, what: str) -> APIRouter:
-    """`GET` and `HEAD` of `{prefix}/{name}`: an open route, since the name is the key."""
-    router = APIRouter()
-
-    async def get_file(name: str) -> FileResponse:
-        path = await store.find(name)
-        if path is None:
-            raise ApiError(404, f"There is no such {what}; stored ones expire", code="not_found")
-        kind = path.suffix[1:]
-        headers = {"cache-control": f"private, max-age={store.ttl_sec}, immutable", "x-content-type-options": "nosniff"}
-        return FileResponse(
-            path, media_type=store.media_types[kind], headers=headers | (_INERT if kind == "svg" else {})
-        )
-
-    content = {media: {"schema": {"type": "string", "format": "binary"}} for media in store.media_types.values()}
-    router.add_api_route(
-        f"{prefix}/{{name}}",
-        get_file,
-        tags=["files"],
-        summary=f"Fetch a stored {what}",
-        operation_id=f"get_{what}",
-        response_class=FileResponse,
-        responses={
-            200: {"description": "The file", "content": content},
-            206: {"description": "Ranges of it", "content": {**content, "multipart/byteranges": {}}},
-            400: {"description": "`Range` cannot be read", "content": {"text/plain": {}}},
-            404: {"description": "Unknown or expired name"},
-            416: {"description": "There is no such range", "content": {"text/plain": {}}},
-        },
-    )
-    router.add_api_route(f"{prefix}/{{name}}", get_file, methods=["HEAD"], include_in_schema=False)
-    return router

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from gateway.features.face import Core, Feature
 from gateway.features.music.jobs import MIGRATIONS, MusicJobs
-from gateway.features.music.routes import GENERATIONS, MusicHandler, make_router
+from gateway.features.music.routes import GENERATIONS, MusicHandler
 from gateway.features.music.settings import MusicSettings
 from gateway.observe.metrics import Family, Samples
 from gateway.web.settings import RequestSettings
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
 
 JOBS = Family("gateway_music_jobs", "gauge", "Pieces of music that are made or wait for it.", ("status",))
 
@@ -23,7 +26,8 @@ class Music(Feature):
     families = (JOBS,)
 
     def __init__(self, core: Core) -> None:
-        settings = core.settings[MusicSettings]
+        settings = self._settings = core.settings[MusicSettings]
+        self._dispatcher = core.dispatcher
         self._jobs = MusicJobs(
             core.database,
             ttl_sec=settings.music_job_ttl_sec,
@@ -33,8 +37,12 @@ class Music(Feature):
         public_base_url = core.settings[RequestSettings].public_base_url
         handler = MusicHandler(core.dispatcher, settings, self._jobs, public_base_url)
         self.endpoints = [(GENERATIONS, handler.generate)]
-        self.router = make_router(core.dispatcher, settings, self._jobs)
         self.parts = (self._jobs,)
+
+    def router(self) -> APIRouter:
+        from gateway.features.music.pages import make_router
+
+        return make_router(self._dispatcher, self._settings, self._jobs)
 
     def samples(self) -> Iterable[tuple[Family, Samples]]:
         yield JOBS, [((status,), count) for status, count in self._jobs.counts().items()]

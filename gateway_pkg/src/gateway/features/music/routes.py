@@ -10,26 +10,23 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from time import time
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, NotRequired
 
-from fastapi import APIRouter, Path, Request
-from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, with_config
+from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from gateway.backends.call import Dispatcher, in_time, to_path
-from gateway.backends.protocols.wire_protocol import AUDIO_FILE, Music, promised
+from gateway.backends.protocols.wire_protocol import Music, promised
 from gateway.backends.registry import Route
 from gateway.backends.slots import Backend, Slots
-from gateway.errors import ApiError, ClientDisconnected, retry_after
+from gateway.errors import ClientDisconnected, retry_after
 from gateway.features.face import storage_errors
 from gateway.features.music.jobs import Job, MusicJobs
-from gateway.features.music.proxied import ProxiedAudio
 from gateway.features.music.settings import MusicSettings
 from gateway.routing.body import dump
 from gateway.storage import StorageError
 from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
-from gateway.web.exchange import JSON, Exchange, caller_of, exchange_of
+from gateway.web.exchange import JSON, Exchange
 from gateway.web.fields import Array
 from gateway.web.schemas import Model
 
@@ -38,10 +35,8 @@ LEAST_WAIT_SEC = 0.1
 DURATION_MAX_SEC = 3600
 POLL_SEC = 5
 ANSWER_MAX_BYTES = 1024 * 1024
-_store_errors = partial(storage_errors, "The gateway cannot keep what it knows of this piece", retry_after(POLL_SEC))
+store_errors = partial(storage_errors, "The gateway cannot keep what it knows of this piece", retry_after(POLL_SEC))
 PREFER_MAX_BYTES = 1_000  # that are read of the header
-JOB_ID = Annotated[str, Path(pattern="^music-[0-9a-f]{24}$")]
-FILE_NAME = Annotated[str, Path(pattern=f"^{AUDIO_FILE.pattern}$")]
 
 
 @with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
@@ -58,20 +53,6 @@ class MusicRequest(TypedDict):
     top_k: NotRequired[Annotated[int | None, Field(ge=0)]]
     top_p: NotRequired[Annotated[float | None, Field(ge=0, le=1)]]
     model: NotRequired[Model | None]
-
-
-class MusicJob(BaseModel):
-    """A piece in the making. `result` is what a request that waited would have been answered with."""
-
-    id: str
-    object: Literal["music.generation"] = "music.generation"
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
-    created_at: int
-    started_at: int | None
-    finished_at: int | None
-    expires_at: int
-    result: dict[str, Any] | None
-    error: dict[str, Any] | None
 
 
 REQUEST: TypeAdapter[Any] = TypeAdapter(MusicRequest)
@@ -120,63 +101,6 @@ GENERATIONS = Endpoint(
     tag="music",
     openapi_extra=OPENAPI_EXTRA,
 )
-NO_JOB: dict[int | str, dict[str, Any]] = {
-    404: {"description": "The caller has no such job; jobs expire"},
-    503: {"description": "The store cannot be read; the gateway's log says why"},
-}
-_AUDIO = {"audio/*": {"schema": {"type": "string", "format": "binary"}}}
-AUDIO: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The audio", "content": _AUDIO},
-    206: {"description": "A range of it", "content": _AUDIO},
-    404: {"description": "The caller has no such piece; pieces expire"},
-    416: {"description": "There is no such range", "content": {}},
-    502: {"description": "The backend gave no valid answer"},
-    503: {"description": "The backend is not ready, or the store cannot be read"},
-    504: {"description": "The backend did not answer in time"},
-}
-
-RANGE = [
-    {"name": name, "in": "header", "description": "As RFC 9110 has it", "schema": {"type": "string"}}
-    for name in ("Range", "If-Range")
-]
-
-
-def make_router(dispatcher: Dispatcher, settings: MusicSettings, jobs: MusicJobs) -> APIRouter:
-    """The caller's own jobs, and the audio of its pieces."""
-    router = APIRouter(tags=["music"])
-
-    @router.get(
-        "/v1/music/generations/{job_id}",
-        summary="Show a music job",
-        responses={200: {"links": OF_JOB}, **NO_JOB},
-    )
-    async def get_job(job_id: JOB_ID, request: Request) -> MusicJob:
-        return MusicJob(**(await _found(jobs, request, job_id)).told())
-
-    @router.delete("/v1/music/generations/{job_id}", summary="Cancel a music job", responses=NO_JOB)
-    async def cancel_job(job_id: JOB_ID, request: Request) -> MusicJob:
-        job = await _found(jobs, request, job_id)
-        if job.finished_at is None:
-            await jobs.cancel(job)
-        return MusicJob(**job.told())
-
-    @router.get(
-        "/ui/heartmula/audio/{file}",
-        summary="Fetch the audio of a piece",
-        responses=AUDIO,
-        response_class=Response,
-        openapi_extra={"parameters": RANGE},
-    )
-    async def get_audio(file: FILE_NAME, request: Request) -> Response:
-        exchange = exchange_of(request)
-        with _store_errors():
-            name = await jobs.backend_of(exchange.owner, file)
-        backend = next((one for one in dispatcher.registry.backends if one.name == name), None)
-        if backend is None:
-            raise ApiError(404, f"There is no piece '{file}'; pieces expire", code="not_found")
-        return ProxiedAudio(dispatcher, exchange, backend, file, settings.heartmula_timeout_sec)
-
-    return router
 
 
 class MusicHandler:
@@ -200,7 +124,7 @@ class MusicHandler:
         await self._wait(exchange, job, max(wait, LEAST_WAIT_SEC))
         if job.failure is not None:
             raise job.failure
-        with _store_errors():
+        with store_errors():
             try:
                 await self._jobs.keep(job)
             except StorageError:
@@ -263,11 +187,3 @@ def wanted_wait(prefer: bytes, most: float) -> float:
         if found := re.fullmatch(rb'wait="?(\d{1,9})"?', wish):
             return min(float(found[1]), most)
     return 0.0 if b"respond-async" in wishes else most
-
-
-async def _found(jobs: MusicJobs, request: Request, job_id: str) -> Job:
-    with _store_errors():
-        job = await jobs.find(caller_of(request).key, job_id)
-    if job is None:
-        raise ApiError(404, f"There is no job '{job_id}'; finished jobs expire", code="not_found")
-    return job
