@@ -22,6 +22,8 @@ other settings are environment variables, too: docs/settings.md."""
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0 well, 2 refused with one line per problem on stderr."""
+    # Pydantic would look for plugins through all that is installed, at each start.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # One that comes before the server can reload waits for it; by default it ends the process.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     arguments = _parser().parse_args(argv)

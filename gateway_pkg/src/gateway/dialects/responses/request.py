@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from gateway.errors import invalid_value, unsupported_parameter
-from gateway.features.conversations.routes import INCLUDABLE, check_include
+from gateway.features.conversations.stored import INCLUDABLE, check_include
 from gateway.routing.policy import MODEL_MAX_CHARS
 from gateway.web.fields import CLOSED, Array, Object, closed
 

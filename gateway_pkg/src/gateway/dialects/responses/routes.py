@@ -21,8 +21,8 @@ from gateway.dialects.responses.items import Item, read_items, with_own_ids
 from gateway.dialects.responses.request import ResponsesRequest, check
 from gateway.errors import ApiError
 from gateway.features.conversations.feature import Conversations
-from gateway.features.conversations.routes import OF_STORED, RESPONSE, store_errors
 from gateway.features.conversations.store import ResponseStore, Sized
+from gateway.features.conversations.stored import OF_STORED, RESPONSE, store_errors
 from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
 from gateway.storage import StorageError

@@ -32,7 +32,7 @@ class Conversations(Feature):
         self.parts = (self.store,)
 
     def router(self) -> APIRouter:
-        from gateway.features.conversations.routes import make_router
+        from gateway.features.conversations.pages import make_router
 
         return make_router(self.store)
 

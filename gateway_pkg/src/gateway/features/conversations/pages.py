@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -11,29 +10,10 @@ from pydantic import BaseModel
 
 from gateway.errors import ApiError, invalid_value, unsupported_parameter
 from gateway.features.conversations.store import Item, ResponseStore
-from gateway.features.face import storage_errors
+from gateway.features.conversations.stored import INCLUDABLE, OF_STORED, RESPONSE, check_include, store_errors
 from gateway.web.endpoint import JSON_TYPE
 from gateway.web.exchange import caller_of
 
-store_errors = partial(storage_errors, "Stored responses are not available now")
-INCLUDABLE = ("message.input_image.image_url", "message.output_text.logprobs", "reasoning.encrypted_content")
-RESPONSE = {
-    "type": "object",
-    "required": ["id", "object", "created_at", "status", "model", "output", "usage", "error", "incomplete_details"],
-    "properties": {
-        "id": {"type": "string"},
-        "object": {"const": "response"},
-        "status": {"enum": ["completed", "incomplete"]},
-        "output": {"type": "array", "items": {"type": "object"}},
-        "store": {"type": "boolean", "description": "Whether the response is stored."},
-    },
-}
-_ID = {"response_id": "$response.body#/id"}
-OF_STORED: dict[str, Any] = {
-    "delete": {"operationId": "delete_response", "parameters": _ID},
-    "input_items": {"operationId": "list_input_items", "parameters": _ID},
-    "continue": {"operationId": "responses", "requestBody": {"previous_response_id": "$response.body#/id"}},
-}
 INCLUDE: dict[str, Any] = {"items": {"type": "string", "enum": list(INCLUDABLE)}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"description": "The caller has no such response; responses expire, and may not be stored"},
@@ -120,12 +100,6 @@ def _page(items: Sequence[Item], limit: int, after: str | None) -> InputItems:
     page = list(items[start : start + limit])
     ids = [item["id"] for item in page] or [None]
     return InputItems(data=page, first_id=ids[0], last_id=ids[-1], has_more=start + limit < len(items))
-
-
-def check_include(place: str, name: str) -> None:
-    """Raises ApiError 400: `place` in the request asks for what is not there to be included."""
-    if name not in INCLUDABLE:
-        raise unsupported_parameter(place, f"it must be one of {', '.join(INCLUDABLE)}, not '{name}'")
 
 
 def _check_query(*given: list[str] | None) -> None:
