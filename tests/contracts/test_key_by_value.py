@@ -473,7 +473,7 @@ async def try_answers(gateway: InProcess, count: int, seed: int) -> list[str]:
 async def try_probes(gateway: InProcess, count: int, seed: int) -> list[str]:
     """What a backend tells of itself: it is ready or it is not, and the gateway goes on either way."""
     found = []
-    prober = Prober(gateway.app.registry, None, 60, PATIENCE_SEC)
+    prober = Prober(gateway.app.registry, 60, PATIENCE_SEC)
     for number in range(count):
         chance = random.Random(f"{seed} {number}")  # noqa: S311 - repeatable, not secret
         gateway.double.answer = wrong = Wrong(chance)

@@ -118,7 +118,7 @@ async def event_loop_lag(home: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 async def prober(home: Path, patch: pytest.MonkeyPatch) -> None:
-    prober = Prober(registry(a=record(1)), None, 0.01, 1)
+    prober = Prober(registry(a=record(1)), 0.01, 1)
     probe = FailsOnce(prober, "_probe", patch)
     await prober.start()
     await until(lambda: probe.calls >= 2)

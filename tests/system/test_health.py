@@ -28,7 +28,7 @@ ENDLESS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 async def probed(server: Server, longest: float = 5) -> AsyncIterator[Backend]:
     """A backend that is asked every 10 ms."""
     made = registry(a=record(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="secret"))
-    prober = Prober(made, None, 0.01, longest)
+    prober = Prober(made, 0.01, longest)
     starting = asyncio.create_task(prober.start())
     try:
         yield made.backends[0]
@@ -59,7 +59,7 @@ def test_no_backends_are_probed_but_those_of_now(run: Run) -> None:
         async with backend() as server:
             one = record(base_url=f"http://127.0.0.1:{server.port}/v1")
             made = registry(a=one)
-            prober = Prober(made, None, 60, 5)
+            prober = Prober(made, 60, 5)
             await prober.start()
             assert probes() == {"probe a"}
             made.replace(BackendsFile({"b": one, "c": one}, {}), {})
@@ -99,7 +99,7 @@ def test_connection_of_a_probe_is_no_request_s(run: Run) -> None:
             asking = asyncio.create_task(one.pool.request(b"GET", b"/long", b""))
             busy = await server.accept()
             await busy.request()
-            prober = Prober(made, None, 60, 5)
+            prober = Prober(made, 60, 5)
             starting = asyncio.create_task(prober.start())
             peer = await server.accept()
             await peer.answer(OK)

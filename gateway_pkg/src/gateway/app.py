@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,6 @@ class App:
     def __init__(self, settings: Settings, features: Sequence[type[Feature]] = FEATURES) -> None:
         """Raises Refusal: a token or a file is not as it must be."""
         self.settings = settings
-        self.tls = client_context(settings[UpstreamSettings])
         self.usage = TokenUsage()
         self.unenforced = OF_FEATURES.difference(*(feature.policy_keys for feature in features))
         self.registry, self.authenticator, self.reloader = self._from_files()
@@ -147,12 +146,15 @@ class App:
             first_byte=upstream.upstream_first_byte_timeout_sec,
             idle=upstream.upstream_idle_timeout_sec,
         )
+        tls = cache(partial(client_context, upstream))  # all of the system's certificates, where a backend has https
+        if upstream.backend_ca_bundle or upstream.backend_client_cert:
+            tls()
         registry = Registry(
             backends.content,
             aliases.content,
             what,
             settings[EmbeddingsSettings],
-            backend_maker(timeouts, self.tls),
+            backend_maker(timeouts, tls),
         )
         authenticator = Authenticator(
             who.tokens(), who.ip_allowlist, book=policies.content, proxies=who.trust_proxy_cidrs, usage=self.usage
@@ -209,7 +211,7 @@ class App:
         for part in (part for feature in self.features.values() for part in feature.parts):
             await steps.run(part.start, part.stop)
         times = self.settings[UpstreamSettings]
-        prober = Prober(self.registry, self.tls, times.health_check_interval_sec, times.health_check_timeout_sec)
+        prober = Prober(self.registry, times.health_check_interval_sec, times.health_check_timeout_sec)
         await steps.run(prober.start, prober.stop)
 
     async def stop(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 import time
 from functools import partial
 
@@ -37,10 +36,9 @@ class _ProbeFailed(Exception):
 class Prober:
     """One task per backend of the registry, from `start` to `stop`."""
 
-    def __init__(self, registry: Registry, tls: ssl.SSLContext | None, interval: float, timeout: float) -> None:
+    def __init__(self, registry: Registry, interval: float, timeout: float) -> None:
         """`interval` between two probes of a ready backend, `timeout` for each answer, both in seconds."""
         self._registry = registry
-        self._tls = tls
         self._interval = interval
         self._timeout = timeout
         self._tasks: dict[Backend, asyncio.Task[None]] = {}
@@ -96,7 +94,7 @@ class Prober:
         # A connection for this probe alone: the pool of requests may be full, and waits for no probe.
         late = 2 * self._timeout  # `_get` tells of a timeout first
         timeouts = Timeouts(connect=late, first_byte=late, idle=late)
-        pool = Pool(backend.origin, max_connections=1, timeouts=timeouts, ssl_context=self._tls)
+        pool = Pool(backend.origin, max_connections=1, timeouts=timeouts, ssl_context=backend.pool.tls)
         try:
             await self._get(pool, backend, paths.liveness)
             healthy = True

@@ -164,8 +164,8 @@ class Backend:
 MakeBackend = Callable[[str, BackendRecord, Backend | None], Backend]
 
 
-def backend_maker(timeouts: Timeouts, tls: ssl.SSLContext) -> MakeBackend:
-    """Makes backends with these timeouts and this TLS context.
+def backend_maker(timeouts: Timeouts, tls: Callable[[], ssl.SSLContext]) -> MakeBackend:
+    """Makes backends with these timeouts, those of https with what `tls` returns.
 
     One that is known already, by its name and address, takes over its record instead.
     """
@@ -175,7 +175,9 @@ def backend_maker(timeouts: Timeouts, tls: ssl.SSLContext) -> MakeBackend:
         own = timeouts if first_byte is None else replace(timeouts, first_byte=first_byte)
         if known is None:
             origin = Origin.parse(record.base_url)
-            pool = Pool(origin, max_connections=record.max_connections, timeouts=own, ssl_context=tls)
+            pool = Pool(
+                origin, max_connections=record.max_connections, timeouts=own, ssl_context=tls() if origin.tls else None
+            )
             return Backend(name, record, pool)
         if known.record != record:
             known.take_over(record)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import gc
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -38,8 +38,9 @@ class KnownFields:
     __slots__ = ("_by_case", "_inner", "_named", "_names", "_validate")
 
     def __init__(self, adapter: TypeAdapter[Any]) -> None:
-        schema = adapter.json_schema()
-        self._inner = {name: _properties(about, schema) for name, about in schema["properties"].items()}
+        schema: Any = adapter.core_schema
+        named = schema.get("definitions", ())
+        self._inner = {name: frozenset(_fields(about, named)) for name, about in _fields(schema, named).items()}
         self._names = frozenset(self._inner) | frozenset(ChatRequest.__annotations__)
         self._by_case = {name.casefold(): name for name in self._names}
         self._named = re.compile(rb'"%b"[ \t\r\n]*:' % _one_of({*self._names}.union(*self._inner.values()))).findall
@@ -132,12 +133,21 @@ def _twice(param: str, problem: str) -> ApiError:
     return ApiError(400, f"Invalid request: '{param}' {problem}", param=param, code="invalid_value")
 
 
-def _properties(about: Mapping[str, Any], schema: Mapping[str, Any]) -> frozenset[str]:
-    """The known fields of an object; empty for another type."""
-    if reference := about.get("$ref"):
-        about = schema["$defs"][reference.rpartition("/")[2]]
-    inner = (_properties(one, schema) for one in about.get("anyOf", ()))
-    return frozenset(about.get("properties", ())).union(*inner)
+def _fields(schema: Any, named: Sequence[Any]) -> Mapping[str, Any]:
+    """Pydantic's core schemas of an object's known fields, by name; empty where `schema` is not an object's.
+
+    The JSON schema tells the same, but it takes ten times as long to make.
+    """
+    match schema:
+        case {"fields": fields}:
+            return cast(Mapping[str, Any], fields)
+        case {"choices": choices}:
+            return {name: about for choice in choices for name, about in _fields(choice, named).items()}
+        case {"schema": inner}:
+            return _fields(inner, named)
+        case {"schema_ref": reference}:
+            return _fields(next(one for one in named if one["ref"] == reference), named)
+    return {}
 
 
 def _one_of(names: Iterable[str]) -> bytes:

@@ -84,7 +84,7 @@ class Pool:
         self.timeouts = timeouts
         self.max_header_bytes = max_header_bytes
         self.loop: asyncio.AbstractEventLoop  # that of the first request
-        self._tls = (ssl_context or ssl.create_default_context()) if origin.tls else None
+        self.tls = (ssl_context or ssl.create_default_context()) if origin.tls else None
         self._max_connections = max_connections
         self._keepalive_idle = keepalive_idle
         shortest = min(timeouts.first_byte, timeouts.idle, timeouts.pool_wait, keepalive_idle)
@@ -243,7 +243,7 @@ class Pool:
             if self._closed:
                 raise ConnectFailed("the pool is closed")
             async with asyncio.timeout(self.timeouts.connect):
-                connection = await dial(self.origin, lambda: Connection(self), self._tls)
+                connection = await dial(self.origin, lambda: Connection(self), self.tls)
             if self._closed:
                 connection.drop()
                 raise ConnectFailed("the pool is closed")
