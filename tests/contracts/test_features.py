@@ -7,11 +7,12 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import apsw
+import gateway.features
 import pytest
 from gateway.app import FEATURES, App, load_settings, schema
 from gateway.errors import Refusal
@@ -84,18 +85,19 @@ def test_a_policy_key_has_effect_where_a_feature_enforces_it(tmp_path: Path) -> 
 
 
 @pytest.fixture
-def counter(tmp_path: Path) -> Iterator[type[Feature]]:
+def counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Feature]]:
     """The feature of the page, as somebody who follows it writes it."""
-    (source,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    path = tmp_path / "counter_feature.py"
-    path.write_text(source)
-    spec = spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[path.stem] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module.Counter
-    del sys.modules[path.stem]
+    room = tmp_path / "counter"
+    room.mkdir()
+    for name, source in zip(
+        ("feature.py", "pages.py"), re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL), strict=True
+    ):
+        (room / name).write_text(source)
+    (room / "__init__.py").touch()
+    monkeypatch.setattr(gateway.features, "__path__", [*gateway.features.__path__, str(tmp_path)])
+    yield import_module("gateway.features.counter.feature").Counter
+    for name in ("", ".feature", ".pages"):
+        sys.modules.pop(f"gateway.features.counter{name}", None)
 
 
 def test_the_feature_of_the_page_is_one(tmp_path: Path, counter: type[Feature]) -> None:
