@@ -57,12 +57,13 @@ def _rooms_imported(path: Path) -> set[str]:
 # What only has the name of a protocol.
 NAMESAKES = {
     ("api/openapi.py", "openai"): "the tag of OpenAI's routes",
-    ("features/conversations/routes.py", "openai"): "the tag of OpenAI's routes",
+    ("features/conversations/pages.py", "openai"): "the tag of OpenAI's routes",
     ("web/endpoint.py", "openai"): "the tag of OpenAI's routes",
     ("backends/settings.py", "ollama"): "the earlier system's backend class",
     ("routing/settings.py", "ollama"): "the earlier system's backend class",
     ("routing/aliases.py", "ollama"): "the earlier system's backend class",
-    ("features/music/routes.py", "heartmula"): "the earlier system's path of a piece's audio",
+    ("features/music/pages.py", "heartmula"): "the earlier system's path of a piece's audio",
+    ("features/music/routes.py", "heartmula"): "the same path",
 }
 
 
