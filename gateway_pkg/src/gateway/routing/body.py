@@ -26,11 +26,11 @@ class Rename:
         self._pairs = [(key + orjson.dumps(was), key + orjson.dumps(to)) for key in (b'"model":', b'"model": ') if was]
 
     def apply(self, body: bytes) -> bytes:
-        """The JSON object `body`, which has no field twice and names the one model, naming the other."""
+        """The JSON object `body`, which has no field twice, with the new model name."""
         for was, to in self._pairs:
             if body.startswith(was, 1) and body[:1] == b"{":  # the first field is the object's own
                 return b"{" + to + body[1 + len(was) :]
-        # One "model" alone, and no \\u00 escape that could spell another: it can only be the object's own key.
+        # A single "model", and no \\u00 escape that could spell another: it must be the object's own key.
         # (`find`, because `in` of bytes first fails to take its operand for a number; of one byte it is fast.)
         if body.count(b'"model"') == 1 and (body.find(b"\\") < 0 or body.find(b"\\u00") < 0):
             for was, to in self._pairs:
