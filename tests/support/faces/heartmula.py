@@ -50,19 +50,12 @@ class HeartMula(Upstream):
         prompt = request.get("prompt") or ""
         if prompt == "hang":
             await _until_left(reader)
-        elif prompt == "html":
-            await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>")
-        elif prompt == "cut":
-            await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
-            writer.transport.abort()
         elif prompt == "failed":
             await _answer(writer, 200, {"id": "x", "status": "failed", "error": "out of memory"})
         elif prompt == "no url":
             await _answer(writer, 200, {"id": "x", "status": "completed"})
         elif prompt == "elsewhere":
             await _answer(writer, 200, {"id": "x", "status": "completed", "audio_url": "/audio/..%2f..%2fetc"})
-        elif prompt == "huge":
-            await _answer(writer, 200, {"id": "x", "words": "x" * 2_000_000})
         elif prompt.startswith("status-"):
             await _answer(writer, int(prompt.removeprefix("status-")), {"detail": "the model says no"})
         else:
@@ -109,8 +102,6 @@ class HeartMula(Upstream):
     async def _send_no_file(self, audio: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.habit == "hang":
             await _until_left(reader)
-        elif self.habit == "html":
-            await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>")
         elif self.habit in ("die-mid", "hang-mid"):
             head = f"HTTP/1.1 200 OK\r\nContent-Type: audio/x-wav\r\nContent-Length: {len(audio)}\r\n\r\n"
             await _write(writer, head.encode() + audio[:1000])
@@ -118,4 +109,4 @@ class HeartMula(Upstream):
                 await _until_left(reader)
             writer.transport.abort()
         else:
-            await _answer(writer, 500 if self.habit == "status-500" else 404, {"detail": "Not Found"})
+            await _answer(writer, 404, {"detail": "Not Found"})

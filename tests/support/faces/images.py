@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.support.upstream import Seen, Upstream, _answer, _until_left, _write
+from tests.support.upstream import Seen, Upstream, _answer, _write
 
 
 def png(width: int, height: int, seed: object = 0, *, alpha: bool = False) -> bytes:
@@ -57,18 +57,15 @@ class Reply:
 class ImageServer(Upstream):
     """Answers each request by `reply`, which a double has; `faults` by path say what to do instead, once each.
 
-    A fault is `html`, `cut`, `garbage`, `hang`, `die`, a status, or bytes that are the JSON of a 200.
+    A fault is the bytes of a JSON answer of status 200.
     """
 
-    faults: dict[str, str | int | bytes] = field(default_factory=dict)
+    faults: dict[str, bytes] = field(default_factory=dict)
 
     async def _act(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         fault = next((name for name in self.faults if name in seen.path), None)
         if fault is not None:
-            what = self.faults.pop(fault)
-            if what == "die":  # on a kept-alive connection the gateway tries once more
-                self.faults[fault] = "die again"
-            await _misbehave(what, reader, writer)
+            await _send(writer, Reply(self.faults.pop(fault), content_type="application/json"))
             return
         left = asyncio.ensure_future(reader.read(1))  # returns when the client is gone: it sends nothing before
         work = asyncio.ensure_future(self.reply(seen))
@@ -95,26 +92,6 @@ async def _send(writer: asyncio.StreamWriter, reply: Reply) -> None:
         return
     lines = f"HTTP/1.1 {reply.status} X", f"Content-Type: {reply.content_type}", f"Content-Length: {len(reply.content)}"
     await _write(writer, "\r\n".join([*lines, "", ""]).encode() + reply.content)
-
-
-async def _misbehave(fault: str | int | bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    match fault:
-        case int():
-            await _answer(writer, fault, {"detail": "the server says no"})
-        case bytes():
-            head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(fault)}\r\n\r\n"
-            await _write(writer, head.encode() + fault)
-        case "html":
-            await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>")
-        case "cut":
-            await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
-            writer.transport.abort()
-        case "garbage":
-            await _write(writer, b"\x00\x01 nonsense\r\n\r\n")
-        case "hang":
-            await _until_left(reader)
-        case _:
-            writer.transport.abort()
 
 
 @dataclass

@@ -68,8 +68,6 @@ class SpeechServer(Upstream):
             await _answer(writer, 200, {"audio": f"data:audio/wav;base64,{base64.b64encode(AUDIO).decode()}"})
         elif model == "no-base64":
             await _answer(writer, 200, {"audio": "***"})
-        elif model == "error-in-json":
-            await _answer(writer, 200, {"error": {"message": "out of voices"}})
         elif model == "empty":
             await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: audio/wav\r\nContent-Length: 0\r\n\r\n")
         elif model == "events":
@@ -78,7 +76,9 @@ class SpeechServer(Upstream):
             await _stream(writer, b"application/octet-stream", AUDIO)
         elif model in ("endless", "hang-mid", "hang-first", "die-mid"):
             await self._begin(model, reader, writer)
-        elif not await _fail(model, reader, writer):
+        elif model == "hang":
+            await _until_left(reader)
+        else:
             await _stream(writer, b"audio/wav", AUDIO)
 
     async def _begin(self, model: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -96,9 +96,9 @@ class SpeechServer(Upstream):
         self, model: str, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         wanted = "json" if model == "always-json" else field(seen, "response_format").lower() or "json"
-        if await _fail(model, reader, writer):
-            return
-        if model.startswith("unframed"):
+        if model == "hang":
+            await _until_left(reader)
+        elif model.startswith("unframed"):
             await _until_closed(writer, field(seen, "stream") == "true", wanted, is_cut=model == "unframed-cut")
         elif model == "half-event":
             await _stream(writer, b"text/event-stream", *EVENTS[:2], EVENTS[2][:-9])
@@ -118,28 +118,6 @@ class SpeechServer(Upstream):
             text = {"text": TRANSCRIPT + "\n", "srt": SRT, "vtt": VTT}[wanted].encode()
             head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(text)}\r\n\r\n"
             await _write(writer, head.encode() + text)
-
-
-async def _fail(model: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """The failures that all routes share; False when the model names none of them."""
-    if model == "hang":
-        await _until_left(reader)
-    elif model == "html":
-        await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>")
-    elif model == "no-json":
-        await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{]")
-    elif model == "cut":
-        await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
-        writer.transport.abort()
-    elif model == "huge":
-        await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
-        while True:
-            await _chunk(writer, b" " * 65536)
-    elif model.startswith("status-"):
-        await _answer(writer, int(model.removeprefix("status-")), {"error": {"message": "no such voice", "code": "x"}})
-    else:
-        return False
-    return True
 
 
 async def _stream(writer: asyncio.StreamWriter, content_type: bytes, *pieces: bytes) -> None:
