@@ -49,9 +49,6 @@ class Message(NamedTuple):
     method: bytes = b"POST"
 
 
-Say = Callable[[Slots], Message]
-
-
 def to_path(slots: Slots, path: str, body: bytes, lines: bytes = JSON_LINE) -> Message:
     """A message for one of OpenAI's routes; the backend's base_url may end in /v1."""
     prefix = slots.backend.origin.prefix
@@ -64,8 +61,8 @@ def failed(error: UpstreamError | AnswerError, backend: Backend) -> ApiError:
     Only a backend that refuses connections is out until a probe reaches it. A backend may close a connection
     because of the request; that only strains its circuit, so one bad request cannot take it out for all.
     """
-    failure, kind, answer = told(error, backend.record.backend_class)
-    backend.count_failure(kind)
+    failure, answer = told(error, backend.record.backend_class)
+    backend.count_failure(failure.kind)
     if failure.effect is Effect.AWAY:
         backend.fail(str(error))
     elif failure.effect is Effect.STRAINS:
@@ -259,7 +256,7 @@ class Call:
             self._exchange.slots.release()
         self._exchange.upstream_ms = self.ms
 
-    async def ask(self, say: Say) -> Response:
+    async def ask(self, say: Callable[[Slots], Message]) -> Response:
         """The answer to what `say` says, once its head is there.
 
         Raises UpstreamError; ErrorStatus where its status is not 200; ApiError where no other host is free.

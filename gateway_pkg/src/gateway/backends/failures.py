@@ -76,16 +76,8 @@ FAILURES = {
 # fmt: on
 
 
-class Told(NamedTuple):
-    """A described failure: its row in the table, the label of the metric, and the client's error."""
-
-    failure: Failure
-    kind: str
-    error: ApiError
-
-
-def told(error: UpstreamError | AnswerError, backend_class: str) -> Told:
-    """Describes a failure of a backend of this class."""
+def told(error: UpstreamError | AnswerError, backend_class: str) -> tuple[Failure, ApiError]:
+    """Describes a failure of a backend of this class: its row, with its own kind, and the client's error."""
     failure = FAILURES[_name(error)]
     status, words, param, code = 0, str(error)[:QUOTED_CHARS], None, None
     if isinstance(error, ErrorStatus):
@@ -100,7 +92,7 @@ def told(error: UpstreamError | AnswerError, backend_class: str) -> Told:
         code=(code if failure.is_own else None) or failure.code,
         headers=retry_after(failure.retry_after) if failure.retry_after else (),
     )
-    return Told(failure, failure.kind.format(n=status // 100), answer)
+    return failure._replace(kind=failure.kind.format(n=status // 100)), answer
 
 
 def _name(error: UpstreamError | AnswerError) -> str:
