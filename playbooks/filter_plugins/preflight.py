@@ -423,7 +423,8 @@ def _taken(
 
 
 def _is_ours(process: Mapping[str, Any], variables: Mapping[str, Any]) -> bool:
-    homes = [f"{variables['appliance_lib']}/{entry['unit']}/" for entry in variables["appliance_services"].values()]
+    units = [entry["unit"] for entry in variables["appliance_services"].values() if "unit" in entry]
+    homes = [f"{variables['appliance_lib']}/{unit}/" for unit in units]
     return any(home in process["command"] for home in homes)
 
 

@@ -18,11 +18,12 @@ import yaml
 
 from release.wheelhouse import sha256
 from tests.support.ansible_run import ROOT, Run, ansible_playbook
-from tests.support.ports import free_ports
+from tests.support.ports import NOBODYS, free_ports
 from tests.support.services import on_free_ports
 
 PAGE = (ROOT / "docs/add-a-backend.md").read_text()
 BLOCKS: dict[str, str] = dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", PAGE, re.M | re.S))
+(ELSEWHERE,) = re.findall(r"^```yaml\n(  \w+:\n.*?)^```$", PAGE, re.M | re.S)  # the entry of a server of others
 COUNTED = 60  # lines of entry, descriptor, tasks and specs together, at most
 
 # What the page's vendor ships: OpenAI's chat in front of a text.
@@ -84,7 +85,8 @@ class Copy:
         for name, text in BLOCKS.items():
             path, text = self.root / name, self._filled(text)
             if name.endswith("services.yml") and path.exists():
-                path.write_text(path.read_text().replace("\nappliance_services:", f"\n{text}\nappliance_services:"))
+                after = "\nappliance_services:"
+                path.write_text(path.read_text().replace(after, f"\n{text}\n{ELSEWHERE}{after}"))
             elif name.endswith("services.py"):
                 path.write_text(path.read_text().replace("EXPECTED = {\n", f"EXPECTED = {{\n{text}"))
             elif path.exists():
@@ -108,8 +110,10 @@ class Copy:
         inventory: dict[str, Any] = yaml.safe_load(self.inventory.read_text())
         inventory["all"]["children"] = {name: {"hosts": {"localhost": None}} for name in members}
         host = inventory["all"]["hosts"]["localhost"]
+        own = {"echo": {"port": free_ports(1)[0]}, "vllm": {"url": f"http://127.0.0.1:{NOBODYS}"}}
         host.setdefault("appliance_root", str(place))
-        host.setdefault("appliance_services_override", on_free_ports() | {"echo": {"port": free_ports(1)[0]}})
+        host.setdefault("appliance_services_override", on_free_ports() | own)
+        host.setdefault("gateway_settings", {"VLLM_API_KEY": "of the other team"})
         self.override: dict[str, Any] = host["appliance_services_override"]
         self.inventory.write_text(yaml.safe_dump(inventory))
 
@@ -155,7 +159,8 @@ def test_the_page_is_followed_to_the_letter(copy: Copy, tmp_path: Path) -> None:
 
     assert copy.play("site.yml", "--check").succeeded().changed > 0
     assert not (tmp_path / "root").exists()
-    copy.play("site.yml").succeeded()  # its smoke test asks echo too
+    first = copy.play("site.yml").succeeded()  # its smoke test asks echo too
+    assert f"http://127.0.0.1:{NOBODYS} does not answer" in first.output
     status, answer = copy.ask()
     assert (status, answer["choices"][0]["message"]["content"]) == (200, "words of the model")
     assert copy.play("site.yml").succeeded().changed == 0
@@ -163,6 +168,10 @@ def test_the_page_is_followed_to_the_letter(copy: Copy, tmp_path: Path) -> None:
     copy.declare(tmp_path / "root", {"gateway"})
     copy.play("site.yml").succeeded()
     assert copy.ask()[0] == 404
+    backends = yaml.safe_load((tmp_path / "root/var/lib/gateway/app/backends.yaml").read_text())["backends"]
+    assert {name: backend["base_url"] for name, backend in backends.items()} == {
+        "vllm@vllm": f"http://127.0.0.1:{NOBODYS}/v1"
+    }
     home = tmp_path / "root/var/lib/echo"
     assert [path.name for path in home.iterdir()] == ["models"]
     declared = json.loads((tmp_path / "root/etc/appliance/services.json").read_text())["services"]

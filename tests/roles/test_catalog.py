@@ -62,7 +62,8 @@ def test_one_backend_per_host_of_the_group_local_by_loopback_remote_by_address()
         "ada2": {"appliance_services": CATALOG | {"llamacpp": CATALOG["llamacpp"] | {"port": 8090}}},
     }
     groups = {"gateway": ["mini"], "gateway_embed": ["mini"], "llamacpp": ["studio", "ada2"]}
-    made = backends(CATALOG, groups, hostvars, "mini")["backends"]
+    own = {key: entry for key, entry in CATALOG.items() if "url" not in entry}
+    made = backends(own, groups, hostvars, "mini")["backends"]
     assert {name: backend["base_url"] for name, backend in made.items()} == {
         "gateway_embed@mini": "http://127.0.0.1:8802/v1",
         "llamacpp@studio": "http://10.10.22.20:8088/v1",
