@@ -12,6 +12,7 @@ from tests.support.podman_hosts import Fleet, Host
 PLAYBOOK = f"""
 - hosts: all
   gather_facts: false
+  strategy: free  # no server waits for another one before it confirms its rules
   vars_files: ["{ROOT}/playbooks/group_vars/all/platform.yml"]
   roles: [firewall]
 """
@@ -39,7 +40,7 @@ class Site:
 
     def firewall(self, *arguments: str, **servers: dict[str, Any]) -> Run:
         """Run the role on the named servers with their variables; the one declared listener is the default."""
-        common = {"firewall_listeners": [self.listener()], "firewall_revert_after": 12}
+        common = {"firewall_listeners": [self.listener()], "firewall_revert_after": 60}
         hosts = {name: self.variables(name) | common | variables for name, variables in servers.items()}
         inventory = self.directory / "hosts.json"
         inventory.write_text(json.dumps({"all": {"hosts": hosts}}))

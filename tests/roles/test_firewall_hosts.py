@@ -80,14 +80,16 @@ class Cases(Site):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cases]:
     fleet = Fleet()
     try:
-        yield Cases(fleet, tmp_path_factory.mktemp("firewall"))
+        cases = Cases(fleet, tmp_path_factory.mktemp("firewall"))
+        with cases.flow:
+            yield cases
     finally:
         fleet.close()
 
 
 @pytest.fixture(scope="module")
 def first(site: Cases) -> Run:
-    closed = {"firewall_listeners": [site.listener(), site.listener(port=FLOW, allow_from=[])]}
+    closed = {"firewall_listeners": [site.listener(), site.listener(name="flow", port=FLOW, allow_from=[])]}
     return site.firewall(plain={}, ufw={}, firewalld={}, foreign={}, shut=closed, dropping={"firewall_default": "drop"})
 
 
@@ -95,7 +97,8 @@ def first(site: Cases) -> Run:
 def second(site: Cases, first: Run) -> Run:
     site.kept = table(site.servers["shut"]), site.servers["shut"].run("cat /etc/appliance/firewall.nft").stdout
     site.servers["foreign"].run(site.command)
-    shut = {"firewall_listeners": [site.listener(service="ssh", port=22, allow_from=["192.0.2.0/24"])]}
+    ssh = site.listener(service="ssh", port=22, allow_from=["192.0.2.0/24"])
+    shut = {"firewall_listeners": [site.listener(), ssh], "firewall_revert_after": 12}
     keep = {"firewall_default": "drop", "firewall_keep_ports": [OTHER]}
     return site.firewall(plain={}, ufw={}, firewalld={}, foreign={}, shut=shut, dropping=keep)
 
@@ -130,7 +133,8 @@ def test_a_default_drop_names_what_it_cuts(first: Run) -> None:
 
 
 def test_a_foreign_chain_that_drops_is_refused(site: Cases, first: Run) -> None:
-    assert f"type: {site.command}" in first.said("foreign")
+    assert first.counts("foreign")["failed"] == 1
+    assert f"type: {site.command}" in first.output
     assert table(site.servers["foreign"]) == ""
     assert site.servers["foreign"].run("nft list table inet mine").stdout == site.foreign
 
@@ -158,7 +162,8 @@ def test_a_default_drop_keeps_the_ports_that_it_is_told_to(site: Cases, second: 
 
 
 def test_rules_that_shut_ssh_out_are_taken_back(site: Cases, second: Run) -> None:
-    assert "shut out SSH" in second.said("shut")
+    assert second.counts("shut")["failed"] == 1
+    assert "shut out SSH" in second.output
     eventually(lambda: table(site.servers["shut"]) == site.kept[0])
     assert site.servers["shut"].run("cat /etc/appliance/firewall.nft").stdout == site.kept[1]
 
@@ -166,7 +171,7 @@ def test_rules_that_shut_ssh_out_are_taken_back(site: Cases, second: Run) -> Non
 def test_other_firewalls_are_left_as_they_were_and_a_lost_table_comes_back(site: Cases, second: Run) -> None:
     assert site.firewall("--check", plain={}).succeeded().changed == 0
     site.servers["plain"].run("nft delete table inet appliance")
-    closed = {"firewall_listeners": [site.listener(), site.listener(port=FLOW, allow_from=[])]}
+    closed = {"firewall_listeners": [site.listener(), site.listener(name="flow", port=FLOW, allow_from=[])]}
     third = site.firewall(plain={}, shut=closed, ufw=ABSENT, firewalld=ABSENT).succeeded()
     assert third.counts("plain")["changed"] > 0
     assert site.reach("plain", DECLARED) == DECLARED_ONLY
