@@ -59,12 +59,10 @@ DOUBLES = {
           'stop_timeout': service_stop_timeout | default(15),
           'exceptions': service_sandbox_exceptions | default([])} | to_json }}
 """,
-    "service/tasks/account.yml": """
-- ansible.builtin.file:
-    path: "{{ appliance_lib }}/{{ appliance_services[service_name].unit }}"
-    state: directory
-""",
     "release/tasks/main.yml": """
+- ansible.builtin.file:
+    path: "{{ appliance_lib }}/{{ release_name }}"
+    state: directory
 - ansible.builtin.file:
     src: "{{ omit if release_state | default('present') == 'absent' else environment_of_the_tests }}"
     path: "{{ appliance_lib }}/{{ release_name }}/env"
