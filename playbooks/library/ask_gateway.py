@@ -72,7 +72,7 @@ def ask(port: int, request: dict[str, Any], token: str = "") -> tuple[int, str]:
 
 
 def reason(body: bytes) -> str:
-    """The message of an error; empty when there is none."""
+    """The message of an error, else an empty string."""
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, LookupError, TypeError):
