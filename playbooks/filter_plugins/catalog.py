@@ -27,6 +27,7 @@ def listeners(services: Services, names: Iterable[str], lib: str = "/var/lib") -
             "health": entry["health"],
         }
         for service in names
+        if "url" not in services[service]  # somebody else's; preflight refuses a group of its name
         for name, entry in _named_listeners(services[service])
     ]
 

@@ -132,6 +132,7 @@ def test_a_server_of_others_is_a_backend_and_listens_nowhere() -> None:
     document = backends(services, {"gateway": ["mini"], "llamacpp": []}, hostvars, "mini")
     (made,) = document["backends"].values()
     assert list(document["backends"]) == ["vllm@vllm"]
+    assert listeners(services, ["vllm"]) == []
     assert (made["base_url"], made["api_key"]) == ("https://gpu1.example:8000/v1", "${VLLM_API_KEY}")
     assert BackendRecord.model_validate(made | {"api_key": "k"})
     assert [request["path"] for request in smoke_requests(document, services)] == ["/v1/models"]
