@@ -199,7 +199,7 @@ def test_what_an_openai_server_tells_is_passed_on(studio: Studio) -> None:
     ("model", "words"),
     [
         ("url", "a URL or a path"),
-        ("text", "not a PNG"),
+        ("text", "other than a PNG"),
         ("few", "fewer than 1"),
         ("webp", "than 'png'"),
     ],

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
-import pytest
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "59bad7e"
@@ -24,12 +21,11 @@ def last_release_file(path: Path) -> Iterator[apsw.Connection]:
     connection.close()
 
 
-def last_release_code(directory: Path) -> Path:
-    """Where its package can be imported from; skips the test where the history does not reach back to it."""
+def last_release_code(directory: Path) -> Path | None:
+    """Where its package can be imported from; None where the clone's history does not reach back to it."""
     command = ["git", "-C", str(ROOT), "archive", COMMIT, "gateway_pkg/src/gateway"]
     archive = subprocess.run(command, capture_output=True, check=False)
     if archive.returncode:
-        pytest.skip(f"the last release, {COMMIT}, is not in this clone's history; type: git fetch --unshallow")
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-        tar.extractall(directory, filter="data")
+        return None
+    subprocess.run(["tar", "-x", "-C", str(directory)], input=archive.stdout, check=True)
     return directory / "gateway_pkg/src"

@@ -170,7 +170,7 @@ def test_close_is_bounded_and_tells_what_is_left(
                 patch.setattr(Pool, "left", lambda *_: None)
                 await client.close()
                 await asyncio.sleep(0.05)
-            assert "1 connections are not closed" in caplog.text
+            assert "1 connections are still open" in caplog.text
             client.left(connection)
 
     run(test)

@@ -188,9 +188,8 @@ def test_a_collector_that_is_no_use_hurts_no_request(tmp_path: Path, backend: Up
             for _ in range(3):
                 assert running.chat("fast").status_code == 200
     said = [json.loads(line)["message"] for line in running.said.splitlines() if "collector" in line]
-    assert said == [
-        f"the collector at http://127.0.0.1:{port}/v1/traces takes no traces; they are dropped until it does"
-    ]
+    at = f"the collector at http://127.0.0.1:{port}/v1/traces"
+    assert said == [f"{at} refuses traces; the gateway drops them until it accepts them"]
 
 
 def test_an_endpoint_that_is_no_url_is_refused(tmp_path: Path, backend: Upstream, refused: object) -> None:
