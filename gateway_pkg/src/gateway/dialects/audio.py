@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from pydantic import Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from gateway.backends.answers import EVENTS_TYPE, JSON_TYPE, whole_events
@@ -21,6 +21,7 @@ from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
 from gateway.web.endpoint import Endpoint, parse
 from gateway.web.exchange import Exchange, Headers
+from gateway.web.fields import OPEN
 from gateway.web.multipart import Form
 from gateway.web.schemas import Model, events
 from gateway.wire import stepwise
@@ -32,23 +33,21 @@ TTS_SILENT = "no audio within TTS_TIMEOUT_SEC"
 TRANSCRIPT_FORMATS = (*speech.JSON_FORMATS, *speech.TEXT_TYPES)
 
 
-@with_config(ConfigDict(extra="allow", strict=True))
-class SpeechRequest(TypedDict):
+@with_config(OPEN)
+class SpeechRequest(TypedDict, total=False):
     """OpenAI's `POST /v1/audio/speech`; `text` and `format` are the earlier gateway's names of two fields."""
 
-    input: NotRequired[
-        Annotated[str | None, Field(description="What to say; also called `text`.", examples=["Hello."])]
+    input: Annotated[str | None, Field(description="What to say; also called `text`.", examples=["Hello."])]
+    text: Annotated[str | None, Field(description="Another name of `input`.")]
+    model: Model | None
+    voice: str | dict[str, Any] | None
+    instructions: str | None
+    response_format: Annotated[
+        str | None, Field(description="mp3, opus, aac, flac, wav, pcm, or another format of the backend.")
     ]
-    text: NotRequired[Annotated[str | None, Field(description="Another name of `input`.")]]
-    model: NotRequired[Model | None]
-    voice: NotRequired[str | dict[str, Any] | None]
-    instructions: NotRequired[str | None]
-    response_format: NotRequired[
-        Annotated[str | None, Field(description="mp3, opus, aac, flac, wav, pcm, or another format of the backend.")]
-    ]
-    format: NotRequired[Annotated[str | None, Field(description="Another name of `response_format`.")]]
-    speed: NotRequired[Annotated[float | None, Field(ge=0.25, le=4, description="Backends may take less.")]]
-    stream_format: NotRequired[Literal["audio", "sse"] | None]
+    format: Annotated[str | None, Field(description="Another name of `response_format`.")]
+    speed: Annotated[float | None, Field(ge=0.25, le=4, description="Backends may take less.")]
+    stream_format: Literal["audio", "sse"] | None
 
 
 SPEECH_REQUEST: TypeAdapter[Any] = TypeAdapter(SpeechRequest)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Required
 
-from pydantic import ConfigDict, Field, TypeAdapter, with_config
+from pydantic import Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from gateway.backends.call import Dispatcher, Message, as_understood
@@ -20,32 +20,30 @@ from gateway.routing.body import dump
 from gateway.routing.policy import AUTO, DEFAULT_ALIAS
 from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
-from gateway.web.fields import Array
+from gateway.web.fields import OPEN, Array
 from gateway.web.schemas import Model, Whole
 from gateway.wire.stepwise import run
 
-_OPEN = ConfigDict(extra="allow", strict=True)
 DOCUMENTS_MAX = 1_000  # Cohere's own figure
 OWN_FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
 # Cohere's fields that cosines of embeddings have no counterpart for.
 RERANKER_ONLY = ("max_chunks_per_doc", "max_tokens_per_doc", "priority")
 
 
-@with_config(_OPEN)
 class TextDocument(TypedDict):
     text: str
 
 
-@with_config(_OPEN)
-class RerankRequest(TypedDict):
+@with_config(OPEN)
+class RerankRequest(TypedDict, total=False):
     """As Jina's and Cohere's `POST /v1/rerank`. Other fields go to the backend as they came."""
 
-    query: Annotated[str, Field(min_length=1)]
-    documents: Annotated[Array[str | TextDocument], Field(min_length=1, max_length=DOCUMENTS_MAX)]
-    model: NotRequired[Model | None]
-    top_n: NotRequired[Annotated[int, Field(ge=1)] | None]
-    return_documents: NotRequired[bool | None]
-    stream: NotRequired[Whole | None]
+    query: Required[Annotated[str, Field(min_length=1)]]
+    documents: Required[Annotated[Array[str | TextDocument], Field(min_length=1, max_length=DOCUMENTS_MAX)]]
+    model: Model | None
+    top_n: Annotated[int, Field(ge=1)] | None
+    return_documents: bool | None
+    stream: Whole | None
 
 
 REQUEST = TypeAdapter(RerankRequest)

@@ -16,6 +16,8 @@ K = TypeVar("K")
 
 Array = Annotated[list[T], Field(fail_fast=True)]
 Object = Annotated[dict[K, T], Field(fail_fast=True)]
+# Of a TypedDict; those that stand in its fields or inherit from it have it too, unless they have their own.
+OPEN = ConfigDict(extra="allow", strict=True)
 # With `closed`; `extra="forbid"` would collect an error for each key.
 CLOSED = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalProperties": False})
 

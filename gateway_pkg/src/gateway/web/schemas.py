@@ -5,15 +5,14 @@ Bodies are checked as parsed, never copied: fields that are not listed are forwa
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, Required
 
-from pydantic import AfterValidator, ConfigDict, Field, with_config
+from pydantic import AfterValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from gateway.routing.policy import MODEL_MAX_CHARS
-from gateway.web.fields import Array
+from gateway.web.fields import OPEN, Array
 
-_OPEN = ConfigDict(extra="allow", strict=True)
 Model = Annotated[
     str,
     Field(
@@ -40,67 +39,63 @@ Whole = Annotated[
 Texts = str | Array[str] | Array[int] | Array[Array[int]]
 
 
-@with_config(_OPEN)
-class Message(TypedDict):
-    role: str
-    content: NotRequired[str | Array[dict[str, Any]] | None]
+class Message(TypedDict, total=False):
+    role: Required[str]
+    content: str | Array[dict[str, Any]] | None
 
 
-@with_config(_OPEN)
-class StreamOptions(TypedDict):
-    include_usage: NotRequired[bool | None]
+class StreamOptions(TypedDict, total=False):
+    include_usage: bool | None
 
 
-@with_config(_OPEN)
-class _Sampling(TypedDict):
-    model: NotRequired[Model | None]
-    stream: NotRequired[bool | None]
-    stream_options: NotRequired[StreamOptions | None]
-    temperature: NotRequired[float | None]
-    top_p: NotRequired[float | None]
-    n: NotRequired[int | None]
-    max_tokens: NotRequired[int | None]
-    stop: NotRequired[str | Array[str] | None]
-    seed: NotRequired[int | None]
-    presence_penalty: NotRequired[float | None]
-    frequency_penalty: NotRequired[float | None]
-    user: NotRequired[str | None]
+@with_config(OPEN)
+class _Sampling(TypedDict, total=False):
+    model: Model | None
+    stream: bool | None
+    stream_options: StreamOptions | None
+    temperature: float | None
+    top_p: float | None
+    n: int | None
+    max_tokens: int | None
+    stop: str | Array[str] | None
+    seed: int | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    user: str | None
 
 
-@with_config(_OPEN)
-class ChatRequest(_Sampling):
+class ChatRequest(_Sampling, total=False):
     """OpenAI's `POST /v1/chat/completions`."""
 
-    messages: Annotated[Array[Message], Field(min_length=1)]
-    max_completion_tokens: NotRequired[int | None]
-    tools: NotRequired[Array[dict[str, Any]] | None]
-    tool_choice: NotRequired[str | dict[str, Any] | None]
-    parallel_tool_calls: NotRequired[bool | None]
-    response_format: NotRequired[dict[str, Any] | None]
-    logprobs: NotRequired[bool | None]
-    top_logprobs: NotRequired[int | None]
+    messages: Required[Annotated[Array[Message], Field(min_length=1)]]
+    max_completion_tokens: int | None
+    tools: Array[dict[str, Any]] | None
+    tool_choice: str | dict[str, Any] | None
+    parallel_tool_calls: bool | None
+    response_format: dict[str, Any] | None
+    logprobs: bool | None
+    top_logprobs: int | None
 
 
-@with_config(_OPEN)
-class CompletionRequest(_Sampling):
+class CompletionRequest(_Sampling, total=False):
     """OpenAI's `POST /v1/completions`."""
 
-    prompt: Texts
-    echo: NotRequired[bool | None]
-    logprobs: NotRequired[int | None]
-    suffix: NotRequired[str | None]
+    prompt: Required[Texts]
+    echo: bool | None
+    logprobs: int | None
+    suffix: str | None
 
 
-@with_config(_OPEN)
-class EmbeddingRequest(TypedDict):
+@with_config(OPEN)
+class EmbeddingRequest(TypedDict, total=False):
     """OpenAI's `POST /v1/embeddings`."""
 
-    input: Texts
-    model: NotRequired[Model | None]
-    encoding_format: NotRequired[Literal["float", "base64"] | None]
-    dimensions: NotRequired[int | None]
-    user: NotRequired[str | None]
-    stream: NotRequired[Whole | None]
+    input: Required[Texts]
+    model: Model | None
+    encoding_format: Literal["float", "base64"] | None
+    dimensions: int | None
+    user: str | None
+    stream: Whole | None
 
 
 # What the gateway vouches for of an answer: backends fill in the rest.

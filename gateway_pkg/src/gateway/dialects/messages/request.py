@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, Required
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from gateway.dialects.fields import need_text
 from gateway.errors import invalid_value, unsupported_parameter
-from gateway.routing.policy import MODEL_MAX_CHARS
-from gateway.web.fields import CLOSED, Array, closed
+from gateway.web.fields import CLOSED, OPEN, Array, closed
+from gateway.web.schemas import Model
 
-_OPEN = ConfigDict(extra="allow", strict=True)
 # Budgets of thinking, in tokens, below which a chat's `reasoning_effort` is low and medium.
 LOW_BUDGET = 4_096
 MEDIUM_BUDGET = 16_384
@@ -36,77 +35,53 @@ REFUSED = {
     "thread": "leave it out, and send the whole conversation in `messages`",
     "user_profile_id": "use `metadata.user_id`",
     "workspace_id": "leave it out: there are no workspaces here",
-    "audio": "use /v1/chat/completions",
-    "logprobs": "use /v1/chat/completions",
-    "modalities": "use /v1/chat/completions",
-    "n": "use /v1/chat/completions",
     "stream_options": "leave it out: a stream always tells its usage",
-    "top_logprobs": "use /v1/chat/completions",
+    **dict.fromkeys(("audio", "logprobs", "modalities", "n", "top_logprobs"), "use /v1/chat/completions"),
 }
-_TRANSLATED = frozenset(
-    {
-        "cache_control",
-        "context_management",
-        "messages",
-        "metadata",
-        "output_config",
-        "output_format",
-        "service_tier",
-        "speed",
-        "stop_sequences",
-        "system",
-        "thinking",
-        "tool_choice",
-        "tools",
-    }
-)
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 _SERVICE_TIERS = {"auto": "auto", "standard_only": "default"}
 
 
-@with_config(_OPEN)
 class Block(TypedDict):
     """One block of content: `text`, `image`, `tool_use`, `tool_result` or `thinking`."""
 
     type: str
 
 
-@with_config(_OPEN)
 class InputMessage(TypedDict):
     role: Literal["user", "assistant", "system"]
     content: str | Array[Block]
 
 
-@with_config(_OPEN)
-class Tool(TypedDict):
+class Tool(TypedDict, total=False):
     """A tool that the client runs. `type` is `custom` or absent; Anthropic's own tools are refused."""
 
-    name: Annotated[str, Field(min_length=1)]
-    type: NotRequired[str | None]
-    description: NotRequired[str | None]
-    input_schema: NotRequired[dict[str, Any] | None]
-    strict: NotRequired[bool | None]
+    name: Required[Annotated[str, Field(min_length=1)]]
+    type: str | None
+    description: str | None
+    input_schema: dict[str, Any] | None
+    strict: bool | None
 
 
 @with_config(CLOSED)
-class ToolChoice(TypedDict):
-    type: Literal["auto", "any", "tool", "none"]
-    name: NotRequired[str]
-    disable_parallel_tool_use: NotRequired[bool]
+class ToolChoice(TypedDict, total=False):
+    type: Required[Literal["auto", "any", "tool", "none"]]
+    name: str
+    disable_parallel_tool_use: bool
 
 
 @with_config(CLOSED)
-class Metadata(TypedDict):
-    user_id: NotRequired[str | None]
+class Metadata(TypedDict, total=False):
+    user_id: str | None
 
 
 @with_config(CLOSED)
-class Thinking(TypedDict):
+class Thinking(TypedDict, total=False):
     """`budget_tokens` below 4,096 asks the backend for low effort, below 16,384 for medium, else for high."""
 
-    type: Literal["enabled", "adaptive", "disabled"]
-    budget_tokens: NotRequired[Annotated[int, Field(ge=1_024)]]
-    display: NotRequired[Literal["summarized", "omitted"] | None]
+    type: Required[Literal["enabled", "adaptive", "disabled"]]
+    budget_tokens: Annotated[int, Field(ge=1_024)]
+    display: Literal["summarized", "omitted"] | None
 
 
 @with_config(CLOSED)
@@ -116,53 +91,48 @@ class OutputFormat(TypedDict):
 
 
 @with_config(CLOSED)
-class OutputConfig(TypedDict):
-    effort: NotRequired[Literal["low", "medium", "high", "xhigh", "max"] | None]
-    format: NotRequired[Annotated[OutputFormat, closed(OutputFormat)] | None]
+class OutputConfig(TypedDict, total=False):
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None
+    format: Annotated[OutputFormat, closed(OutputFormat)] | None
 
 
-@with_config(_OPEN)
-class Conversation(TypedDict):
-    """The fields that make up the prompt."""
+@with_config(OPEN)
+class _Translated(TypedDict, total=False):
+    """The fields that a chat has in another form or not at all, but for `model`."""
 
-    model: Annotated[
-        str, Field(max_length=MODEL_MAX_CHARS, description="An alias, a served model, `<class>:<model>`, or `auto`.")
-    ]
-    messages: Annotated[Array[InputMessage], Field(min_length=1, max_length=100_000)]
-    system: NotRequired[str | Array[Block] | None]
-    tools: NotRequired[Array[Tool] | None]
-    tool_choice: NotRequired[Annotated[ToolChoice, closed(ToolChoice)] | None]
-    thinking: NotRequired[Annotated[Thinking, closed(Thinking)] | None]
-    output_config: NotRequired[Annotated[OutputConfig, closed(OutputConfig)] | None]
-    output_format: NotRequired[Annotated[OutputFormat, closed(OutputFormat)] | None]
-    cache_control: NotRequired[dict[str, Any] | None]
-    context_management: NotRequired[dict[str, Any] | None]
-    speed: NotRequired[Literal["standard"] | None]
-
-
-@with_config(_OPEN)
-class _Asked(Conversation):
-    stop_sequences: NotRequired[Array[Annotated[str, Field(min_length=1)]] | None]
-    metadata: NotRequired[Annotated[Metadata, closed(Metadata)] | None]
-    service_tier: NotRequired[Literal["auto", "standard_only"] | None]
+    model: Required[Model]
+    messages: Required[Annotated[Array[InputMessage], Field(min_length=1, max_length=100_000)]]
+    system: str | Array[Block] | None
+    tools: Array[Tool] | None
+    tool_choice: Annotated[ToolChoice, closed(ToolChoice)] | None
+    thinking: Annotated[Thinking, closed(Thinking)] | None
+    output_config: Annotated[OutputConfig, closed(OutputConfig)] | None
+    output_format: Annotated[OutputFormat, closed(OutputFormat)] | None
+    cache_control: dict[str, Any] | None
+    context_management: dict[str, Any] | None
+    speed: Literal["standard"] | None
+    stop_sequences: Array[Annotated[str, Field(min_length=1)]] | None
+    metadata: Annotated[Metadata, closed(Metadata)] | None
+    service_tier: Literal["auto", "standard_only"] | None
 
 
-@with_config(_OPEN)
-class MessagesRequest(_Asked):
+_TRANSLATED_NAMES = _Translated.__annotations__.keys() - {"model"}
+
+
+class MessagesRequest(_Translated, total=False):
     """Anthropic's `POST /v1/messages`."""
 
-    max_tokens: Annotated[int, Field(ge=1)]
-    stream: NotRequired[bool | None]
-    temperature: NotRequired[float | None]
-    top_p: NotRequired[float | None]
-    top_k: NotRequired[int | None]
+    max_tokens: Required[Annotated[int, Field(ge=1)]]
+    stream: bool | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
 
 
-@with_config(_OPEN)
-class CountRequest(_Asked):
+class CountRequest(_Translated, total=False):
     """Anthropic's `POST /v1/messages/count_tokens`; further fields of a message are accepted, and change no count."""
 
-    max_tokens: NotRequired[Annotated[int, Field(ge=1)]]
+    max_tokens: Annotated[int, Field(ge=1)]
 
 
 def to_chat(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +145,7 @@ def to_chat(request: Mapping[str, Any]) -> dict[str, Any]:
         if request.get(field) is not None:
             raise unsupported_parameter(field, advice)
     _check_context_management(request.get("context_management"))
-    chat = {key: value for key, value in request.items() if key not in _TRANSLATED and value is not None}
+    chat = {key: value for key, value in request.items() if key not in _TRANSLATED_NAMES and value is not None}
     chat["messages"] = [*_system(request.get("system")), *_messages(request["messages"])]
     tools = request.get("tools") or []
     if tools:

@@ -10,32 +10,10 @@ from typing import Any
 
 from gateway.dialects.fields import need_text
 from gateway.dialects.responses.items import Item, rest
-from gateway.dialects.responses.request import REFUSED
+from gateway.dialects.responses.request import TRANSLATED
 from gateway.errors import invalid_value, unsupported_parameter
 from gateway.wire.stepwise import STEP_ITEMS
 
-_TRANSLATED = frozenset(
-    {
-        *REFUSED,
-        "include",
-        "input",
-        "instructions",
-        "max_output_tokens",
-        "max_tool_calls",
-        "messages",
-        "metadata",
-        "parallel_tool_calls",
-        "previous_response_id",
-        "reasoning",
-        "store",
-        "stream_options",
-        "text",
-        "tool_choice",
-        "tools",
-        "top_logprobs",
-        "truncation",
-    }
-)
 _OUTPUT_KEYS = {"annotations", "logprobs"}  # of an answer's text; a model has no use for them
 # Fields of a function tool that a chat lacks.
 _REFUSED_OF_TOOLS = ("allowed_callers", "async", "defer_loading", "output_schema")
@@ -43,7 +21,7 @@ _REFUSED_OF_TOOLS = ("allowed_callers", "async", "defer_loading", "output_schema
 
 def to_chat(request: Mapping[str, Any], items: Iterable[Item]) -> Generator[None, None, dict[str, Any]]:
     """OpenAI's chat request for the whole conversation, in steps; raises ApiError 400 that names a field."""
-    chat = {name: value for name, value in request.items() if name not in _TRANSLATED and value is not None}
+    chat = {name: value for name, value in request.items() if name not in TRANSLATED and value is not None}
     chat["messages"] = yield from _messages(request.get("instructions"), items)
     if not chat["messages"]:
         raise invalid_value("input", "must hold a message")

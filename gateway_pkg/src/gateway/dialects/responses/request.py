@@ -6,17 +6,15 @@ The reference is the `openai` SDK's own types. Fields that the API does not defi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, with_config
+from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from gateway.errors import invalid_value, unsupported_parameter
 from gateway.features.conversations.stored import INCLUDABLE, check_include
-from gateway.routing.policy import MODEL_MAX_CHARS
-from gateway.web.fields import CLOSED, Array, Object, closed
-
-_OPEN = ConfigDict(extra="allow", strict=True)
+from gateway.web.fields import CLOSED, OPEN, Array, Object, closed
+from gateway.web.schemas import Model
 
 # Fields of the API without a counterpart, each with advice what to do instead.
 REFUSED = {
@@ -31,102 +29,91 @@ REFUSED = {
 }
 
 
-@with_config(_OPEN)
-class Reasoning(TypedDict):
-    effort: NotRequired[Annotated[str | None, Field(description="Becomes the chat's `reasoning_effort`.")]]
-    summary: NotRequired[
-        Annotated[
-            Literal["auto", "concise", "detailed"] | None,
-            Field(description="The answer has the model's whole reasoning as `summary` instead of `content`."),
-        ]
+class Reasoning(TypedDict, total=False):
+    effort: Annotated[str | None, Field(description="Becomes the chat's `reasoning_effort`.")]
+    summary: Annotated[
+        Literal["auto", "concise", "detailed"] | None,
+        Field(description="The answer has the model's whole reasoning as `summary` instead of `content`."),
     ]
-    generate_summary: NotRequired[
-        Annotated[Literal["auto", "concise", "detailed"] | None, Field(description="The former name of `summary`.")]
+    generate_summary: Annotated[
+        Literal["auto", "concise", "detailed"] | None, Field(description="The former name of `summary`.")
     ]
 
 
-@with_config(_OPEN)
-class Text(TypedDict):
-    format: NotRequired[Annotated[dict[str, Any] | None, Field(description="`text`, `json_object`, `json_schema`.")]]
-    verbosity: NotRequired[str | None]
+class Text(TypedDict, total=False):
+    format: Annotated[dict[str, Any] | None, Field(description="`text`, `json_object`, `json_schema`.")]
+    verbosity: str | None
 
 
 @with_config(CLOSED)
-class ResponsesStreamOptions(TypedDict):
-    include_obfuscation: NotRequired[
-        Annotated[bool | None, Field(description="Pads deltas, so that their lengths tell less; off by default.")]
+class ResponsesStreamOptions(TypedDict, total=False):
+    include_obfuscation: Annotated[
+        bool | None, Field(description="Pads deltas, so that their lengths tell less; off by default.")
     ]
-    include_usage: NotRequired[Annotated[bool | None, Field(description="Usage always comes with the last event.")]]
+    include_usage: Annotated[bool | None, Field(description="Usage always comes with the last event.")]
 
 
-@with_config(_OPEN)
-class ResponsesRequest(TypedDict):
+@with_config(OPEN)
+class _OfChat(TypedDict, total=False):
+    """The fields that a chat has alike."""
+
+    model: Model | None
+    stream: bool | None
+    max_tokens: Annotated[int | None, Field(ge=1, description="Another name of `max_output_tokens`.")]
+    temperature: float | None
+    top_p: float | None
+    user: str | None
+    safety_identifier: str | None
+    prompt_cache_key: str | None
+    prompt_cache_options: dict[str, Any] | None
+    prompt_cache_retention: str | None
+    service_tier: str | None
+
+
+class ResponsesRequest(_OfChat, total=False):
     """OpenAI's `POST /v1/responses`."""
 
-    model: NotRequired[
-        Annotated[
-            str | None,
-            Field(max_length=MODEL_MAX_CHARS, description="An alias, a served model, `<class>:<model>`, or `auto`."),
-        ]
+    input: Annotated[
+        str | Array[dict[str, Any]] | None,
+        Field(
+            description="A text, or items: messages, `function_call`, `function_call_output`, `reasoning`, "
+            "`item_reference`. Required without `previous_response_id`.",
+            examples=["Say hello."],
+        ),
     ]
-    input: NotRequired[
-        Annotated[
-            str | Array[dict[str, Any]] | None,
-            Field(
-                description="A text, or items: messages, `function_call`, `function_call_output`, `reasoning`, "
-                "`item_reference`. Required without `previous_response_id`.",
-                examples=["Say hello."],
-            ),
-        ]
+    messages: Annotated[Array[dict[str, Any]] | None, Field(description="A chat's messages, instead of `input`.")]
+    instructions: Annotated[
+        str | None, Field(description="The system message of this response only; not carried over.")
     ]
-    messages: NotRequired[
-        Annotated[Array[dict[str, Any]] | None, Field(description="A chat's messages, instead of `input`.")]
+    previous_response_id: Annotated[
+        str | None, Field(description="The stored response whose conversation this request continues.")
     ]
-    instructions: NotRequired[
-        Annotated[str | None, Field(description="The system message of this response only; not carried over.")]
+    store: Annotated[bool | None, Field(description="Whether the response is stored; true by default.")]
+    stream_options: Annotated[ResponsesStreamOptions, closed(ResponsesStreamOptions)] | None
+    tools: Annotated[Array[dict[str, Any]] | None, Field(description="Function tools; others are refused by name.")]
+    tool_choice: str | dict[str, Any] | None
+    parallel_tool_calls: bool | None
+    max_tool_calls: Annotated[
+        int | None, Field(ge=1, description="Accepted without effect: it bounds only built-in tools.")
     ]
-    previous_response_id: NotRequired[
-        Annotated[str | None, Field(description="The stored response whose conversation this request continues.")]
+    max_output_tokens: Annotated[int | None, Field(ge=1)]
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)]
+    include: Annotated[
+        Array[str] | None,
+        Field(description=f"Any of {', '.join(INCLUDABLE)}. Reasoning is plain text in its item, not encrypted."),
     ]
-    store: NotRequired[Annotated[bool | None, Field(description="Whether the response is stored; true by default.")]]
-    stream: NotRequired[bool | None]
-    stream_options: NotRequired[Annotated[ResponsesStreamOptions, closed(ResponsesStreamOptions)] | None]
-    tools: NotRequired[
-        Annotated[Array[dict[str, Any]] | None, Field(description="Function tools; others are refused by name.")]
+    text: Text | None
+    reasoning: Reasoning | None
+    metadata: Annotated[
+        Object[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
+        Field(max_length=16, description="Kept with the response."),
     ]
-    tool_choice: NotRequired[str | dict[str, Any] | None]
-    parallel_tool_calls: NotRequired[bool | None]
-    max_tool_calls: NotRequired[
-        Annotated[int | None, Field(ge=1, description="Accepted without effect: it bounds only built-in tools.")]
+    truncation: Annotated[
+        str | None, Field(description="`disabled`: the backend refuses a conversation that is too long.")
     ]
-    max_output_tokens: NotRequired[Annotated[int | None, Field(ge=1)]]
-    max_tokens: NotRequired[Annotated[int | None, Field(ge=1, description="Another name of `max_output_tokens`.")]]
-    temperature: NotRequired[float | None]
-    top_p: NotRequired[float | None]
-    top_logprobs: NotRequired[Annotated[int | None, Field(ge=0, le=20)]]
-    include: NotRequired[
-        Annotated[
-            Array[str] | None,
-            Field(description=f"Any of {', '.join(INCLUDABLE)}. Reasoning is plain text in its item, not encrypted."),
-        ]
-    ]
-    text: NotRequired[Text | None]
-    reasoning: NotRequired[Reasoning | None]
-    metadata: NotRequired[
-        Annotated[
-            Object[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
-            Field(max_length=16, description="Kept with the response."),
-        ]
-    ]
-    truncation: NotRequired[
-        Annotated[str | None, Field(description="`disabled`: the backend refuses a conversation that is too long.")]
-    ]
-    user: NotRequired[str | None]
-    safety_identifier: NotRequired[str | None]
-    prompt_cache_key: NotRequired[str | None]
-    prompt_cache_options: NotRequired[dict[str, Any] | None]
-    prompt_cache_retention: NotRequired[str | None]
-    service_tier: NotRequired[str | None]
+
+
+TRANSLATED = REFUSED.keys() | ResponsesRequest.__annotations__.keys() - _OfChat.__annotations__.keys()
 
 
 def check(request: Mapping[str, Any]) -> None:
