@@ -70,22 +70,10 @@ HEADERS: dict[str, dict[str, Any]] = {
         for name in LIMIT_HEADERS
     },
 }
-PARAMETERS: dict[str, dict[str, Any]] = {
-    "X-Request-Id": {
-        "in": "header",
-        "description": "An id for the answer and the logs: 1 to 128 of `A-Za-z0-9._:-`; else the gateway makes one.",
-        "schema": {"type": "string"},
-    },
-    "X-Backend": {
-        "in": "header",
-        "description": "A backend class; overrides the class that the model's name implies.",
-        "schema": {"type": "string"},
-    },
-    "X-Request-Type": {
-        "in": "header",
-        "description": "`coding` or `chat`, for requests that leave the model to the policy.",
-        "schema": {"type": "string"},
-    },
+PARAMETERS = {
+    "X-Request-Id": "An id for the answer and the logs: 1 to 128 of `A-Za-z0-9._:-`; else the gateway makes one.",
+    "X-Backend": "A backend class; overrides the class that the model's name implies.",
+    "X-Request-Type": "`coding` or `chat`, for requests that leave the model to the policy.",
 }
 _ASKED = {"model": "default", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
 # What the page offers to send; without one it would fill in every field.
@@ -143,7 +131,10 @@ def _page(
             **{name: shape.schema for name, shape in shapes.items()},
         },
         "headers": HEADERS,
-        "parameters": {name: {"name": name, **about} for name, about in PARAMETERS.items()},
+        "parameters": {
+            name: {"name": name, "in": "header", "description": words, "schema": {"type": "string"}}
+            for name, words in PARAMETERS.items()
+        },
         "securitySchemes": SECURITY_SCHEMES,
     }
     errors = {endpoint.path: endpoint.errors for endpoint in endpoints}
@@ -176,7 +167,7 @@ def _operation(endpoint: Endpoint, schema: Mapping[str, Any]) -> dict[str, Any]:
     operation = {
         "tags": [endpoint.tag],
         "summary": endpoint.summary,
-        "operationId": endpoint.op.replace(".", "_"),
+        "operationId": endpoint.path.removeprefix("/v1/").replace("/", "_"),
         "parameters": [_parameter(name) for name in ("X-Backend", "X-Request-Type")],
         "requestBody": {"required": True, "content": {media: body}},
         "responses": {

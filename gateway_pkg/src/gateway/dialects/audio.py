@@ -70,7 +70,6 @@ OPENAPI_EXTRA = {"responses": {"200": {"headers": _UPSTREAM_HEADERS}}}
 SPEECH = Endpoint(
     "/v1/audio/speech",
     "tts",
-    "audio.speech",
     "Speak a text",
     SPEECH_REQUEST,
     answers=SPEECH_ANSWERS,
@@ -79,7 +78,6 @@ SPEECH = Endpoint(
 TTS = Endpoint(
     "/v1/tts/generations",
     "tts",
-    "tts.generations",
     "Speak a text (the earlier gateway's path)",
     SPEECH_REQUEST,
     answers=SPEECH_ANSWERS,
@@ -119,7 +117,6 @@ _TRANSCRIPT_ANSWERS: dict[str, dict[str, Any]] = {
 TRANSCRIPTIONS = Endpoint(
     "/v1/audio/transcriptions",
     "transcription",
-    "audio.transcriptions",
     "Transcribe speech",
     form=_TRANSCRIPTION_FORM,
     answers={200: {**_TRANSCRIPT_ANSWERS, **events("With `stream`: `transcript.text.delta`, then `.done`.")}},
@@ -128,7 +125,6 @@ TRANSCRIPTIONS = Endpoint(
 TRANSLATIONS = Endpoint(
     "/v1/audio/translations",
     "transcription",
-    "audio.translations",
     "Translate speech to English text",
     form=_TRANSLATION_FORM,
     answers={200: _TRANSCRIPT_ANSWERS},

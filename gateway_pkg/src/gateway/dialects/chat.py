@@ -53,7 +53,6 @@ EMBEDDING_REQUEST: TypeAdapter[Any] = TypeAdapter(EmbeddingRequest)
 CHAT = Endpoint(
     "/v1/chat/completions",
     "chat",
-    "chat.completions",
     "Answer a conversation",
     CHAT_REQUEST,
     answers={200: {"application/json": CHAT_ANSWER, **STREAM}},
@@ -61,14 +60,12 @@ CHAT = Endpoint(
 COMPLETIONS = Endpoint(
     "/v1/completions",
     "completions",
-    "completions",
     "Continue a text",
     COMPLETION_REQUEST,
     answers={200: {"application/json": COMPLETION_ANSWER, **STREAM}},
 )
 EMBEDDINGS = Endpoint(
     "/v1/embeddings",
-    "embeddings",
     "embeddings",
     "Embed texts as vectors",
     EMBEDDING_REQUEST,

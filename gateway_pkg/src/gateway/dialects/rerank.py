@@ -73,7 +73,6 @@ class Rerank(Feature):
         endpoint = Endpoint(
             "/v1/rerank",
             "rerank",
-            "rerank",
             "Order documents by how well they answer a query",
             REQUEST,
             answers={200: {JSON_TYPE: RERANK_ANSWER}},

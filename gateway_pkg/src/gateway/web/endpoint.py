@@ -19,14 +19,13 @@ JSON_TYPE = "application/json"
 class Endpoint:
     """One POST route.
 
-    `capability` is what a backend must be able to do, `op` the operation's name in the log. `request` checks a JSON
-    body; a multipart one has `form`, its JSON schema, instead. `answers`: for each status, media type to JSON schema.
-    `openapi_extra` is merged into the page's operation, as FastAPI's of this name.
+    `capability` is what a backend must be able to do. `request` checks a JSON body; a multipart one has `form`, its
+    JSON schema, instead. `answers`: for each status, media type to JSON schema. `openapi_extra` is merged into the
+    page's operation, as FastAPI's of this name.
     """
 
     path: str
     capability: str
-    op: str
     summary: str
     request: TypeAdapter[Any] | None = None
     form: Mapping[str, Any] | None = None

@@ -116,7 +116,6 @@ class Messages(Feature):
                 Endpoint(
                     "/v1/messages",
                     "chat",
-                    "messages",
                     "Answer a conversation, as Anthropic's API",
                     REQUEST,
                     answers=message_answers,
@@ -130,7 +129,6 @@ class Messages(Feature):
                 Endpoint(
                     "/v1/messages/count_tokens",
                     "chat",
-                    "messages.count_tokens",
                     "Count a conversation's tokens, by the backend's own tokenizer",
                     CONVERSATION,
                     answers={200: {JSON_TYPE: _TOKENS}},

@@ -53,7 +53,6 @@ class Responses(Feature):
         endpoint = Endpoint(
             "/v1/responses",
             "chat",
-            "responses",
             "Answer a conversation that may be stored",
             REQUEST,
             answers={200: {JSON_TYPE: RESPONSE, **events(EVENTS)}},

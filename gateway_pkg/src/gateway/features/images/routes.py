@@ -138,7 +138,6 @@ def _form_schema() -> dict[str, Any]:
 GENERATIONS = Endpoint(
     "/v1/images/generations",
     CAPABILITY,
-    "images.generations",
     "Make images from a text",
     GENERATION,
     answers=ANSWERS,
@@ -147,7 +146,6 @@ GENERATIONS = Endpoint(
 EDITS = Endpoint(
     "/v1/images/edits",
     CAPABILITY,
-    "images.edits",
     "Edit an image by a text",
     form=_form_schema(),
     answers=ANSWERS,

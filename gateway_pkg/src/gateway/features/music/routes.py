@@ -94,7 +94,6 @@ OPENAPI_EXTRA: dict[str, Any] = {
 GENERATIONS = Endpoint(
     "/v1/music/generations",
     "music",
-    "music.generations",
     "Make a piece of music",
     REQUEST,
     answers={200: {JSON_TYPE: PIECE}, 202: {JSON_TYPE: {"$ref": "#/components/schemas/MusicJob"}}},
