@@ -15,12 +15,9 @@ from gateway.observe.metrics import CONTENT_TYPE, Metrics
 from gateway.routing.aliases import Alias
 from gateway.routing.policy import AUTO, unknown_model
 from gateway.web.exchange import caller_of
+from gateway.web.schemas import TEXT, record
 
-READINESS = {
-    "type": "object",
-    "required": ["ok", "backends", "problems"],
-    "properties": {"ok": {"type": "boolean"}, "backends": {"type": "object"}, "problems": {"type": "object"}},
-}
+READINESS = record(ok={"type": "boolean"}, backends={"type": "object"}, problems={"type": "object"})
 FIRST_MODEL = {"operationId": "get_model", "parameters": {"model_id": "$response.body#/data/0/id"}}
 
 
@@ -73,7 +70,7 @@ def make_router(registry: Registry, metrics: Metrics | None, problems: health.Pr
         summary="Prometheus metrics",
         response_class=Response,
         responses={
-            200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+            200: {"content": {"text/plain": {"schema": TEXT}}},
             404: {"description": "Metrics are off"},
         },
     )

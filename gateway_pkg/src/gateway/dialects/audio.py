@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from gateway.backends.answers import EVENTS_TYPE, JSON_TYPE, whole_events
-from gateway.backends.call import Call, Dispatcher, in_time, to_path
+from gateway.backends.call import Call, in_time, to_path
 from gateway.backends.failures import wrong_type
 from gateway.backends.protocols import speech
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.usage import usage_in
 from gateway.config.settings import URL_PATH, Section, setting
-from gateway.errors import ApiError
+from gateway.errors import ApiError, invalid_value
 from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
+from gateway.routing.policy import MODEL_MAX_CHARS
 from gateway.web.endpoint import Endpoint, parse
 from gateway.web.exchange import Exchange, Headers
 from gateway.web.fields import OPEN
 from gateway.web.multipart import Form
-from gateway.web.schemas import Model, events
+from gateway.web.schemas import TEXT, Model, events, record
 from gateway.wire import stepwise
 from gateway.wire.connection import Response
 from gateway.wire.errors import UpstreamClosed
@@ -51,15 +53,13 @@ class SpeechRequest(TypedDict, total=False):
 
 
 SPEECH_REQUEST: TypeAdapter[Any] = TypeAdapter(SpeechRequest)
-SPEECH_ANSWERS: dict[int, Mapping[str, Mapping[str, Any]]] = {
-    200: {
-        "audio/*": {"type": "string", "format": "binary"},
-        **events("With `stream_format` sse: `speech.audio.delta`, at the end `speech.audio.done`."),
-    },
+SPEECH_ANSWER = {
+    "audio/*": TEXT | {"format": "binary"},
+    **events("With `stream_format` sse: `speech.audio.delta`, at the end `speech.audio.done`."),
 }
 _UPSTREAM_HEADERS: dict[str, Any] = {
-    "x-gateway-backend": {"description": "The backend's name", "required": True, "schema": {"type": "string"}},
-    "x-gateway-backend-class": {"description": "Its class", "required": True, "schema": {"type": "string"}},
+    "x-gateway-backend": {"description": "The backend's name", "required": True, "schema": TEXT},
+    "x-gateway-backend-class": {"description": "Its class", "required": True, "schema": TEXT},
     "x-gateway-upstream-latency-ms": {
         "description": "Milliseconds until the head of its answer",
         "required": True,
@@ -72,62 +72,43 @@ SPEECH = Endpoint(
     "tts",
     "Speak a text",
     SPEECH_REQUEST,
-    answers=SPEECH_ANSWERS,
+    answers={200: SPEECH_ANSWER},
     openapi_extra=OPENAPI_EXTRA,
 )
-TTS = Endpoint(
-    "/v1/tts/generations",
-    "tts",
-    "Speak a text (the earlier gateway's path)",
-    SPEECH_REQUEST,
-    answers=SPEECH_ANSWERS,
-    openapi_extra=OPENAPI_EXTRA,
-)
+TTS = replace(SPEECH, path="/v1/tts/generations", summary="Speak a text (the earlier gateway's path)")
 
-_TEXT: dict[str, Any] = {"type": "string"}
-_TRANSLATION_FORM: dict[str, Any] = {
-    "type": "object",
-    "required": ["file"],
-    "properties": {
-        "file": {"type": "string", "format": "binary", "description": "The audio."},
-        "model": {"type": "string", "maxLength": 500},
-        "prompt": _TEXT,
-        "response_format": {"type": "string", "enum": list(TRANSCRIPT_FORMATS), "default": "json"},
-        "temperature": {"type": "number", "minimum": 0, "maximum": 1},
-    },
+_FILE = TEXT | {"format": "binary", "description": "The audio."}
+_OF_TRANSLATION: dict[str, Any] = {
+    "model": TEXT | {"maxLength": MODEL_MAX_CHARS},
+    "prompt": TEXT,
+    "response_format": {"type": "string", "enum": list(TRANSCRIPT_FORMATS), "default": "json"},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 1},
 }
-_TRANSCRIPTION_FORM: dict[str, Any] = {
-    **_TRANSLATION_FORM,
-    "properties": {
-        **_TRANSLATION_FORM["properties"],
-        "language": {"type": "string", "description": "ISO-639-1, such as `en`."},
-        "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": ["word", "segment"]}},
-        "include[]": {"type": "array", "items": _TEXT},
-        "chunking_strategy": _TEXT,
-        "stream": {"type": "boolean", "default": False},
-    },
+_OF_TRANSCRIPTION = _OF_TRANSLATION | {
+    "language": TEXT | {"description": "ISO-639-1, such as `en`."},
+    "timestamp_granularities[]": {"type": "array", "items": TEXT | {"enum": ["word", "segment"]}},
+    "include[]": {"type": "array", "items": TEXT},
+    "chunking_strategy": TEXT,
+    "stream": {"type": "boolean", "default": False},
 }
-_TRANSCRIPT: dict[str, Any] = {"type": "object", "required": ["text"], "properties": {"text": _TEXT}}
-_TRANSCRIPT_ANSWERS: dict[str, dict[str, Any]] = {
-    "application/json": _TRANSCRIPT,
-    "text/plain": _TEXT,
-    "text/vtt": _TEXT,
-    "application/x-subrip": _TEXT,
+_TRANSCRIPT = {
+    "application/json": record(text=TEXT),
+    **dict.fromkeys(("text/plain", "text/vtt", "application/x-subrip"), TEXT),
 }
 TRANSCRIPTIONS = Endpoint(
     "/v1/audio/transcriptions",
     "transcription",
     "Transcribe speech",
-    form=_TRANSCRIPTION_FORM,
-    answers={200: {**_TRANSCRIPT_ANSWERS, **events("With `stream`: `transcript.text.delta`, then `.done`.")}},
+    form=record(_OF_TRANSCRIPTION, file=_FILE),
+    answers={200: {**_TRANSCRIPT, **events("With `stream`: `transcript.text.delta`, then `.done`.")}},
     openapi_extra=OPENAPI_EXTRA,
 )
 TRANSLATIONS = Endpoint(
     "/v1/audio/translations",
     "transcription",
     "Translate speech to English text",
-    form=_TRANSLATION_FORM,
-    answers={200: _TRANSCRIPT_ANSWERS},
+    form=record(_OF_TRANSLATION, file=_FILE),
+    answers={200: _TRANSCRIPT},
     openapi_extra=OPENAPI_EXTRA,
 )
 
@@ -141,26 +122,21 @@ class SpeechSettings(Section, heading="Speech and transcription"):
 
 
 class Audio(Feature):
+    """One request holds one slot of admission until its last byte is out; its client's leaving ends the work."""
+
     name = "audio"
     section = SpeechSettings
 
     def __init__(self, core: Core) -> None:
-        audio = AudioHandler(core.dispatcher, core.settings[SpeechSettings])
+        self._dispatcher = core.dispatcher
+        self._limit = core.dispatcher.max_response_bytes
+        self._settings = core.settings[SpeechSettings]
         self.endpoints = [
-            (SPEECH, audio.speak),
-            (TTS, audio.speak),
-            (TRANSCRIPTIONS, audio.transcribe),
-            (TRANSLATIONS, audio.transcribe),
+            (SPEECH, self.speak),
+            (TTS, self.speak),
+            (TRANSCRIPTIONS, self.transcribe),
+            (TRANSLATIONS, self.transcribe),
         ]
-
-
-class AudioHandler:
-    """One request holds one slot of admission until its last byte is out; its client's leaving ends the work."""
-
-    def __init__(self, dispatcher: Dispatcher, settings: SpeechSettings) -> None:
-        self._dispatcher = dispatcher
-        self._limit = dispatcher.max_response_bytes
-        self._settings = settings
 
     async def speak(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Raises ApiError, also after the audio has begun, which then breaks off; ClientDisconnected."""
@@ -298,5 +274,5 @@ def _headers(call: Call) -> Headers:
 def _one_of(form: Form, name: str, known: Sequence[str], usual: str) -> str:
     text = form.text(name) or usual
     if text.lower() not in known:
-        raise ApiError(400, f"'{name}': must be one of {', '.join(known)}", param=name, code="invalid_value")
+        raise invalid_value(name, f"must be one of {', '.join(known)}")
     return text.lower()

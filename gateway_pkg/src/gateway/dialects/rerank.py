@@ -8,20 +8,20 @@ from typing import Annotated, Any, Required
 from pydantic import Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from gateway.backends.call import Dispatcher, Message, as_understood
+from gateway.backends.call import Message, as_understood
 from gateway.backends.protocols.base import check_inside, json_value
 from gateway.backends.registry import Route
 from gateway.backends.slots import Slots
 from gateway.backends.usage import usage_of
 from gateway.dialects.ranking import cosines, ranking, scores_of, text_of, vectors_of
-from gateway.errors import ApiError
+from gateway.errors import ApiError, unsupported_parameter
 from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
 from gateway.routing.policy import AUTO, DEFAULT_ALIAS
 from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.fields import OPEN, Array
-from gateway.web.schemas import Model, Whole
+from gateway.web.schemas import TEXT, Model, Whole, record
 from gateway.wire.stepwise import run
 
 DOCUMENTS_MAX = 1_000  # Cohere's own figure
@@ -47,47 +47,37 @@ class RerankRequest(TypedDict, total=False):
 
 
 REQUEST = TypeAdapter(RerankRequest)
-_RESULT = {
-    "type": "object",
-    "required": ["index", "relevance_score"],
-    "properties": {"index": {"type": "integer"}, "relevance_score": {"type": "number"}, "document": {}},
+_RESULTS = {
+    "type": "array",
+    "items": record({"document": {}}, index={"type": "integer"}, relevance_score={"type": "number"}),
 }
-_RESULTS = {"type": "array", "items": _RESULT}
-RERANK_ANSWER: dict[str, Any] = {
-    "type": "object",
-    "required": ["object", "model", "results", "data"],
-    "properties": {
-        "object": {"const": "list"},
-        "model": {"type": "string"},
-        "results": {**_RESULTS, "description": "As Jina's and Cohere's, the best first."},
-        "data": {**_RESULTS, "description": "The same; `document` as it was sent."},
-        "usage": {"type": "object", "description": "The backend's; absent where it reports none."},
-    },
-}
+RERANK_ANSWER = record(
+    {"usage": {"type": "object", "description": "The backend's; absent where it reports none."}},
+    object={"const": "list"},
+    model=TEXT,
+    results={**_RESULTS, "description": "As Jina's and Cohere's, the best first."},
+    data={**_RESULTS, "description": "The same; `document` as it was sent."},
+)
+RERANK = Endpoint(
+    "/v1/rerank",
+    "rerank",
+    "Order documents by how well they answer a query",
+    REQUEST,
+    answers={200: {JSON_TYPE: RERANK_ANSWER}},
+)
 
 
 class Rerank(Feature):
     name = "rerank"
 
     def __init__(self, core: Core) -> None:
-        endpoint = Endpoint(
-            "/v1/rerank",
-            "rerank",
-            "Order documents by how well they answer a query",
-            REQUEST,
-            answers={200: {JSON_TYPE: RERANK_ANSWER}},
-        )
-        self.endpoints = ((endpoint, _Handler(core.dispatcher)),)
+        self._dispatcher = core.dispatcher
+        self.endpoints = ((RERANK, self.rank),)
 
-
-class _Handler:
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
-
-    async def __call__(self, exchange: Exchange, endpoint: Endpoint) -> None:
+    async def rank(self, exchange: Exchange, endpoint: Endpoint) -> None:
         request = parse(await exchange.body(), REQUEST)
         if request.get("rank_fields") not in (None, ["text"]):
-            raise _unsupported("rank_fields", "only the `text` of documents is ranked")
+            raise unsupported_parameter("rank_fields", "only the `text` of documents is ranked")
         texts = [text_of(document) for document in request["documents"]]
         route = self._reranker(exchange, request.get("model") or "", request)
         if route is None:
@@ -139,7 +129,7 @@ class _Handler:
     ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
         for name in RERANKER_ONLY:
             if request.get(name) is not None:
-                raise _unsupported(name, "no reranker has this model, so embeddings rank the documents")
+                raise unsupported_parameter(name, "no reranker has this model, so embeddings rank the documents")
         asked = {name: value for name, value in request.items() if name not in OWN_FIELDS and name != "rank_fields"}
         asked |= {"model": request.get("model") or "", "input": [request["query"], *texts]}
         async with self._dispatcher.ask(exchange, "embeddings", asked) as embedded:
@@ -156,7 +146,3 @@ def _asked(request: dict[str, Any], texts: list[str], model: str) -> dict[str, A
     if request.get("top_n") is not None:
         asked["top_n"] = request["top_n"]
     return asked
-
-
-def _unsupported(field: str, why: str) -> ApiError:
-    return ApiError(400, f"'{field}' is not supported here: {why}", param=field, code="unsupported_parameter")

@@ -5,6 +5,8 @@ Bodies are checked as parsed, never copied: fields that are not listed are forwa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Required
 
 from pydantic import AfterValidator, Field, with_config
@@ -98,23 +100,22 @@ class EmbeddingRequest(TypedDict, total=False):
     stream: Whole | None
 
 
-# What the gateway vouches for of an answer: backends fill in the rest.
-_USAGE: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "prompt_tokens": {"type": "integer", "minimum": 0},
-        "completion_tokens": {"type": "integer", "minimum": 0},
-        "total_tokens": {"type": "integer", "minimum": 0},
-    },
-}
+TEXT = {"type": "string"}
+COUNT = {"type": "integer", "minimum": 0}
 
 
-def _answer(kind: str, **properties: Any) -> dict[str, Any]:
-    return {
+def record(optional: Mapping[str, Any] = MappingProxyType({}), /, **required: Any) -> dict[str, Any]:
+    """The JSON schema of an object with these fields."""
+    return {"type": "object", "required": list(required), "properties": {**optional, **required}}
+
+
+def _answer(kind: str, **required: Any) -> dict[str, Any]:
+    """What the gateway vouches for of an answer: backends fill in the rest."""
+    usage = {
         "type": "object",
-        "required": list(properties),
-        "properties": {"object": {"type": "string", "examples": [kind]}, "usage": _USAGE, **properties},
+        "properties": dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT),
     }
+    return record({"object": {"type": "string", "examples": [kind]}, "usage": usage}, **required)
 
 
 _LIST = {"type": "array", "items": {"type": "object"}}
@@ -125,5 +126,5 @@ EMBEDDING_ANSWER = _answer("list", data=_LIST)
 
 def events(words: str) -> dict[str, dict[str, Any]]:
     """A stream of server-sent events as one of a status' answers: the schema is that of one, `words` say which."""
-    fields = {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON, but for `[DONE]`"}}
-    return {"text/event-stream": {"type": "object", "description": words, "required": ["data"], "properties": fields}}
+    event = record({"event": TEXT}, data={"type": "string", "description": "JSON, but for `[DONE]`"})
+    return {"text/event-stream": event | {"description": words}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from gateway.backends.answers import EVENTS_TYPE, Answer
-from gateway.backends.call import Dispatcher, Message, as_understood
+from gateway.backends.call import Message, as_understood
 from gateway.backends.protocols.base import AnswerError, ErrorStatus, check_inside, json_object
 from gateway.backends.registry import Route
 from gateway.backends.slots import Slots
@@ -21,7 +22,7 @@ from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
 from gateway.web.endpoint import JSON_TYPE, Endpoint, Handler, parse
 from gateway.web.exchange import JSON, Exchange
-from gateway.web.schemas import events
+from gateway.web.schemas import COUNT, TEXT, events, record
 from gateway.wire.collector import paused, turn
 
 REQUEST = TypeAdapter(MessagesRequest)
@@ -41,51 +42,28 @@ ERROR_TYPES = {
 }
 EVENTS = "Anthropic's events, `message_start` to `message_stop`; `error` where it fails."
 REQUEST_ID = {
-    "responses": {
-        "200": {"headers": {"request-id": {"description": "The same as `X-Request-Id`", "schema": {"type": "string"}}}}
-    }
+    "responses": {"200": {"headers": {"request-id": {"description": "The same as `X-Request-Id`", "schema": TEXT}}}}
 }
 # What a server answers that does not know the path: it has no tokenizer to ask.
 CANNOT_COUNT = (404, 405, 501)
 
-_COUNT = {"type": ["integer", "null"], "minimum": 0}
-_ERROR: dict[str, Any] = {
-    "type": "object",
-    "required": ["type", "error"],
-    "properties": {
-        "type": {"const": "error"},
-        "error": {
-            "type": "object",
-            "required": ["type", "message"],
-            "properties": {
-                "type": {"type": "string"},
-                "message": {"type": "string"},
-                "details": {"type": "object", "properties": {"error_code": {"type": "string"}}},
-            },
-        },
-        "request_id": {"type": ["string", "null"]},
-    },
-}
-_MESSAGE: dict[str, Any] = {
-    "type": "object",
-    "required": ["id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage"],
-    "properties": {
-        "id": {"type": "string"},
-        "type": {"const": "message"},
-        "role": {"const": "assistant"},
-        "model": {"type": "string"},
-        "content": {"type": "array", "items": {"type": "object", "required": ["type"]}},
-        "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]},
-        "stop_sequence": {"type": ["string", "null"]},
-        "usage": {
-            "type": "object",
-            "description": "Null when the backend reports no usage.",
-            "required": ["input_tokens", "output_tokens"],
-            "properties": {"input_tokens": _COUNT, "output_tokens": _COUNT},
-        },
-    },
-}
-_TOKENS = {"type": "object", "required": ["input_tokens"], "properties": {"input_tokens": {"type": "integer"}}}
+_ERROR = record(
+    {"request_id": {"type": ["string", "null"]}},
+    type={"const": "error"},
+    error=record({"details": {"type": "object", "properties": {"error_code": TEXT}}}, type=TEXT, message=TEXT),
+)
+_COUNT = COUNT | {"type": ["integer", "null"]}
+_USAGE = record(input_tokens=_COUNT, output_tokens=_COUNT)
+_MESSAGE = record(
+    id=TEXT,
+    type={"const": "message"},
+    role={"const": "assistant"},
+    model=TEXT,
+    content={"type": "array", "items": {"type": "object", "required": ["type"]}},
+    stop_reason={"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal"]},
+    stop_sequence={"type": ["string", "null"]},
+    usage=_USAGE | {"description": "Null when the backend reports no usage."},
+)
 
 
 def messages_errors(request_id: str | None = None) -> ErrorShape:
@@ -104,46 +82,30 @@ def messages_errors(request_id: str | None = None) -> ErrorShape:
     return ErrorShape(body, lambda error: b"event: error\ndata: " + body(error) + b"\n\n", "AnthropicError", _ERROR)
 
 
+_endpoint = partial(Endpoint, capability="chat", tag="anthropic", errors=messages_errors(), openapi_extra=REQUEST_ID)
+MESSAGES = _endpoint(
+    "/v1/messages",
+    summary="Answer a conversation, as Anthropic's API",
+    request=REQUEST,
+    answers={200: {JSON_TYPE: _MESSAGE, **events(EVENTS)}},
+)
+COUNT_TOKENS = _endpoint(
+    "/v1/messages/count_tokens",
+    summary="Count a conversation's tokens, by the backend's own tokenizer",
+    request=CONVERSATION,
+    answers={200: {JSON_TYPE: record(input_tokens={"type": "integer"})}},
+)
+
+
 class Messages(Feature):
     name = "messages"
 
     def __init__(self, core: Core) -> None:
-        handlers = _Handlers(core.dispatcher)
-        errors = messages_errors()
-        message_answers = {200: {JSON_TYPE: _MESSAGE, **events(EVENTS)}}
+        self._dispatcher = core.dispatcher
         self.endpoints = (
-            (
-                Endpoint(
-                    "/v1/messages",
-                    "chat",
-                    "Answer a conversation, as Anthropic's API",
-                    REQUEST,
-                    answers=message_answers,
-                    tag="anthropic",
-                    errors=errors,
-                    openapi_extra=REQUEST_ID,
-                ),
-                _telling_request_id(handlers.create),
-            ),
-            (
-                Endpoint(
-                    "/v1/messages/count_tokens",
-                    "chat",
-                    "Count a conversation's tokens, by the backend's own tokenizer",
-                    CONVERSATION,
-                    answers={200: {JSON_TYPE: _TOKENS}},
-                    tag="anthropic",
-                    errors=errors,
-                    openapi_extra=REQUEST_ID,
-                ),
-                _telling_request_id(handlers.count_tokens),
-            ),
+            (MESSAGES, _telling_request_id(self.create)),
+            (COUNT_TOKENS, _telling_request_id(self.count_tokens)),
         )
-
-
-class _Handlers:
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        self._dispatcher = dispatcher
 
     async def create(self, exchange: Exchange, endpoint: Endpoint) -> None:
         request, chat = await _read(exchange, REQUEST)

@@ -14,14 +14,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from gateway.backends.answers import EVENTS_TYPE, Answer
-from gateway.backends.call import Dispatcher
 from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids, new_response_id, response_of_item
 from gateway.dialects.responses.chat import to_chat
 from gateway.dialects.responses.items import Item, read_items, with_own_ids
 from gateway.dialects.responses.request import ResponsesRequest, check
 from gateway.errors import ApiError
 from gateway.features.conversations.feature import Conversations
-from gateway.features.conversations.store import ResponseStore, Sized
+from gateway.features.conversations.store import Sized
 from gateway.features.conversations.stored import OF_STORED, RESPONSE, store_errors
 from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
@@ -44,28 +43,23 @@ LINKS: dict[str, Any] = {"show": {"operationId": "get_response", "parameters": _
 CONVERSATION_MAX_BYTES = 4_000_000
 
 
-class Responses(Feature):
-    """`POST /v1/responses`."""
+RESPONSES = Endpoint(
+    "/v1/responses",
+    "chat",
+    "Answer a conversation that may be stored",
+    REQUEST,
+    answers={200: {JSON_TYPE: RESPONSE, **events(EVENTS)}},
+    openapi_extra={"responses": {"200": {"links": LINKS}, "404": {"description": UNKNOWN}}},
+)
 
+
+class Responses(Feature):
     name = "responses"
 
     def __init__(self, core: Core) -> None:
-        endpoint = Endpoint(
-            "/v1/responses",
-            "chat",
-            "Answer a conversation that may be stored",
-            REQUEST,
-            answers={200: {JSON_TYPE: RESPONSE, **events(EVENTS)}},
-            openapi_extra={"responses": {"200": {"links": LINKS}, "404": {"description": UNKNOWN}}},
-        )
-        handler = _Handler(core.dispatcher, core.find(Conversations).store)
-        self.endpoints = ((endpoint, handler.create),)
-
-
-class _Handler:
-    def __init__(self, dispatcher: Dispatcher, store: ResponseStore) -> None:
-        self._dispatcher = dispatcher
-        self._store = store
+        self._dispatcher = core.dispatcher
+        self._store = core.find(Conversations).store
+        self.endpoints = ((RESPONSES, self.create),)
 
     async def create(self, exchange: Exchange, endpoint: Endpoint) -> None:
         request = parse(await exchange.body(), REQUEST)
@@ -120,7 +114,12 @@ class _Handler:
             with store_errors():
                 previous = await self._store.find(owner, previous_id)
             if previous is None:
-                raise _no_previous(previous_id)
+                raise ApiError(  # in OpenAI's words, status and code: clients then send the whole conversation
+                    400,
+                    f"Previous response with id '{previous_id}' not found.",
+                    param="previous_response_id",
+                    code="previous_response_not_found",
+                )
             size += previous.bytes
             before = previous.input + previous.response["output"]
         referenced = [item["id"] for item in items if item["type"] == "item_reference"]
@@ -169,16 +168,6 @@ async def _stream(exchange: Exchange, answer: Answer, builder: ResponseBuilder) 
             events = opening + events
         if events:
             await exchange.stream(events)
-
-
-def _no_previous(response_id: str) -> ApiError:
-    """In OpenAI's words, status and code: clients look for them and send the whole conversation instead."""
-    return ApiError(
-        400,
-        f"Previous response with id '{response_id}' not found.",
-        param="previous_response_id",
-        code="previous_response_not_found",
-    )
 
 
 def _too_long(param: str) -> ApiError:
