@@ -122,9 +122,7 @@ def _sum(group: list[Slots]) -> Admission:
 def _health(backends: Iterable[Backend]) -> dict[str, ClassHealth]:
     classes: dict[str, dict[str, Health]] = {}
     for backend in backends:
-        health = Health(
-            healthy=backend.healthy, ready=backend.ready, last_check=backend.last_check, error=backend.error
-        )
+        health = Health.model_validate(backend, from_attributes=True)
         classes.setdefault(backend.record.backend_class, {})[backend.name] = health
     return {name: _best(hosts) for name, hosts in sorted(classes.items())}
 

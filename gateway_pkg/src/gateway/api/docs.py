@@ -6,7 +6,7 @@ made once and then costs no more than its sending.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
 from mimetypes import guess_type
@@ -39,11 +39,23 @@ class Page(Response):
 def make_docs_router(pages: FastAPI) -> APIRouter:
     """The pages of `pages`, none of them part of the OpenAPI page."""
     router = APIRouter()
+
+    def add(path: str, make: Callable[[], Response]) -> None:
+        made = cache(make)  # not before somebody asks: the OpenAPI page takes a tenth of a second
+
+        async def get_page(_: Request) -> Response:
+            return made()
+
+        router.add_route(path, get_page, include_in_schema=False)
+
     # The package is there for its files alone: found, never imported.
     package = find_spec("fastapi_offline")
     if package is None or package.origin is None:
         raise Refusal("the package fastapi-offline is not installed; install the gateway's wheel with its dependencies")
     files = Path(package.origin).with_name("static")
+    for name in (SCRIPT, STYLE, ICON):
+        content, headers = (files / name).read_bytes(), {"Cache-Control": "public, max-age=86400"}
+        add(f"/docs/{name}", partial(Page, content, headers=headers, media_type=guess_type(name)[0]))
     docs = get_swagger_ui_html(
         openapi_url=OPENAPI,
         title=pages.title,
@@ -51,22 +63,6 @@ def make_docs_router(pages: FastAPI) -> APIRouter:
         swagger_css_url=f"/docs/{STYLE}",
         swagger_favicon_url=f"/docs/{ICON}",
     )
-    router.add_route("/docs", _always(partial(_same, docs)), include_in_schema=False)
-    # Not before somebody asks: it takes a tenth of a second.
-    openapi = cache(lambda: Page(orjson.dumps(pages.openapi()), media_type="application/json"))
-    router.add_route(OPENAPI, _always(openapi), include_in_schema=False)
-    for name in (SCRIPT, STYLE, ICON):
-        file = Page((files / name).read_bytes(), 200, {"Cache-Control": "public, max-age=86400"}, guess_type(name)[0])
-        router.add_route(f"/docs/{name}", _always(partial(_same, file)), include_in_schema=False)
+    add("/docs", lambda: docs)
+    add(OPENAPI, lambda: Page(orjson.dumps(pages.openapi()), media_type="application/json"))
     return router
-
-
-def _same(page: Response) -> Response:
-    return page
-
-
-def _always(page: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
-    async def get_page(_: Request) -> Response:
-        return page()
-
-    return get_page

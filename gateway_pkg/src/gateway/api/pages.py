@@ -98,9 +98,8 @@ def make_router(registry: Registry, metrics: Metrics | None, problems: health.Pr
     )
     async def get_model(model_id: str, request: Request) -> Model:
         models = known_models(registry, caller_of(request))
-        found = models.get(model_id) or models.get(model_id.casefold())
-        if found is None:
-            found = next((model for model in models.values() if model.upstream_model == model_id), None)
+        by_upstream = (model for model in models.values() if model.upstream_model == model_id)
+        found = models.get(model_id) or models.get(model_id.casefold()) or next(by_upstream, None)
         if found is None:
             raise unknown_model(model_id, caller_of(request).known(registry.names))
         return found

@@ -5,9 +5,10 @@ imported here: it takes as long to import as all the rest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.routing import iter_route_contexts
 
 from gateway import __version__
 from gateway.api.docs import make_docs_router
@@ -24,7 +25,10 @@ def make_site(
 ) -> FastAPI:
     """`tags` and `open_directories` are those of the features."""
     app = FastAPI(
-        title="AI Appliance gateway", version=__version__, openapi_url=None, generate_unique_id_function=_name
+        title="AI Appliance gateway",
+        version=__version__,
+        openapi_url=None,
+        generate_unique_id_function=attrgetter("name"),
     )
     for router in routers:
         app.include_router(router)
@@ -33,7 +37,3 @@ def make_site(
     paths = [route.path or "" for route in iter_route_contexts(app.routes)]
     answer_errors(app, [*(endpoint.path for endpoint in endpoints), *paths])
     return app
-
-
-def _name(route: APIRoute) -> str:
-    return route.name

@@ -16,10 +16,7 @@ Document = str | dict[str, Any]
 
 
 def text_of(document: Document) -> str:
-    if isinstance(document, str):
-        return document
-    text: str = document["text"]
-    return text
+    return document if isinstance(document, str) else str(document["text"])
 
 
 def scores_of(answer: Any, count: int) -> list[tuple[int, float]]:

@@ -1,4 +1,4 @@
-"""Types of request fields whose check ends at the first error, however many a body has.
+"""Request fields: types whose check ends at the first error, however many a body has, and a check by hand.
 
 Pydantic would collect an error for each item: a million of them in a body of a megabyte.
 """
@@ -10,6 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic_core import InitErrorDetails
+
+from gateway.errors import invalid_value
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -34,3 +36,11 @@ def closed(kind: type) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def need_text(content: Mapping[str, Any], name: str, where: str) -> str:
+    """The string in a field of the object at `where`; raises ApiError 400 that names the field."""
+    value = content.get(name)
+    if not isinstance(value, str):
+        raise invalid_value(f"{where}.{name}", "must be a string")
+    return value

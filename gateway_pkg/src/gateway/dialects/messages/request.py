@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal, Required
 from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
-from gateway.dialects.fields import need_text
 from gateway.errors import invalid_value, unsupported_parameter
-from gateway.web.fields import CLOSED, OPEN, Array, closed
+from gateway.web.fields import CLOSED, OPEN, Array, closed, need_text
 from gateway.web.schemas import Model
 
 # Budgets of thinking, in tokens, below which a chat's `reasoning_effort` is low and medium.
@@ -206,11 +205,8 @@ def _check_context_management(value: Mapping[str, Any] | None) -> None:
 
 
 def _system(system: str | list[dict[str, Any]] | None) -> Iterable[dict[str, Any]]:
-    if not system:
-        return
-    if not isinstance(system, str):
-        system = _content([_text(block, f"system.{number}") for number, block in enumerate(system)])
-    yield {"role": "system", "content": system}
+    if system:
+        yield {"role": "system", "content": system if isinstance(system, str) else _texts(system, "system")}
 
 
 def _messages(messages: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
@@ -223,7 +219,7 @@ def _messages(messages: list[dict[str, Any]]) -> Iterable[dict[str, Any]]:
         elif role == "assistant":
             yield _assistant(content, where)
         elif content:
-            yield {"role": role, "content": _content([_text(b, f"{where}.{n}") for n, b in enumerate(content)])}
+            yield {"role": role, "content": _texts(content, where)}
 
 
 def _user(blocks: list[dict[str, Any]], where: str) -> Iterable[dict[str, Any]]:
@@ -314,7 +310,8 @@ def _part(block: Mapping[str, Any], where: str, allowed: tuple[str, ...]) -> dic
     """A text or an image as a chat's content part."""
     kind = block.get("type")
     if kind == "text":
-        return _text(block, where)
+        _only(block, where, "text")
+        return {"type": "text", "text": need_text(block, "text", where)}
     if kind == "image" and kind in allowed:
         _only(block, where, "source")
         return {"type": "image_url", "image_url": {"url": _image_url(block.get("source"), f"{where}.source")}}
@@ -331,11 +328,8 @@ def _image_url(source: Any, where: str) -> str:
     raise unsupported_parameter(f"{where}.type", "give the image as `base64` or `url`")
 
 
-def _text(block: Mapping[str, Any], where: str) -> dict[str, Any]:
-    if block["type"] != "text":
-        raise unsupported_parameter(where, "the block must be of type 'text'")
-    _only(block, where, "text")
-    return {"type": "text", "text": need_text(block, "text", where)}
+def _texts(blocks: list[dict[str, Any]], where: str) -> str | list[dict[str, Any]]:
+    return _content([_part(block, f"{where}.{number}", ("text",)) for number, block in enumerate(blocks)])
 
 
 def _content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
@@ -343,8 +337,7 @@ def _content(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
     if not parts:
         return ""
     if len(parts) == 1 and parts[0]["type"] == "text":
-        text: str = parts[0]["text"]
-        return text
+        return str(parts[0]["text"])
     return parts
 
 

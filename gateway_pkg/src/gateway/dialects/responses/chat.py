@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
-from gateway.dialects.fields import need_text
 from gateway.dialects.responses.items import Item, rest
 from gateway.dialects.responses.request import TRANSLATED
 from gateway.errors import invalid_value, unsupported_parameter
+from gateway.web.fields import need_text
 from gateway.wire.stepwise import STEP_ITEMS
 
 _OUTPUT_KEYS = {"annotations", "logprobs"}  # of an answer's text; a model has no use for them

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
-from gateway.dialects.fields import need_text
 from gateway.errors import invalid_value, unsupported_parameter
+from gateway.web.fields import need_text
 from gateway.wire.stepwise import STEP_ITEMS
 
 Item = dict[str, Any]
