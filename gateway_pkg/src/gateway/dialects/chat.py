@@ -30,15 +30,7 @@ from gateway.routing.caps import within_limits
 from gateway.web.endpoint import Endpoint
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.known import known_fields
-from gateway.web.schemas import (
-    CHAT_ANSWER,
-    COMPLETION_ANSWER,
-    EMBEDDING_ANSWER,
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    events,
-)
+from gateway.web.schemas import COUNT, ChatRequest, CompletionRequest, EmbeddingRequest, events, record
 from gateway.wire.collector import LARGE_BYTES, turn
 from gateway.wire.errors import ConnectFailed, UpstreamClosed, UpstreamError
 from gateway.wire.http1 import Response
@@ -49,27 +41,36 @@ STREAM = events("`data:` lines, each with a chunk; the last one is `data: [DONE]
 CHAT_REQUEST: TypeAdapter[Any] = TypeAdapter(ChatRequest)
 COMPLETION_REQUEST: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
 EMBEDDING_REQUEST: TypeAdapter[Any] = TypeAdapter(EmbeddingRequest)
+_LIST = {"type": "array", "items": {"type": "object"}}
+
+
+def _answer(kind: str, **required: Any) -> dict[str, Any]:
+    """What the gateway vouches for of an answer: backends fill in the rest."""
+    counts = dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT)
+    usage = {"type": "object", "properties": counts}
+    return record({"object": {"type": "string", "examples": [kind]}, "usage": usage}, **required)
+
 
 CHAT = Endpoint(
     "/v1/chat/completions",
     "chat",
     "Answer a conversation",
     CHAT_REQUEST,
-    answers={200: {"application/json": CHAT_ANSWER, **STREAM}},
+    answers={200: {"application/json": _answer("chat.completion", choices=_LIST), **STREAM}},
 )
 COMPLETIONS = Endpoint(
     "/v1/completions",
     "completions",
     "Continue a text",
     COMPLETION_REQUEST,
-    answers={200: {"application/json": COMPLETION_ANSWER, **STREAM}},
+    answers={200: {"application/json": _answer("text_completion", choices=_LIST), **STREAM}},
 )
 EMBEDDINGS = Endpoint(
     "/v1/embeddings",
     "embeddings",
     "Embed texts as vectors",
     EMBEDDING_REQUEST,
-    answers={200: {"application/json": EMBEDDING_ANSWER}},
+    answers={200: {"application/json": _answer("list", data=_LIST)}},
 )
 
 

@@ -25,7 +25,7 @@ from gateway.web.schemas import TEXT, Model, Whole, record
 from gateway.wire.stepwise import run
 
 DOCUMENTS_MAX = 1_000  # Cohere's own figure
-OWN_FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents"})
+OWN_FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents", "rank_fields"})
 # Cohere's fields that cosines of embeddings have no counterpart for.
 RERANKER_ONLY = ("max_chunks_per_doc", "max_tokens_per_doc", "priority")
 
@@ -113,8 +113,10 @@ class Rerank(Feature):
     async def _ask(
         self, exchange: Exchange, route: Route, request: dict[str, Any], texts: list[str]
     ) -> tuple[dict[str, Any], list[tuple[int, float]]]:
+        given = {**request, "model": route.decision.model or None, "documents": texts, "return_documents": None}
+        asked = {name: value for name, value in given.items() if value is not None}
+
         def say(slots: Slots) -> Message:
-            asked = _asked(request, texts, route.decision.model)
             return Message(slots.target, as_understood(slots, asked, dump(asked)))
 
         async with self._dispatcher.call(exchange, route) as call:
@@ -130,19 +132,9 @@ class Rerank(Feature):
         for name in RERANKER_ONLY:
             if request.get(name) is not None:
                 raise unsupported_parameter(name, "no reranker has this model, so embeddings rank the documents")
-        asked = {name: value for name, value in request.items() if name not in OWN_FIELDS and name != "rank_fields"}
+        asked = {name: value for name, value in request.items() if name not in OWN_FIELDS}
         asked |= {"model": request.get("model") or "", "input": [request["query"], *texts]}
         async with self._dispatcher.ask(exchange, "embeddings", asked) as embedded:
             answer, lists = await embedded.embeddings()
             vectors = vectors_of(answer, len(texts) + 1, lists)
             return answer, await run(cosines(vectors, lists))
-
-
-def _asked(request: dict[str, Any], texts: list[str], model: str) -> dict[str, Any]:
-    asked = {name: value for name, value in request.items() if name not in OWN_FIELDS and value is not None}
-    asked |= {"query": request["query"], "documents": texts}
-    if model:
-        asked["model"] = model
-    if request.get("top_n") is not None:
-        asked["top_n"] = request["top_n"]
-    return asked

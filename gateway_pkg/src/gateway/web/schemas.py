@@ -109,21 +109,6 @@ def record(optional: Mapping[str, Any] = MappingProxyType({}), /, **required: An
     return {"type": "object", "required": list(required), "properties": {**optional, **required}}
 
 
-def _answer(kind: str, **required: Any) -> dict[str, Any]:
-    """What the gateway vouches for of an answer: backends fill in the rest."""
-    usage = {
-        "type": "object",
-        "properties": dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), COUNT),
-    }
-    return record({"object": {"type": "string", "examples": [kind]}, "usage": usage}, **required)
-
-
-_LIST = {"type": "array", "items": {"type": "object"}}
-CHAT_ANSWER = _answer("chat.completion", choices=_LIST)
-COMPLETION_ANSWER = _answer("text_completion", choices=_LIST)
-EMBEDDING_ANSWER = _answer("list", data=_LIST)
-
-
 def events(words: str) -> dict[str, dict[str, Any]]:
     """A stream of server-sent events as one of a status' answers: the schema is that of one, `words` say which."""
     event = record({"event": TEXT}, data={"type": "string", "description": "JSON, but for `[DONE]`"})

@@ -62,9 +62,7 @@ def message(completion: Mapping[str, Any], facts: Facts) -> bytes:
     is_cut = choice.get("finish_reason") == "length"
     calls = read_objects(answer, "tool_calls")
     content += [_tool_use(call, number, is_cut, facts) for number, call in enumerate(calls)]
-    reason, sequence = _stop(choice, bool(calls), facts)
-    if answer.get("refusal"):
-        reason = "refusal"
+    reason, sequence = _stop(choice, bool(calls), bool(answer.get("refusal")), facts)
     return orjson.dumps(
         {
             **_head(completion, facts),
@@ -89,11 +87,7 @@ class MessageStream:
         self._usage: Any = None
 
     def feed(self, chunk: Mapping[str, Any]) -> bytes:
-        """The events for a chunk, b"" when it has nothing to tell yet.
-
-        Raises:
-            AnswerError: the chunk is malformed, or more than HELD_MAX waits.
-        """
+        """The events for a chunk, or b""; raises AnswerError when it is malformed, or when more than HELD_MAX waits."""
         events = b"" if self._is_begun else self._start(chunk)
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
@@ -110,9 +104,7 @@ class MessageStream:
         if not self._has_choice:
             raise AnswerError("a stream without a choice")
         events = b"".join(map(self._tell, self._turns.end()))
-        reason, sequence = _stop(self._choice, self._calls > 0, self._facts)
-        if self._is_refused:
-            reason = "refusal"
+        reason, sequence = _stop(self._choice, self._calls > 0, self._is_refused, self._facts)
         delta = {"stop_reason": reason, "stop_sequence": sequence}
         return events + event("message_delta", delta=delta, usage=_usage(self._usage)) + event("message_stop")
 
@@ -188,9 +180,11 @@ def _call_id(facts: Facts, number: int) -> str:
     return f"{facts.message_id.replace('msg_', 'toolu_', 1)}_{number}"
 
 
-def _stop(choice: Mapping[str, Any], has_calls: bool, facts: Facts) -> tuple[str, str | None]:
+def _stop(choice: Mapping[str, Any], has_calls: bool, is_refused: bool, facts: Facts) -> tuple[str, str | None]:
     """`stop_reason` and `stop_sequence`. Only some backends, such as vLLM and SGLang, report the sequence."""
     reason = choice.get("finish_reason")
+    if is_refused:
+        return "refusal", None
     for name in ("stop_reason", "matched_stop"):
         if reason == "stop" and choice.get(name) in facts.stop_sequences:
             return "stop_sequence", choice[name]

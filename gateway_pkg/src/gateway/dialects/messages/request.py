@@ -135,11 +135,7 @@ class CountRequest(_Translated, total=False):
 
 
 def to_chat(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The equivalent chat request; `request` is a checked MessagesRequest or CountRequest.
-
-    Raises:
-        ApiError: 400 that names a field without a counterpart.
-    """
+    """The chat of a checked MessagesRequest or CountRequest; raises ApiError 400 for a field without a counterpart."""
     for field, advice in REFUSED.items():
         if request.get(field) is not None:
             raise unsupported_parameter(field, advice)

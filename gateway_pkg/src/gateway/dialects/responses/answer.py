@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
+from itertools import count
 from typing import Any
 
 from gateway.backends.protocols.base import AnswerError
@@ -75,14 +76,8 @@ _SUMMARY = _Kind(
 
 def make_ids(response_id: str) -> NewId:
     """Makes ids for a response's items; each contains the response's id."""
-    count = 0
-
-    def new_id(prefix: str) -> str:
-        nonlocal count
-        count += 1
-        return f"{prefix}_{response_id.removeprefix('resp_')}{count:x}"
-
-    return new_id
+    numbers = count(1)
+    return lambda prefix: f"{prefix}_{response_id.removeprefix('resp_')}{next(numbers):x}"
 
 
 def new_response_id() -> str:
@@ -170,11 +165,7 @@ class ResponseBuilder:
         self.feed({**completion, "choices": choices})
 
     def end(self) -> bytes:
-        """The events that close the open item; sets the response's status, which `finish` then tells.
-
-        Raises:
-            AnswerError: the answer has no choice, or a tool call without a name.
-        """
+        """Closes the open item, sets the status; raises AnswerError without a choice, or for a call without a name."""
         if not self._has_choice:
             raise AnswerError("a completion without a choice")
         reason = _INCOMPLETE.get(self._finish_reason)
@@ -236,33 +227,32 @@ class ResponseBuilder:
         return self._event("response.output_item.added", output_index=self._output_index, item=self._item)
 
     def _end_item(self, status: str) -> bytes:
-        item, self._item = self._item, {}
+        item = self._item
         if item["type"] == "function_call":
-            item["arguments"] = arguments = self._text.getvalue()
-            place = {"item_id": item["id"], "output_index": self._output_index}
-            name = "response.function_call_arguments.done"
-            events = self._event(name, **place, name=item["name"], arguments=arguments)
+            item["arguments"] = self._text.getvalue()
+            fields = {name: item[name] for name in ("name", "arguments")}
+            events = self._event("response.function_call_arguments.done", **self._place(), **fields)
         else:
-            events = self._end_part(item)
+            events = self._end_part()
         item["status"] = status
+        self._item = {}
         return events + self._event("response.output_item.done", output_index=self._output_index, item=item)
 
     def _tell_arguments(self, text: str) -> bytes:
         self._text.write(text)
-        place = {"item_id": self._item["id"], "output_index": self._output_index}
-        return self._event("response.function_call_arguments.delta", **place, delta=text, **self._padding(text))
+        kind = "response.function_call_arguments.delta"
+        return self._event(kind, **self._place(), delta=text, **self._padding(text))
 
     def _tell_text(self, kind: _Kind, piece: Piece) -> bytes:
         events = b""
         if self._kind is not kind:
-            events = self._end_part(self._item) + self._begin_part(kind)
+            events = self._end_part() + self._begin_part(kind)
         self._text.write(piece.text)
         fields: Item = {"delta": piece.text}
         if kind is _TEXT:
             fields["logprobs"] = piece.logprobs
             self._logprobs += piece.logprobs
-        place = self._place(self._item, kind)
-        return events + self._event(f"{kind.events}.delta", **place, **fields, **self._padding(piece.text))
+        return events + self._event(f"{kind.events}.delta", **self._place(kind), **fields, **self._padding(piece.text))
 
     def _begin_part(self, kind: _Kind) -> bytes:
         self._kind, self._text, self._logprobs = kind, StringIO(), []
@@ -270,13 +260,13 @@ class ResponseBuilder:
         if kind is _TEXT:
             part |= {"annotations": [], "logprobs": []}
         self._item[kind.parts].append(part)
-        return self._event(f"{kind.part_events}.added", **self._place(self._item, kind), part=part)
+        return self._event(f"{kind.part_events}.added", **self._place(kind), part=part)
 
-    def _end_part(self, item: Item) -> bytes:
+    def _end_part(self) -> bytes:
         kind = self._kind
         if kind is None:
             return b""
-        place, part, text = self._place(item, kind), item[kind.parts][-1], self._text.getvalue()
+        place, part, text = self._place(kind), self._item[kind.parts][-1], self._text.getvalue()
         part[kind.text_name] = text
         fields: Item = {kind.text_name: text}
         if kind is _TEXT:
@@ -288,13 +278,12 @@ class ResponseBuilder:
     @property
     def _output_index(self) -> int:
         """Index of the open item."""
-        output: list[Item] = self.response["output"]
-        return len(output) - 1
+        return len(self.response["output"]) - 1
 
-    def _place(self, item: Item, kind: _Kind) -> Item:
-        """The place of the item's last part."""
-        last = len(item[kind.parts]) - 1
-        return {"item_id": item["id"], "output_index": self._output_index, kind.index_name: last}
+    def _place(self, kind: _Kind | None = None) -> Item:
+        """The place of the open item, or of its last part."""
+        place = {"item_id": self._item["id"], "output_index": self._output_index}
+        return place if kind is None else {**place, kind.index_name: len(self._item[kind.parts]) - 1}
 
     def _look_at_usage(self, usage: Any) -> None:
         if not isinstance(usage, dict):

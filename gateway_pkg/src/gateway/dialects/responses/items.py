@@ -16,11 +16,7 @@ _ROLES = ("user", "assistant", "system", "developer")
 
 
 def read_items(request: Mapping[str, Any], new_id: NewId) -> Generator[None, None, list[Item]]:
-    """The request's own items in full form, each with an id, in steps; an `item_reference` is not resolved.
-
-    Raises:
-        ApiError: 400 that names the place of a malformed or unsupported item.
-    """
+    """The request's own items, full and with ids, references unresolved; raises ApiError 400 with an item's place."""
     name = "messages" if request.get("input") is None else "input"
     given = request.get(name)
     if isinstance(given, str):
