@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from gateway.api.paths import OPEN_PATHS
 from gateway.errors import OPENAI_ERRORS, ErrorShape
 from gateway.web.endpoint import JSON_TYPE, Endpoint
+from gateway.web.schemas import COUNT, TEXT
 
 ABOUT = """\
 One address for the appliance's models. A bearer token opens every route but those without a lock here.
@@ -50,22 +51,21 @@ ROUTING_HEADERS = ("X-Backend-Used", "X-Model-Used", "X-Router-Reason")
 LIMIT_HEADERS = tuple(
     f"x-ratelimit-{what}-{kind}" for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset")
 )
-_COUNT = {"type": "integer", "minimum": 0}
 HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {
         "description": "The request's id: the client's own `X-Request-Id`, else one that the gateway made",
         "required": True,
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
     },
-    "X-Backend-Used": {"description": "The backend class that the request went to", "schema": {"type": "string"}},
-    "X-Model-Used": {"description": "The upstream model", "schema": {"type": "string"}},
-    "X-Router-Reason": {"description": "The rule that decided it", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds to wait before the next try", "schema": _COUNT},
+    "X-Backend-Used": {"description": "The backend class that the request went to", "schema": TEXT},
+    "X-Model-Used": {"description": "The upstream model", "schema": TEXT},
+    "X-Router-Reason": {"description": "The rule that decided it", "schema": TEXT},
+    "Retry-After": {"description": "Seconds to wait before the next try", "schema": COUNT},
     "WWW-Authenticate": {"description": "How to authenticate", "required": True, "schema": {"const": "Bearer"}},
     **{
         name: {
             "description": "Of the token's limit, if it has one: requests of the last minute, or tokens of the day",
-            "schema": {"type": "string", "examples": ["6m0s"]} if "-reset-" in name else _COUNT,
+            "schema": TEXT | {"examples": ["6m0s"]} if "-reset-" in name else COUNT,
         }
         for name in LIMIT_HEADERS
     },
@@ -96,27 +96,15 @@ SECURITY_SCHEMES = {
 }
 
 
-def describe(
-    pages: FastAPI, endpoints: Sequence[Endpoint], tags: Mapping[str, str], open_directories: tuple[str, ...]
-) -> None:
-    """Makes `pages.openapi()` complete: endpoints, errors, headers, tokens; `tags` are those of features."""
-
-    def openapi() -> dict[str, Any]:
-        if pages.openapi_schema is None:
-            pages.openapi_schema = _page(pages, endpoints, DIALECTS | dict(tags) | TAGS, open_directories)
-        return pages.openapi_schema
-
-    pages.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the page
-
-
-def _page(
+def openapi_page(
     pages: FastAPI, endpoints: Sequence[Endpoint], tags: Mapping[str, str], open_directories: tuple[str, ...]
 ) -> dict[str, Any]:
+    """FastAPI's page of `pages`, and endpoints, errors, headers, tokens; `tags` are those of features."""
     page = get_openapi(
         title=pages.title,
         version=pages.version,
         description=ABOUT,
-        tags=[{"name": name, "description": words} for name, words in tags.items()],
+        tags=[{"name": name, "description": words} for name, words in (DIALECTS | dict(tags) | TAGS).items()],
         routes=pages.routes,
     )
     requests, shared = TypeAdapter.json_schemas(
@@ -132,7 +120,7 @@ def _page(
         },
         "headers": HEADERS,
         "parameters": {
-            name: {"name": name, "in": "header", "description": words, "schema": {"type": "string"}}
+            name: {"name": name, "in": "header", "description": words, "schema": TEXT}
             for name, words in PARAMETERS.items()
         },
         "securitySchemes": SECURITY_SCHEMES,

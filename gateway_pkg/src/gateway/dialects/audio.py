@@ -157,16 +157,18 @@ class Audio(Feature):
                 return
             head, declared, is_whole = await self._begun(response, deadline)
             media = speech.audio_type(declared, head, wanted.get("response_format")).encode("latin-1")
-            if as_events:
-                await _audio_as_events(exchange, response, head, headers)
-            elif is_whole:
+            if is_whole and not as_events:
                 await exchange.answer(200, head, [(b"content-type", media), *headers])
-            else:
-                await exchange.start_stream(media, headers)
-                await exchange.stream(head)
-                while chunk := await response.next_chunk():
-                    await exchange.stream(chunk)
-                await exchange.end_stream()
+                return
+            # A backend that does not know `stream_format` sends plain audio.
+            await exchange.start_stream(EVENTS_TYPE if as_events else media, headers)
+            chunk = head
+            while chunk:
+                await exchange.stream(speech.speech_delta(chunk) if as_events else chunk)
+                chunk = await response.next_chunk()
+            if as_events:
+                await exchange.stream(speech.speech_done())
+            await exchange.end_stream()
 
     async def _begun(self, response: Response, deadline: float) -> tuple[bytes, str, bool]:
         """The beginning of the audio, its type as the backend declares it, and whether that is all of it."""
@@ -248,17 +250,6 @@ def _check_end(response: Response, cutter: EventCutter, rest: bytes) -> None:
         return
     if not cutter.last or response.ends_unframed or (rest and not is_sound(rest)):
         raise UpstreamClosed("the stream ended before its last event", sent_first_byte=True)
-
-
-async def _audio_as_events(exchange: Exchange, response: Response, head: bytes, headers: Headers) -> None:
-    """Plain audio as the events of `stream_format` sse, for a backend that does not know it."""
-    await exchange.start_stream(EVENTS_TYPE, headers)
-    chunk = head
-    while chunk:
-        await exchange.stream(speech.speech_delta(chunk))
-        chunk = await response.next_chunk()
-    await exchange.stream(speech.speech_done())
-    await exchange.end_stream()
 
 
 def _headers(call: Call) -> Headers:

@@ -80,10 +80,6 @@ def make_ids(response_id: str) -> NewId:
     return lambda prefix: f"{prefix}_{response_id.removeprefix('resp_')}{next(numbers):x}"
 
 
-def new_response_id() -> str:
-    return f"resp_{secrets.token_hex(16)}"
-
-
 def response_of_item(item_id: str) -> str:
     """The id of the response that an item belongs to, if the gateway made the item's id."""
     return f"resp_{item_id.partition('_')[2][:32]}"

@@ -99,7 +99,7 @@ class _Chat:
             last.setdefault("tool_calls", []).append({**rest(item, "call_id", "name", "arguments"), **call})
         elif last is not None and "tool_calls" in last and isinstance(last["content"], str | None):
             # The model spoke after the calls of the same turn.
-            self._said.append(_text_of(item))
+            self._said += (part.get("text") or part.get("refusal") or "" for part in item["content"])
         else:
             self.add(_chat_message(item))
         self._thoughts += thoughts
@@ -155,10 +155,6 @@ def _chat_part(part: Item) -> Item:
         return part
     name = "refusal" if part["type"] == "refusal" else "text"
     return {**rest(part, name, *_OUTPUT_KEYS), "type": "text", "text": part[name]}
-
-
-def _text_of(item: Item) -> str:
-    return "".join(part.get("text") or part.get("refusal") or "" for part in item["content"])
 
 
 def _tool(tool: Item, param: str) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 from pydantic import TypeAdapter
 
 from gateway.backends.answers import EVENTS_TYPE, Answer
-from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids, new_response_id, response_of_item
+from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids, response_of_item
 from gateway.dialects.responses.chat import to_chat
 from gateway.dialects.responses.items import Item, read_items, with_own_ids
 from gateway.dialects.responses.request import ResponsesRequest, check
@@ -66,7 +67,7 @@ class Responses(Feature):
         size = exchange.bytes_in
         await turn(size)
         check(request)
-        response = begin(request, new_response_id())
+        response = begin(request, f"resp_{uuid4().hex}")
         new_id = make_ids(response["id"])
         owner = exchange.owner
         items = await stepwise.run(read_items(request, new_id))
