@@ -66,11 +66,7 @@ class GatewayStatus(BaseModel):
 
 
 def make_router(
-    registry: Registry,
-    authenticator: Authenticator,
-    reloader: Reloader,
-    problems: Problems,
-    unenforced: frozenset[str],
+    registry: Registry, authenticator: Authenticator, reloader: Reloader, problems: Problems, unenforced: frozenset[str]
 ) -> APIRouter:
     """The routes, bound to the gateway's state; no feature enforces the policy keys `unenforced`."""
     router = APIRouter(prefix="/v1/gateway", tags=["gateway"])

@@ -69,10 +69,7 @@ def make_router(registry: Registry, metrics: Metrics | None, problems: health.Pr
         tags=["health"],
         summary="Prometheus metrics",
         response_class=Response,
-        responses={
-            200: {"content": {"text/plain": {"schema": TEXT}}},
-            404: {"description": "Metrics are off"},
-        },
+        responses={200: {"content": {"text/plain": {"schema": TEXT}}}, 404: {"description": "Metrics are off"}},
     )
     async def get_metrics() -> Response:
         if metrics is None:

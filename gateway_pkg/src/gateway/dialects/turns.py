@@ -92,10 +92,6 @@ class ObjectEnd:
 class Turn:
     """A thought, a message, or a tool call, which has a `name` and, if the server sends one, a `call_id`."""
 
-    __slots__ = (
-        "_end", "_is_at_end", "arguments", "call_id", "is_begun", "is_ended", "kind", "name", "size", "waiting",
-    )  # fmt: skip
-
     def __init__(self, kind: Literal["reasoning", "message", "call"]) -> None:
         self.kind = kind
         self.call_id = self.name = ""

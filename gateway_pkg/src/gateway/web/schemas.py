@@ -1,4 +1,4 @@
-"""Request bodies of the OpenAI routes: what is checked here, and shown in the OpenAPI page.
+"""Request bodies of the OpenAI routes, checked here and shown in the OpenAPI page, and the parts of answers' schemas.
 
 Bodies are checked as parsed, never copied: fields that are not listed are forwarded as they came.
 """
