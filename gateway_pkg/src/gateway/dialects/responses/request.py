@@ -27,17 +27,15 @@ REFUSED = {
     "n": "ask again: a response is one answer",
     "prompt": "send the text itself as `instructions` and `input`",
 }
+Summary = Literal["auto", "concise", "detailed"] | None
 
 
 class Reasoning(TypedDict, total=False):
     effort: Annotated[str | None, Field(description="Becomes the chat's `reasoning_effort`.")]
     summary: Annotated[
-        Literal["auto", "concise", "detailed"] | None,
-        Field(description="The answer has the model's whole reasoning as `summary` instead of `content`."),
+        Summary, Field(description="The answer has the model's whole reasoning as `summary` instead of `content`.")
     ]
-    generate_summary: Annotated[
-        Literal["auto", "concise", "detailed"] | None, Field(description="The former name of `summary`.")
-    ]
+    generate_summary: Annotated[Summary, Field(description="The former name of `summary`.")]
 
 
 class Text(TypedDict, total=False):
@@ -47,9 +45,7 @@ class Text(TypedDict, total=False):
 
 @with_config(CLOSED)
 class ResponsesStreamOptions(TypedDict, total=False):
-    include_obfuscation: Annotated[
-        bool | None, Field(description="Pads deltas, so that their lengths tell less; off by default.")
-    ]
+    include_obfuscation: Annotated[bool | None, Field(description="Pads deltas, so lengths tell less; off by default.")]
     include_usage: Annotated[bool | None, Field(description="Usage always comes with the last event.")]
 
 
@@ -82,20 +78,14 @@ class ResponsesRequest(_OfChat, total=False):
         ),
     ]
     messages: Annotated[Array[dict[str, Any]] | None, Field(description="A chat's messages, instead of `input`.")]
-    instructions: Annotated[
-        str | None, Field(description="The system message of this response only; not carried over.")
-    ]
-    previous_response_id: Annotated[
-        str | None, Field(description="The stored response whose conversation this request continues.")
-    ]
+    instructions: Annotated[str | None, Field(description="A system message of this response only; not carried over.")]
+    previous_response_id: Annotated[str | None, Field(description="The stored response that this request continues.")]
     store: Annotated[bool | None, Field(description="Whether the response is stored; true by default.")]
     stream_options: Annotated[ResponsesStreamOptions, closed(ResponsesStreamOptions)] | None
     tools: Annotated[Array[dict[str, Any]] | None, Field(description="Function tools; others are refused by name.")]
     tool_choice: str | dict[str, Any] | None
     parallel_tool_calls: bool | None
-    max_tool_calls: Annotated[
-        int | None, Field(ge=1, description="Accepted without effect: it bounds only built-in tools.")
-    ]
+    max_tool_calls: Annotated[int | None, Field(ge=1, description="Without effect: it bounds only built-in tools.")]
     max_output_tokens: Annotated[int | None, Field(ge=1)]
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)]
     include: Annotated[
@@ -108,9 +98,7 @@ class ResponsesRequest(_OfChat, total=False):
         Object[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
         Field(max_length=16, description="Kept with the response."),
     ]
-    truncation: Annotated[
-        str | None, Field(description="`disabled`: the backend refuses a conversation that is too long.")
-    ]
+    truncation: Annotated[str | None, Field(description="`disabled`: the backend refuses too long a conversation.")]
 
 
 TRANSLATED = REFUSED.keys() | ResponsesRequest.__annotations__.keys() - _OfChat.__annotations__.keys()
