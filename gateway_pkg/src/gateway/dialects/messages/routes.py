@@ -109,13 +109,8 @@ class Messages(Feature):
 
     async def create(self, exchange: Exchange, endpoint: Endpoint) -> None:
         request, chat = await _read(exchange, REQUEST)
-        facts = Facts(
-            f"msg_{uuid4().hex}",
-            request["model"],
-            request.get("stop_sequences") or (),
-            shows_thinking(request),
-            prefill(chat),
-        )
+        stops = request.get("stop_sequences") or ()
+        facts = Facts(f"msg_{uuid4().hex}", request["model"], stops, shows_thinking(request), prefill(chat))
         async with self._dispatcher.ask(exchange, "chat", chat) as answer:
             if chat.get("stream"):
                 await _stream(exchange, answer, facts)

@@ -54,23 +54,17 @@ class _Kind:
     """A kind of text: the field of its item that holds the parts, and the names of its events."""
 
     type: str
-    text_name: str
     events: str
+    text_name: str = "text"
     parts: str = "content"
-    index_name: str = "content_index"
     part_events: str = "response.content_part"
 
 
-_TEXT = _Kind("output_text", "text", "response.output_text")
-_REFUSAL = _Kind("refusal", "refusal", "response.refusal")
-_REASONING = _Kind("reasoning_text", "text", "response.reasoning_text")
+_TEXT = _Kind("output_text", "response.output_text")
+_REFUSAL = _Kind("refusal", "response.refusal", "refusal")
+_REASONING = _Kind("reasoning_text", "response.reasoning_text")
 _SUMMARY = _Kind(
-    "summary_text",
-    "text",
-    "response.reasoning_summary_text",
-    parts="summary",
-    index_name="summary_index",
-    part_events="response.reasoning_summary_part",
+    "summary_text", "response.reasoning_summary_text", "text", "summary", "response.reasoning_summary_part"
 )
 
 
@@ -279,7 +273,7 @@ class ResponseBuilder:
     def _place(self, kind: _Kind | None = None) -> Item:
         """The place of the open item, or of its last part."""
         place = {"item_id": self._item["id"], "output_index": self._output_index}
-        return place if kind is None else {**place, kind.index_name: len(self._item[kind.parts]) - 1}
+        return place if kind is None else {**place, f"{kind.parts}_index": len(self._item[kind.parts]) - 1}
 
     def _look_at_usage(self, usage: Any) -> None:
         if not isinstance(usage, dict):

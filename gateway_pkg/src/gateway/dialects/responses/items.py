@@ -118,9 +118,7 @@ def _reasoning(item: Item, param: str) -> Item:
                 raise invalid_value(f"{param}.{name}.{index}", "must be an object")
             need_text(part, "text", f"{param}.{name}.{index}")
     if item.get("encrypted_content"):
-        raise unsupported_parameter(
-            f"{param}.encrypted_content", "only its maker can read it; send the reasoning's text"
-        )
+        raise unsupported_parameter(f"{param}.encrypted_content", "only its maker can read it; send its text instead")
     return {**item, "summary": item.get("summary") or []}
 
 
