@@ -420,7 +420,7 @@ def names_a_field(told: Told) -> bool:
     error = json.loads(told.body)["error"]
     if "param" not in error:  # Anthropic's: the message begins with it
         return True
-    return error["param"] is not None or error["code"] in ("invalid_json", "invalid_form", "invalid_multipart")
+    return error["param"] is not None or error["code"] in ("invalid_json", "invalid_multipart")
 
 
 async def asked_for(gateway: InProcess) -> dict[str, list[tuple[Target, str, str]]]:

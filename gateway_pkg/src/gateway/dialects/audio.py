@@ -192,7 +192,7 @@ class Audio(Feature):
         form = Form(exchange.headers.get(b"content-type"), await exchange.body())
         form.check(endpoint.form["properties"] if endpoint.form is not None else ())
         file = form.find("file")
-        if file is None or not file.is_file or file.start == file.end:
+        if file is None or file.filename is None or file.start == file.end:
             raise ApiError(400, "Send the audio as a file in the field 'file'", param="file", code="missing")
         wanted = _one_of(form, "response_format", TRANSCRIPT_FORMATS, "json")
         as_events = _one_of(form, "stream", ("true", "false"), "false") == "true"

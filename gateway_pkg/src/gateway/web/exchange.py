@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
-from starlette.datastructures import FormData
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.access.tokens import Caller
@@ -23,8 +20,6 @@ from gateway.wire.protocol import EXTENSION, NAMED_HEADERS, Protocol
 
 CLIENT_GONE = 499  # nginx's number for it; never sent, only recorded
 JSON = (b"content-type", b"application/json")
-FORM_PARTS_MAX = 200
-CONTENT_TYPE_MAX_BYTES = 500
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -130,31 +125,6 @@ class Exchange:
             parts.append(message.get("body", b""))
             has_more = message.get("more_body", False)
         return b"".join(parts)
-
-    @asynccontextmanager
-    async def form(self) -> AsyncIterator[FormData]:
-        """The fields and files of a multipart body, until the end of the block; files are on disk when they are large.
-
-        Raises:
-            ApiError: 413 when it is longer than `limit`, 408 when it is too slow, 400 when it is no multipart body.
-            ClientDisconnected: the client disconnected before its end.
-        """
-        request = Request(self.scope, self._receive_within_limit)
-        content_type = self.headers.get(b"content-type", b"")
-        # A longer one would only cost time: parameters are cut out of it in quadratic time.
-        if not content_type.lower().startswith(b"multipart/form-data") or len(content_type) > CONTENT_TYPE_MAX_BYTES:
-            raise ApiError(400, "Send the fields as multipart/form-data", code="invalid_form")
-        try:
-            form = await request.form(max_files=FORM_PARTS_MAX, max_fields=FORM_PARTS_MAX, max_part_size=self.limit)
-        except (MultiPartException, HTTPException, UnicodeError) as error:
-            words = getattr(error, "message", getattr(error, "detail", "not UTF-8"))
-            raise ApiError(400, f"The multipart body cannot be read: {words}", code="invalid_form") from None
-        except ClientDisconnect:
-            raise ClientDisconnected from None
-        try:
-            yield form
-        finally:
-            await form.close()
 
     async def _receive_within_limit(self) -> Message:
         longest = self._connection.body_timeout

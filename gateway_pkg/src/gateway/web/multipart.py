@@ -14,7 +14,7 @@ from gateway.errors import ApiError
 
 FIELDS_MAX = 100
 HEAD_MAX_BYTES = 8 * 1024  # of one part
-TEXT_MAX_BYTES = 64 * 1024  # of a field that is read here; files are not
+TEXT_MAX_BYTES = 128 * 1024  # of a field that is read as a text
 # RFC 2046, 5.1.1; those that need no quotes in a header.
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _TOKEN = re.compile(rb"[0-9A-Za-z'+_.-]+")
@@ -26,10 +26,10 @@ _PLAIN_ENCODINGS = (b"7bit", b"8bit", b"binary")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: its boundary begins at `at`, its content is `body[start:end]`. `is_file`: it has a file's name."""
+    """One field: its boundary begins at `at`, its content is `body[start:end]`; a file has a `filename`."""
 
     name: str
-    is_file: bool
+    filename: str | None
     at: int
     start: int
     end: int
@@ -74,14 +74,16 @@ class Form:
     def text(self, name: str) -> str | None:
         """The text of a field, None without one; raises ApiError 400 when it is a file or no UTF-8."""
         field = self.find(name)
-        if field is None:
-            return None
+        return self.text_of(field) if field is not None else None
+
+    def text_of(self, field: Field) -> str:
+        """Raises ApiError 400 when the field is a file or no UTF-8."""
         try:
-            if not field.is_file and field.end - field.start <= TEXT_MAX_BYTES:
+            if field.filename is None and field.end - field.start <= TEXT_MAX_BYTES:
                 return self.body[field.start : field.end].decode()
         except UnicodeDecodeError:
             pass
-        raise ApiError(400, f"'{name}': must be a text in UTF-8", param=name, code="invalid_value")
+        raise ApiError(400, f"'{field.name}': must be a text in UTF-8", param=field.name, code="invalid_value")
 
     def with_text(self, name: str, value: str) -> bytes:
         """The body with this value of a field, "" for a body without it; every other byte as it came."""
@@ -95,7 +97,6 @@ class Form:
 
 
 def _fields(boundary: bytes, body: bytes) -> tuple[Field, ...]:
-    """Cuts at the boundaries; python-multipart tells no offset of an empty field, so it reads the headers alone."""
     dashes = b"--" + boundary
     at = len(body) - len(body.lstrip(b"\r\n"))
     if not body.startswith(dashes, at):
@@ -111,14 +112,13 @@ def _fields(boundary: bytes, body: bytes) -> tuple[Field, ...]:
             raise _malformed("it ends before its last boundary")
         if len(fields) >= FIELDS_MAX:
             raise _malformed(f"send at most {FIELDS_MAX} fields")
-        name, is_file = _disposition(body[head + 2 : head_end])
-        fields.append(Field(name, is_file, at, start, end))
+        fields.append(Field(*_disposition(body[head + 2 : head_end]), at, start, end))
         at = end + 2
     return tuple(fields)
 
 
-def _disposition(head: bytes) -> tuple[str, bool]:
-    """A part's name, and whether it is a file."""
+def _disposition(head: bytes) -> tuple[str, str | None]:
+    """A part's name, and its file's; that may be "" where it is written in another way."""
     found: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n"):
         key, colon, value = line.partition(b":")
@@ -134,7 +134,8 @@ def _disposition(head: bytes) -> tuple[str, bool]:
     name = options.get(b"name", b"")
     if kind != b"form-data" or not name or b"\\" in name or b"name*" in options:
         raise _malformed("each part needs a Content-Disposition of form-data with a plain name")
-    return name.decode("utf-8", "replace"), not options.keys().isdisjoint((b"filename", b"filename*"))
+    filename = options.get(b"filename", b"" if b"filename*" in options else None)
+    return name.decode("utf-8", "replace"), None if filename is None else filename.decode("utf-8", "replace")
 
 
 def _options(header: bytes) -> tuple[bytes, dict[bytes, bytes]]:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, NotRequired
 
 import orjson
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
-from starlette.datastructures import UploadFile
 from typing_extensions import TypedDict
 
 from gateway.backends.call import Call, Dispatcher, in_time
@@ -21,7 +20,7 @@ from gateway.backends.protocols.steps import Steps
 from gateway.backends.protocols.wire_protocol import WireProtocol, promised
 from gateway.backends.slots import Backend, Slots
 from gateway.backends.usage import usage_of
-from gateway.errors import ApiError
+from gateway.errors import ApiError, invalid_value
 from gateway.features.images import mock
 from gateway.features.images.choice import choose_model
 from gateway.features.images.settings import ImageSettings
@@ -30,6 +29,7 @@ from gateway.routing.body import dump
 from gateway.routing.policy import MODEL_MAX_CHARS, Decision, decide_in_class
 from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
+from gateway.web.multipart import Form
 from gateway.wire import stepwise
 
 log = logging.getLogger(__name__)
@@ -273,36 +273,28 @@ async def _read_form(exchange: Exchange) -> tuple[dict[str, Any], tuple[Upload, 
     Raises:
         ApiError: 400 that names a field, 413.
     """
+    form = Form(exchange.headers.get(b"content-type"), await exchange.body())
     fields: dict[str, str] = {}
     images: list[Upload] = []
     mask: Upload | None = None
-    async with exchange.form() as form:
-        for key, value in form.multi_items():
-            name = key.removesuffix("[]")
-            if name in ("image", "mask"):
-                if not isinstance(value, UploadFile):
-                    raise _invalid(name, "must be a file")
-                data = await value.read()
-                upload = Upload(value.filename or name, MEDIA_TYPES.get(kind_of(data) or "", ""), data)
-                if name == "image":
-                    images.append(upload)
-                elif mask is not None:
-                    raise _invalid(name, "is there twice: send one")
-                else:
-                    mask = upload
-            elif isinstance(value, UploadFile):
-                raise _invalid(name, "must be a text, not a file")
-            elif name in fields:
-                raise _invalid(name, "is there twice: send one")
-            else:
-                fields[name] = value
+    for field in form.fields:
+        name = field.name.removesuffix("[]")
+        if name in fields or (name == "mask" and mask is not None):
+            raise invalid_value(name, "is there twice: send one")
+        if name not in ("image", "mask"):
+            fields[name] = form.text_of(field)
+            continue
+        if field.filename is None:
+            raise invalid_value(name, "must be a file")
+        data = form.body[field.start : field.end]
+        upload = Upload(field.filename or name, MEDIA_TYPES.get(kind_of(data) or "", ""), data)
+        if name == "image":
+            images.append(upload)
+        else:
+            mask = upload
     if not 1 <= len(images) <= IMAGES_IN_MAX:
-        raise _invalid("image", f"send 1 to {IMAGES_IN_MAX} of them, as files")
-    try:
-        given = orjson.dumps(fields)
-    except TypeError:
-        raise ApiError(400, "The multipart body cannot be read: its texts must be UTF-8", code="invalid_form") from None
-    return parse(given, EDIT), tuple(images), mask
+        raise invalid_value("image", f"send 1 to {IMAGES_IN_MAX} of them, as files")
+    return parse(orjson.dumps(fields), EDIT), tuple(images), mask
 
 
 def _response_format(wanted: str, backend: Backend) -> str:
@@ -344,7 +336,3 @@ def _about(backend: str, backend_class: str, request: ImageRequest, reason: str,
         "request": painting.request,
         "upstream": painting.upstream,
     }
-
-
-def _invalid(name: str, problem: str) -> ApiError:
-    return ApiError(400, f"Invalid request: '{name}': {problem}", param=name, code="invalid_value")
