@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel
 
 from gateway.errors import ApiError, invalid_value, unsupported_parameter
@@ -37,6 +37,17 @@ class Deleted(BaseModel):
     deleted: Literal[True] = True
 
 
+def _check_query(
+    include: Annotated[list[str] | None, Query(json_schema_extra=INCLUDE)] = None,
+    include_: Annotated[list[str] | None, Query(alias="include[]", json_schema_extra=INCLUDE)] = None,
+) -> None:
+    for name in (*(include or ()), *(include_ or ())):
+        check_include("include", name)
+
+
+CHECKED = [Depends(_check_query)]
+
+
 def make_router(store: ResponseStore) -> APIRouter:
     """The routes of stored responses; a caller sees only its own."""
     router = APIRouter(prefix="/v1/responses/{response_id}", tags=["openai"], responses=ERRORS)
@@ -45,16 +56,14 @@ def make_router(store: ResponseStore) -> APIRouter:
         "",
         summary="Show a stored response",
         response_class=Response,
-        responses={200: {**_json(RESPONSE), "links": OF_STORED}},
+        responses={200: {"content": {JSON_TYPE: {"schema": RESPONSE}}, "links": OF_STORED}},
+        dependencies=CHECKED,
     )
     async def get_response(
         response_id: str,
         request: Request,
-        include: Annotated[list[str] | None, Query(json_schema_extra=INCLUDE)] = None,
-        include_: Annotated[list[str] | None, Query(alias="include[]", json_schema_extra=INCLUDE)] = None,
         stream: Annotated[bool, Query(json_schema_extra={"enum": [False]})] = False,
     ) -> Response:
-        _check_query(include, include_)
         if stream:
             raise unsupported_parameter("stream", "leave it out: a stored response comes whole")
         with store_errors():
@@ -71,17 +80,14 @@ def make_router(store: ResponseStore) -> APIRouter:
             raise _not_found(response_id)
         return Deleted(id=response_id)
 
-    @router.get("/input_items", summary="List what a response was made from")
+    @router.get("/input_items", summary="List what a response was made from", dependencies=CHECKED)
     async def list_input_items(
         response_id: str,
         request: Request,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         order: Literal["asc", "desc"] = "desc",
         after: str | None = None,
-        include: Annotated[list[str] | None, Query(json_schema_extra=INCLUDE)] = None,
-        include_: Annotated[list[str] | None, Query(alias="include[]", json_schema_extra=INCLUDE)] = None,
     ) -> InputItems:
-        _check_query(include, include_)
         with store_errors():
             found = await store.find(caller_of(request).key, response_id)
         if found is None:
@@ -100,15 +106,6 @@ def _page(items: Sequence[Item], limit: int, after: str | None) -> InputItems:
     page = list(items[start : start + limit])
     ids = [item["id"] for item in page] or [None]
     return InputItems(data=page, first_id=ids[0], last_id=ids[-1], has_more=start + limit < len(items))
-
-
-def _check_query(*given: list[str] | None) -> None:
-    for name in (name for names in given for name in names or ()):
-        check_include("include", name)
-
-
-def _json(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"content": {JSON_TYPE: {"schema": schema}}}
 
 
 def _not_found(response_id: str) -> ApiError:

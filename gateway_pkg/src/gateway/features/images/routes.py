@@ -89,38 +89,23 @@ class ImageEditRequest(_Fields):
 GENERATION = TypeAdapter(ImageGenerationRequest)
 EDIT = TypeAdapter(ImageEditRequest)
 
+_TEXT = {"type": "string"}
+_ITEM = {"type": "object", "properties": dict.fromkeys(("url", "b64_json", "revised_prompt"), _TEXT)}
+_ABOUT = {
+    "type": "object",
+    "description": "How it was made",
+    "properties": {
+        **dict.fromkeys(("backend", "backend_class", "mime", "model", "model_reason"), _TEXT),
+        "guidance_scale": {"type": ["number", "null"]},
+        "guidance_auto": {"type": "boolean"},
+        "request": {"type": "object"},
+        "upstream": {"type": "object"},
+    },
+}
 IMAGES_ANSWER = {
     "type": "object",
     "required": ["created", "data", "_gateway"],
-    "properties": {
-        "created": {"type": "integer"},
-        "data": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "url": {"type": "string"},
-                    "b64_json": {"type": "string"},
-                    "revised_prompt": {"type": "string"},
-                },
-            },
-        },
-        "_gateway": {
-            "type": "object",
-            "description": "How it was made",
-            "properties": {
-                "backend": {"type": "string"},
-                "backend_class": {"type": "string"},
-                "mime": {"type": "string"},
-                "model": {"type": "string"},
-                "model_reason": {"type": "string"},
-                "guidance_scale": {"type": ["number", "null"]},
-                "guidance_auto": {"type": "boolean"},
-                "request": {"type": "object"},
-                "upstream": {"type": "object"},
-            },
-        },
-    },
+    "properties": {"created": {"type": "integer"}, "data": {"type": "array", "items": _ITEM}, "_gateway": _ABOUT},
 }
 ANSWERS = {200: {JSON_TYPE: IMAGES_ANSWER}}
 _SHOW = {"operationId": "get_image", "description": "`name` is the last part of each `url` in `data`."}

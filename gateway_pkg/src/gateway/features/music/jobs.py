@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import apsw
@@ -56,9 +56,16 @@ MIGRATIONS = (
 )
 KEPT_PER_OWNER = 200
 RETRY_SEC = 30
-COLUMNS = "id, status, created_at, started_at, finished_at, expires_at, backend, file, result, error"
+TOLD = ("id", "status", "created_at", "started_at", "finished_at", "expires_at", "result", "error")
+COLUMNS = (*TOLD, "backend", "file")
 UNFINISHED = ("queued", "running")
 OWN = OWNED.format("music_jobs")
+INSERT = f"INSERT INTO music_jobs ({', '.join(COLUMNS)}, owner) VALUES ({'?, ' * len(COLUMNS)}?)"  # noqa: S608  # constants
+UPDATE = f"UPDATE music_jobs SET {' = ?, '.join(COLUMNS)} = ? WHERE id = ?"  # noqa: S608  # constants
+FIND = f"""
+    SELECT {", ".join(COLUMNS)} FROM music_jobs WHERE {{}} = :value AND {OWN} AND expires_at > :now
+    ORDER BY created_at DESC, rowid DESC LIMIT 1
+"""  # noqa: S608  # constants
 DELETE_OLDEST = f"""
     DELETE FROM music_jobs WHERE {OWN} AND status NOT IN ('queued', 'running') AND id NOT IN
         (SELECT id FROM music_jobs WHERE {OWN} ORDER BY created_at DESC, rowid DESC LIMIT :kept)
@@ -88,8 +95,7 @@ class Job:
 
     def told(self) -> dict[str, Any]:
         """As the client sees it."""
-        names = ("id", "status", "created_at", "started_at", "finished_at", "expires_at", "result", "error")
-        return {"object": "music.generation", **{name: getattr(self, name) for name in names}}
+        return {"object": "music.generation", **{name: getattr(self, name) for name in TOLD}}
 
 
 class MusicJobs:
@@ -158,16 +164,13 @@ class MusicJobs:
     async def keep(self, job: Job) -> None:
         """Stores a job, and from now on how it goes on; the oldest of its owner's go. Raises StorageError."""
         job.is_kept = True
-        snapshot, now = replace(job), int(time.time())
+        row, now = (*_row(job), shown(job.owner)), int(time.time())
 
         def insert(connection: apsw.Connection) -> None:
-            keep_owner(connection, snapshot.id, snapshot.owner)
+            keep_owner(connection, job.id, job.owner)
             connection.execute("DELETE FROM music_jobs WHERE expires_at <= ?", (now,))
-            connection.execute(
-                f"INSERT INTO music_jobs ({COLUMNS}, owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608  # constants
-                (*_row(snapshot), shown(snapshot.owner)),
-            )
-            connection.execute(DELETE_OLDEST, {**of_owner(snapshot.owner), "kept": KEPT_PER_OWNER})
+            connection.execute(INSERT, row)
+            connection.execute(DELETE_OLDEST, {**of_owner(job.owner), "kept": KEPT_PER_OWNER})
 
         await self._database.write(insert)
 
@@ -176,24 +179,18 @@ class MusicJobs:
         job = self._jobs.get(job_id)
         if job is not None:
             return job if job.owner == owner and job.is_kept else None
-
-        def fetch(connection: apsw.Connection) -> Job | None:
-            query = f"SELECT {COLUMNS} FROM music_jobs WHERE id = :id AND {OWN} AND expires_at > :now"  # noqa: S608  # constants
-            row = connection.execute(query, {**of_owner(owner), "id": job_id, "now": int(time.time())}).fetchone()
-            return _job(owner, row) if row is not None else None
-
-        return await self._database.read(fetch)
+        return await self._find("id", owner, job_id)
 
     async def backend_of(self, owner: str, file: str) -> str | None:
         """The name of the backend that has a piece of the owner's, None where no such piece is; raises StorageError."""
+        job = await self._find("file", owner, file)
+        return job.backend if job is not None else None
 
-        def fetch(connection: apsw.Connection) -> str | None:
-            query = (
-                f"SELECT backend FROM music_jobs WHERE file = :file AND {OWN} AND expires_at > :now"  # noqa: S608  # constants
-                " ORDER BY created_at DESC, rowid DESC LIMIT 1"
-            )
-            row = connection.execute(query, {**of_owner(owner), "file": file, "now": int(time.time())}).fetchone()
-            return str(row[0]) if row is not None else None
+    async def _find(self, column: str, owner: str, value: str) -> Job | None:
+        def fetch(connection: apsw.Connection) -> Job | None:
+            given = {**of_owner(owner), "value": value, "now": int(time.time())}
+            row = connection.execute(FIND.format(column), given).fetchone()
+            return _job(owner, row) if row is not None else None
 
         return await self._database.read(fetch)
 
@@ -221,41 +218,21 @@ class MusicJobs:
         """Stores what has changed about a job that is kept; a failure to do so is logged, and costs nothing else."""
         if not job.is_kept:
             return
-        assignments = ", ".join(f"{name.strip()} = ?" for name in COLUMNS.split(","))
-        row = _row(job)
-
-        def update(connection: apsw.Connection) -> None:
-            connection.execute(f"UPDATE music_jobs SET {assignments} WHERE id = ?", (*row, job.id))  # noqa: S608  # constants
-
+        row = (*_row(job), job.id)
         try:
-            await self._database.write(update)
+            await self._database.write(lambda connection: connection.execute(UPDATE, row))
         except StorageError as error:
             log.error("the state of job %s (%s) is not stored: %s", job.id, job.status, error)
 
 
 def _row(job: Job) -> tuple[Any, ...]:
-    result = orjson.dumps(job.result) if job.result is not None else None
-    error = orjson.dumps(job.error) if job.error is not None else None
-    times = (job.created_at, job.started_at, job.finished_at, job.expires_at)
-    return (job.id, job.status, *times, job.backend, job.file, result, error)
+    values = (getattr(job, name) for name in COLUMNS)
+    return tuple(orjson.dumps(value) if isinstance(value, dict) else value for value in values)
 
 
 def _job(owner: str, row: tuple[Any, ...]) -> Job:
-    job_id, status, created_at, started_at, finished_at, expires_at, backend, file, result, error = row
-    return Job(
-        job_id,
-        owner,
-        created_at,
-        expires_at,
-        status,
-        started_at,
-        finished_at,
-        backend,
-        file,
-        orjson.loads(result) if result is not None else None,
-        orjson.loads(error) if error is not None else None,
-        is_kept=True,
-    )
+    values = (orjson.loads(value) if isinstance(value, bytes) else value for value in row)
+    return Job(owner=owner, is_kept=True, **dict(zip(COLUMNS, values, strict=True)))
 
 
 def _interrupted() -> ApiError:
