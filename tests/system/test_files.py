@@ -183,7 +183,7 @@ def test_env_file_is_read_and_the_environment_beats_it(tmp_path: Path, monkeypat
     settings = load_settings(path)
     assert settings[ListenerSettings].gateway_port == 1234
     assert settings[RequestSettings].max_request_bytes == 77
-    with pytest.raises(Refusal, match="cannot be read"):
+    with pytest.raises(Refusal, match="does not exist"):
         load_settings(tmp_path / "missing")
 
 

@@ -15,7 +15,8 @@ from gateway.access.tokens import Authenticator, Caller
 from gateway.app import load_settings
 from gateway.errors import ApiError, Refusal
 from gateway.routing.aliases import Alias
-from gateway.routing.policy import Decision, Facts, Names, Rules, decide, decide_by_policy
+from gateway.routing.policy import Decision, Facts, Names, decide, decide_by_policy
+from gateway.routing.settings import RoutingSettings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -248,7 +249,7 @@ NAMES = Names(
     ],
 )
 def test_models_allowlist(allowed: list[str], asked: str, header: str, may: bool) -> None:
-    decision = decide(asked, header, "chat", NAMES) or decide_by_policy(Facts(), NAMES, Rules())
+    decision = decide(asked, header, "chat", NAMES) or decide_by_policy(Facts(), NAMES, RoutingSettings())
     restricted = caller({"models_allowlist": allowed})
     assert restricted.may_use(asked, decision, NAMES) is may
     if may:
@@ -261,7 +262,7 @@ def test_models_allowlist(allowed: list[str], asked: str, header: str, may: bool
 
 @pytest.mark.parametrize(("has_tools", "may"), [(True, True), (False, False)])
 def test_models_allowlist_where_the_policy_chooses(has_tools: bool, may: bool) -> None:
-    decision = decide_by_policy(Facts(has_tools=has_tools), NAMES, Rules(policy=True))
+    decision = decide_by_policy(Facts(has_tools=has_tools), NAMES, RoutingSettings(router_enable_policy=True))
     assert caller({"models_allowlist": ["default"]}).may_use("auto", decision, NAMES) is may
 
 

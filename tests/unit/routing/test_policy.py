@@ -7,7 +7,6 @@ from gateway.routing.policy import (
     Decision,
     Facts,
     Names,
-    Rules,
     decide,
     decide_by_policy,
     decide_embedder,
@@ -15,6 +14,7 @@ from gateway.routing.policy import (
     worth_counting,
 )
 from gateway.routing.request_type import is_coding
+from gateway.routing.settings import RoutingSettings
 
 DEFAULT, FAST = Alias("llamacpp", "smol"), Alias("mlx", "tiny")
 ALIASES = {"default": DEFAULT, "fast": FAST}
@@ -104,7 +104,7 @@ def test_requests_of_a_kind_with_a_class_of_its_own(model: str, header: str, exp
     assert decide_in_class(model, header, "images", "usual", NAMES) == expected
 
 
-ON = Rules(policy=True, request_type=True, long_context_chars=100)
+ON = RoutingSettings(router_enable_policy=True, router_enable_request_type=True, router_long_context_chars=100)
 TOOLS, LONG, SHORT = Facts(has_tools=True), Facts(chars=100), Facts(chars=99)
 CODE = Facts(request_type="coding")
 EMBEDDER = Alias("embed", "x")
@@ -124,8 +124,8 @@ def having(**aliases: Alias) -> Names:
 @pytest.mark.parametrize(
     ("facts", "rules", "names", "expected"),
     [
-        (TOOLS, Rules(), NAMES, Decision("llamacpp", "smol", "direct:model", DEFAULT)),
-        (SHORT, Rules(), STRONG, Decision("llamacpp", "huge", "direct:model")),
+        (TOOLS, RoutingSettings(), NAMES, Decision("llamacpp", "smol", "direct:model", DEFAULT)),
+        (SHORT, RoutingSettings(), STRONG, Decision("llamacpp", "huge", "direct:model")),
         (TOOLS, ON, NAMES, Decision("llamacpp", "smol", "policy:tools->alias:default", DEFAULT)),
         (
             TOOLS,
@@ -165,13 +165,15 @@ def having(**aliases: Alias) -> Names:
         ),
         (CODE, ON, having(coder=CODER), Decision("mlx", "coder", "policy:coding->alias:coder", CODER)),
         (CODE, ON, STRONG, Decision("llamacpp", "huge", "policy:coding->strong")),
-        (CODE, ON._replace(request_type=False), NAMES, BY_FAST),
+        (CODE, ON.model_copy(update={"router_enable_request_type": False}), NAMES, BY_FAST),
         (SHORT, ON, NAMES, BY_FAST),
         (SHORT, ON, STRONG, Decision("llamacpp", "quick", "policy:fast")),
         (SHORT, ON, having(), Decision("llamacpp", "huge", "policy:fast")),
     ],
 )
-def test_policy_decides_where_nothing_is_named(facts: Facts, rules: Rules, names: Names, expected: Decision) -> None:
+def test_policy_decides_where_nothing_is_named(
+    facts: Facts, rules: RoutingSettings, names: Names, expected: Decision
+) -> None:
     assert decide_by_policy(facts, names, rules) == expected
 
 
@@ -186,12 +188,12 @@ SURE, UNSURE = Facts(size=8_192 - 1_024 - 1), Facts(size=8_192 - 1_024)
         (Facts(size=1_000_000), ON, WIDE, WIDE),
         (SURE, ON, WIDE, None),
         (UNSURE._replace(has_tools=True), ON, WIDE, None),
-        (UNSURE, Rules(), WIDE, None),
+        (UNSURE, RoutingSettings(), WIDE, None),
         (UNSURE, ON, Alias("mlx", "long"), None),
     ],
 )
 def test_tokens_are_counted_only_where_they_can_decide(
-    facts: Facts, rules: Rules, long: Alias, expected: Alias | None
+    facts: Facts, rules: RoutingSettings, long: Alias, expected: Alias | None
 ) -> None:
     assert worth_counting(facts, having(long=long), rules) == expected
 
@@ -202,7 +204,7 @@ def test_no_tokens_are_counted_without_an_alias_to_hold_them() -> None:
 
 def test_no_default_asks_for_a_model() -> None:
     with pytest.raises(ApiError) as caught:
-        decide_by_policy(Facts(), Names({}, SERVED, CAPABLE), Rules())
+        decide_by_policy(Facts(), Names({}, SERVED, CAPABLE), RoutingSettings())
     assert caught.value.code == "model_required"
     assert "neither an alias 'default' nor a DEFAULT_BACKEND" in caught.value.message
 

@@ -14,8 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from gateway.access.addresses import Networks, split
-from gateway.access.callers import SHOWN_HEX, is_hash
-from gateway.access.callers import shown as shown_name
+from gateway.access.callers import SHOWN_HEX, is_hash, shown
 from gateway.access.settings import AccessSettings
 from gateway.config.files import parse_json, read_text
 from gateway.errors import Refusal
@@ -91,11 +90,6 @@ class PolicyBook:
     malformed: frozenset[bytes] = frozenset()
 
 
-def shown(digest: bytes) -> str:
-    """The shown name of a token without a policy's name; never the token itself."""
-    return shown_name(digest.hex())
-
-
 def load_policies(settings: AccessSettings, unenforced: frozenset[str] = OF_FEATURES) -> PolicyBook:
     """The policies of GATEWAY_TOKEN_POLICIES_JSON and of the file GATEWAY_TOKEN_POLICIES_PATH, together.
 
@@ -116,10 +110,10 @@ def load_policies(settings: AccessSettings, unenforced: frozenset[str] = OF_FEAT
     for problem in reader.problems:
         log.warning("%s", problem)
     for digest in sorted(reader.malformed):
-        log.warning("token %s is refused until its policy is corrected", shown(digest))
+        log.warning("token %s is refused until its policy is corrected", shown(digest.hex()))
     for digest, policy in reader.policies.items():
         if keys := policy.without_effect(unenforced):
-            name = policy.name or shown(digest)
+            name = policy.name or shown(digest.hex())
             log.warning(
                 "policy of token %s: %s: without effect, nothing in this release enforces it", name, ", ".join(keys)
             )
@@ -141,8 +135,8 @@ class _Reader:
             if digest is None:
                 self.problems.append(f"{source}: a key that begins with '{_HASHED}' must go on with 64 hex digits")
                 continue
-            problems = [f"{source}: policy of token {shown(digest)}: {words}" for words in self._take(digest, value)]
-            self.problems += problems
+            token = shown(digest.hex())
+            self.problems += [f"{source}: policy of token {token}: {words}" for words in self._take(digest, value)]
 
     def _take(self, digest: bytes, value: object) -> Iterator[str]:
         """Keeps the policy, or yields its problems."""

@@ -14,9 +14,9 @@ from typing import Any
 from starlette.types import Scope
 
 from gateway.access.addresses import AddressList, Network, client_address
-from gateway.access.callers import shown as shown_name
+from gateway.access.callers import shown
 from gateway.access.limits import SlidingWindow
-from gateway.access.policies import UNRESTRICTED, PolicyBook, TokenPolicy, shown
+from gateway.access.policies import UNRESTRICTED, PolicyBook, TokenPolicy
 from gateway.access.usage import TokenUsage
 from gateway.errors import ApiError, retry_after
 from gateway.routing.policy import AUTO, DEFAULT_ALIAS, Decision, Names
@@ -39,12 +39,14 @@ class Caller:
 
     def __init__(self, key: str, policy: TokenPolicy, addresses: AddressList | None, usage: TokenUsage) -> None:
         self.key = key
-        self.name = shown_name(key)
+        self.name = shown(key)
         self.policy = policy
         self.addresses = AddressList(policy.ip_allowlist) if policy.ip_allowlist else addresses
         self.window = SlidingWindow(policy.requests_per_minute) if policy.requests_per_minute else None
         self.is_limited = self.window is not None or policy.tokens_per_day is not None
-        self._models = _pattern(policy.models_allowlist) if policy.models_allowlist else None
+        # Shell-style patterns; case does not matter, as with aliases.
+        patterns = "|".join(map(translate, policy.models_allowlist or ()))
+        self._models = re.compile(patterns, re.IGNORECASE) if patterns else None
         self._usage = usage
 
     def admit(self, now: float, *, uses_tokens: bool = True) -> None:
@@ -210,10 +212,14 @@ class Authenticator:
         """Every caller once, ordered by key."""
         return sorted({caller.key: caller for caller in self._callers.values()}.values(), key=lambda c: c.key)
 
-    def check_address(self, scope: Scope) -> None:
-        """Raises ApiError 403 unless IP_ALLOWLIST is empty or has the client's address."""
-        if self._addresses is not None:
-            self._check_address(scope, self._addresses, "IP_ALLOWLIST")
+    def check_address(self, scope: Scope, caller: Caller | None = None) -> None:
+        """Raises ApiError 403 when an allowlist, the caller's or else IP_ALLOWLIST, lacks the client's address."""
+        addresses = caller.addresses if caller is not None else self._addresses
+        if addresses is not None and not addresses.allows(self.client_address(scope)):
+            setting = "IP_ALLOWLIST" if addresses is self._addresses else "the token's ip_allowlist"
+            raise ApiError(
+                403, f"Client IP not allowed: ask the operator to add your address to {setting}", code="ip_not_allowed"
+            )
 
     def identify(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Caller:
         """The caller of `Authorization: Bearer <token>` or, without that header, of `x-api-key: <token>`.
@@ -226,8 +232,7 @@ class Authenticator:
         if caller is None:
             caller = self._look_up(scope, headers)
         if caller.addresses is not None:
-            setting = "IP_ALLOWLIST" if caller.addresses is self._addresses else "the token's ip_allowlist"
-            self._check_address(scope, caller.addresses, setting)
+            self.check_address(scope, caller)
         return caller
 
     def client_address(self, scope: Scope) -> str:
@@ -259,7 +264,7 @@ class Authenticator:
         if digest in self._malformed:
             raise ApiError(
                 403,
-                f"Token {shown(digest)} is refused because its policy is malformed; the gateway's log says why",
+                f"Token {shown(digest.hex())} is refused because its policy is malformed; the gateway's log says why",
                 code="token_policy_malformed",
             )
         caller = self._callers.get(digest)
@@ -275,23 +280,12 @@ class Authenticator:
             accepted[header] = caller
         return caller
 
-    def _check_address(self, scope: Scope, addresses: AddressList, setting: str) -> None:
-        if not addresses.allows(self.client_address(scope)):
-            raise ApiError(
-                403, f"Client IP not allowed: ask the operator to add your address to {setting}", code="ip_not_allowed"
-            )
-
 
 def _hand_over(before: Caller | None, after: Caller) -> None:
     """Keeps the requests of the last minute over a change of policy."""
     if before is not None and before.window is not None and after.window is not None:
         before.window.limit = after.window.limit
         after.window = before.window
-
-
-def _pattern(names: Iterable[str]) -> re.Pattern[str]:
-    """One expression for shell-style patterns; case does not matter, as with aliases."""
-    return re.compile("|".join(translate(name) for name in names), re.IGNORECASE)
 
 
 def _alias_name(asked: str, reason: str) -> str:

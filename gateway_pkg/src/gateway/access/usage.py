@@ -15,7 +15,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import apsw
 
@@ -31,18 +30,6 @@ DAY_SEC = 86_400
 SAVE_EVERY_SEC = 1.0
 KEEP_DAYS = 31
 TOKENS_MAX = 2**62  # of a caller and day; SQLite's integers have 64 bits
-
-
-class _Counts(NamedTuple):
-    """Counts to store: tokens by (days since 1970, caller); requests as (caller, quarter seconds since 1970, number),
-    complete if `is_all`. Rows before `first_day` and `first_slot` can be deleted.
-    """
-
-    tokens: Mapping[tuple[int, str], int]
-    first_day: int
-    requests: Sequence[tuple[str, int, int]]
-    first_slot: int
-    is_all: bool
 
 
 class TokenUsage:
@@ -130,11 +117,11 @@ class TokenUsage:
         if self._database is None or not (self._unsaved or requests):
             return
         unsaved, self._unsaved = self._unsaved, {}
-        first_slot = math.floor(now * SLOTS_A_SEC) + self._shift - SLOTS
-        counts = _Counts(unsaved, self._day - KEEP_DAYS, requests, first_slot, saved_to == -math.inf)
+        first_day = self._day - KEEP_DAYS
+        first_slot = math.floor(now * SLOTS_A_SEC) + self._shift - SLOTS if saved_to > -math.inf else None
         self._saved_to = now
         try:
-            await self._database.write(lambda connection: _store(connection, counts))
+            await self._database.write(lambda connection: _store(connection, unsaved, first_day, requests, first_slot))
             self._is_failing = False
         except Exception as error:
             self._saved_to = saved_to
@@ -192,16 +179,26 @@ def _with_shown(rows: Iterable[tuple[str, int, int]]) -> list[tuple[str, int, in
     return [(name, when, min(number, TOKENS_MAX)) for (name, when), number in sums.items()]
 
 
-def _store(connection: apsw.Connection, counts: _Counts) -> None:
-    spent = _with_shown((name, day, number) for (day, name), number in counts.tokens.items())
+def _store(
+    connection: apsw.Connection,
+    tokens_used: Mapping[tuple[int, str], int],
+    first_day: int,
+    requests: Sequence[tuple[str, int, int]],
+    first_slot: int | None,
+) -> None:
+    """Adds tokens by day and caller, puts requests by caller and slot; deletes what is before the first day and slot.
+
+    Without a first slot these are all of the requests.
+    """
+    spent = _with_shown((name, day, number) for (day, name), number in tokens_used.items())
     tokens = ((day, name, number, TOKENS_MAX) for name, day, number in spent)
     connection.executemany(
         "INSERT INTO token_usage VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET tokens = min(tokens + excluded.tokens, ?)",
         tokens,
     )
-    connection.execute("DELETE FROM token_usage WHERE day < ?", (counts.first_day,))
-    connection.execute("DELETE FROM request_counts WHERE slot < ? OR ?", (counts.first_slot, counts.is_all))
+    connection.execute("DELETE FROM token_usage WHERE day < ?", (first_day,))
+    connection.execute("DELETE FROM request_counts WHERE slot < coalesce(?, slot + 1)", (first_slot,))
     connection.executemany(
         "INSERT INTO request_counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET requests = excluded.requests",
-        _with_shown(counts.requests),
+        _with_shown(requests),
     )

@@ -24,7 +24,6 @@ from gateway.routing.policy import (
     Decision,
     Facts,
     Names,
-    Rules,
     decide,
     decide_by_policy,
     decide_embedder,
@@ -72,11 +71,8 @@ class Registry:
         make: MakeBackend,
     ) -> None:
         self._make = make
-        self._settings = settings
+        self.rules = settings
         self._embedder = embeddings.embeddings_backend, embeddings.embeddings_model
-        self.rules = Rules(
-            settings.router_enable_policy, settings.router_enable_request_type, settings.router_long_context_chars
-        )
         self.backends: tuple[Backend, ...] = ()
         self._leaving: tuple[Backend, ...] = ()  # no record has them, and requests are under way on them
         self.on_change: Callable[[], object] = lambda: None
@@ -149,7 +145,7 @@ class Registry:
 
     def refresh_names(self) -> None:
         """To be called when a backend's `models` have changed."""
-        settings = self._settings
+        settings = self.rules
         served = {
             backend_class: tuple(dict.fromkeys(model for backend in backends for model in backend.models))
             for backend_class, backends in self._by_class.items()

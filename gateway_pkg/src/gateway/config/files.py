@@ -40,7 +40,7 @@ def validation_refusal(path: Path | str, error: ValidationError) -> Refusal:
     for problem in error.errors(include_url=False, include_input=False):
         place = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             message = "unknown key; remove it or correct its spelling"
         lines.append(f"{path}: {place}: {message}")
     return Refusal(*lines)

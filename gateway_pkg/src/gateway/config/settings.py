@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from gateway.config.files import read_text
 from gateway.errors import Refusal
 
 HOME = Path("/var/lib/gateway")
@@ -99,9 +100,5 @@ def read_settings(
 def _lines(env_file: Path) -> Mapping[str, str | None]:
     from dotenv import dotenv_values  # a start without an env file does without it
 
-    try:
-        text = env_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror or str(error) if isinstance(error, OSError) else "not UTF-8"
-        raise Refusal(f"env file {env_file} cannot be read ({why}); check its path and mode") from None
+    text = read_text(env_file, "env file", "check its path and mode")
     return dotenv_values(stream=StringIO(text))

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gateway.config.files import parse_json, read_text, validation_refusal
 from gateway.errors import Refusal
@@ -31,14 +31,17 @@ class Alias:
     """`backend` is a backend class, `model` the upstream model.
 
     `context` is in tokens; `tools` False refuses requests with tools; the caps bound a request's fields.
+    What a file says is checked by these types.
     """
 
-    backend: str
-    model: str
-    context: int | None = None
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    backend: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1)]
+    context: Annotated[int | None, Field(ge=1)] = None
     tools: bool | None = None
-    max_tokens_cap: int | None = None
-    temperature_cap: float | None = None
+    max_tokens_cap: Annotated[int | None, Field(ge=1)] = None
+    temperature_cap: Annotated[float | None, Field(ge=0)] = None
 
     @property
     def limits(self) -> bool:
@@ -46,33 +49,20 @@ class Alias:
         return self.tools is False or self.max_tokens_cap is not None or self.temperature_cap is not None
 
 
-class _AliasRecord(BaseModel):
-    """An alias in the file: `"class:model"` or an object; the earlier gateway's key names count too."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    backend: str = Field(min_length=1)
-    model: str = Field(min_length=1)
-    context: int | None = Field(None, ge=1)
-    tools: bool | None = None
-    max_tokens_cap: int | None = Field(None, ge=1)
-    temperature_cap: float | None = Field(None, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _accept_other_forms(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            backend, separator, model = value.partition(":")
-            if not separator:
-                raise ValueError('write "<backend class>:<model>" or {"backend": …, "model": …}')
-            return {"backend": backend, "model": model}
-        if isinstance(value, dict):
-            renamed = {OTHER_NAMES.get(key, key): item for key, item in value.items() if key in OTHER_NAMES}
-            return renamed | {key: item for key, item in value.items() if key not in OTHER_NAMES}
-        return value
+def _accept_other_forms(value: Any) -> Any:
+    """An alias in the file is `"class:model"` or an object; the earlier gateway's key names count too."""
+    if isinstance(value, str):
+        backend, separator, model = value.partition(":")
+        if not separator:
+            raise ValueError('write "<backend class>:<model>" or {"backend": …, "model": …}')
+        return {"backend": backend, "model": model}
+    if isinstance(value, dict):
+        renamed = {OTHER_NAMES.get(key, key): item for key, item in value.items() if key in OTHER_NAMES}
+        return renamed | {key: item for key, item in value.items() if key not in OTHER_NAMES}
+    return value
 
 
-_RECORDS = TypeAdapter(dict[str, _AliasRecord])
+_ALIASES = TypeAdapter(dict[str, Annotated[Alias, BeforeValidator(_accept_other_forms)]])
 
 
 def load_aliases(settings: RoutingSettings) -> Mapping[str, Alias]:
@@ -98,13 +88,13 @@ def _parse(text: str, source: Path | str) -> dict[str, Alias]:
     if isinstance(content, dict) and isinstance(content.get("aliases"), dict):
         content = content["aliases"]
     try:
-        records = _RECORDS.validate_python(content)
+        aliases = _ALIASES.validate_python(content)
     except ValidationError as error:
         raise validation_refusal(source, error) from None
-    for name, count in Counter(map(str.casefold, records)).items():
+    for name, count in Counter(map(str.casefold, aliases)).items():
         if count > 1:
             raise Refusal(f"{source}: {name}: is there twice (case does not matter); leave one")
-    return {name.casefold(): Alias(**record.model_dump()) for name, record in records.items()}
+    return {name.casefold(): alias for name, alias in aliases.items()}
 
 
 def models_by_class(settings: RoutingSettings) -> tuple[Mapping[str, str], Mapping[str, str]]:

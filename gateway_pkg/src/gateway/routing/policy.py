@@ -12,6 +12,7 @@ from typing import NamedTuple
 from gateway.errors import ApiError
 from gateway.routing.aliases import Alias
 from gateway.routing.request_type import is_coding
+from gateway.routing.settings import RoutingSettings
 
 AUTO = "auto"
 DEFAULT_ALIAS = "default"
@@ -45,14 +46,6 @@ class Facts(NamedTuple):
     last_user_text: str = ""
     size: int = 0
     tokens: int | None = None
-
-
-class Rules(NamedTuple):
-    """The settings ROUTER_ENABLE_POLICY, ROUTER_ENABLE_REQUEST_TYPE and ROUTER_LONG_CONTEXT_CHARS."""
-
-    policy: bool = False
-    request_type: bool = False
-    long_context_chars: int = 40_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +112,7 @@ def decide(model: str, backend_header: str, capability: str, names: Names) -> De
     raise unknown_model(model, names)
 
 
-def decide_by_policy(facts: Facts, names: Names, rules: Rules) -> Decision:
+def decide_by_policy(facts: Facts, names: Names, rules: RoutingSettings) -> Decision:
     """Decides the route of a request that names no model; the first rule that matches wins.
 
     | condition | goes to the first that exists | reason |
@@ -138,7 +131,7 @@ def decide_by_policy(facts: Facts, names: Names, rules: Rules) -> Decision:
     Raises:
         ApiError: 400 when neither an alias nor a class has a model for the request.
     """
-    if not rules.policy:
+    if not rules.router_enable_policy:
         default = names.aliases.get(DEFAULT_ALIAS)
         return _to_alias(default, "direct:model") if default else _to_strong("direct:model", names)
     if facts.has_tools:
@@ -154,7 +147,7 @@ def decide_by_policy(facts: Facts, names: Names, rules: Rules) -> Decision:
         if mlx := names.class_of("mlx"):
             return Decision(mlx, _strong(mlx, names), "policy:long_context->mlx")
         return _to_strong("policy:long_context->strong", names)
-    if rules.request_type and is_coding(facts.request_type, facts.last_user_text):
+    if rules.router_enable_request_type and is_coding(facts.request_type, facts.last_user_text):
         coder = names.aliases.get("coder")
         if coder is not None:
             return _to_alias(coder, "policy:coding->alias:coder")
@@ -166,21 +159,21 @@ def decide_by_policy(facts: Facts, names: Names, rules: Rules) -> Decision:
     return Decision(backend_class, names.fast.get(backend_class) or _strong(backend_class, names), "policy:fast")
 
 
-def worth_counting(facts: Facts, names: Names, rules: Rules) -> Alias | None:
+def worth_counting(facts: Facts, names: Names, rules: RoutingSettings) -> Alias | None:
     """The alias whose tokenizer could change what `decide_by_policy` decides, else None.
 
     A count cannot matter when the text is below the alias's context even at a token a byte: a token has a byte or more,
     and JSON has at least as many bytes as its text.
     """
     long = names.aliases.get("long")
-    if not rules.policy or facts.has_tools or long is None or not long.context:
+    if not rules.router_enable_policy or facts.has_tools or long is None or not long.context:
         return None
     return long if facts.size + TEMPLATE_MAX_TOKENS >= long.context else None
 
 
-def _is_long(facts: Facts, long: Alias | None, rules: Rules) -> bool:
+def _is_long(facts: Facts, long: Alias | None, rules: RoutingSettings) -> bool:
     if long is None or not long.context:
-        return facts.chars >= rules.long_context_chars
+        return facts.chars >= rules.router_long_context_chars
     tokens = facts.chars / CHARS_PER_TOKEN if facts.tokens is None else facts.tokens
     return tokens >= long.context
 
@@ -250,21 +243,13 @@ def _nearest(model: str, known: Iterable[str]) -> list[str]:
     return get_close_matches(asked, [name for name in likely if len(name) <= NEAR_MAX_CHARS], n=3, cutoff=NEAR_LEAST)
 
 
-def _class_of_header(backend_header: str, names: Names) -> str:
+def _override(model: str, folded: str, backend_header: str, names: Names) -> Decision:
+    """The model is "" when the request names `auto`, `default`, the class itself, or no model."""
     backend_class = names.class_of(backend_header.strip().casefold())
     if not backend_class:
         known = ", ".join(sorted(names.served)) or "none"
-        raise ApiError(
-            400,
-            f"X-Backend: unknown backend '{backend_header[:100]}'; known: {known}",
-            code="backend_not_found",
-        )
-    return backend_class
-
-
-def _override(model: str, folded: str, backend_header: str, names: Names) -> Decision:
-    """The model is "" when the request names `auto`, `default`, the class itself, or no model."""
-    backend_class = _class_of_header(backend_header, names)
+        message = f"X-Backend: unknown backend '{backend_header[:100]}'; known: {known}"
+        raise ApiError(400, message, code="backend_not_found")
     alias = names.aliases.get(folded)
     if alias is not None and alias.backend == backend_class:
         return Decision(backend_class, alias.model, "override:x-backend", alias)

@@ -102,10 +102,7 @@ class KnownFields:
                 _check_once(value, inner, f"{name}.")
 
 
-@cache
-def known_fields(adapter: TypeAdapter[Any]) -> KnownFields:
-    """Made once for each adapter; those of routes are constants."""
-    return KnownFields(adapter)
+known_fields = cache(KnownFields)  # made once for each adapter; those of routes are constants
 
 
 def _check_once(pairs: Pairs, names: frozenset[str], where: str = "") -> None:
