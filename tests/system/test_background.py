@@ -110,7 +110,7 @@ async def event_loop_lag(home: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Histogram, "observe", lambda *_: 1 / 0)
     histogram = Histogram(LAG_BOUNDS)
     sampler = LagSampler(histogram)
-    sampler.start()
+    await sampler.start()
     await until(lambda: background.failures["event_loop_lag"] > 0)
     patch.undo()
     await until(lambda: histogram.count > 0)

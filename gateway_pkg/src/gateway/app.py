@@ -204,8 +204,7 @@ class App:
         if self.tracer is not None:
             steps.at_stop(self.tracer.close)
         lag = LagSampler(self.metrics.loop_lag)
-        lag.start()
-        steps.at_stop(lag.stop)
+        await steps.run(lag.start, lag.stop)
         steps.at_stop(self._close_pools)
         steps.at_stop(settled)
         for part in (part for feature in self.features.values() for part in feature.parts):

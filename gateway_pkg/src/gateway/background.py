@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import ClassVar
 
 log = logging.getLogger(__name__)
 
@@ -45,3 +46,19 @@ async def end(running: asyncio.Task[None] | None) -> None:
     if running is not None:
         running.cancel()
         await asyncio.wait((running,))
+
+
+class Worker:
+    """What works beside the requests from `start` to `stop`; `task` is what metrics call it."""
+
+    task: ClassVar[str]
+    _running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._running = start(self.task, self._work)
+
+    async def stop(self) -> None:
+        await end(self._running)
+
+    async def _work(self) -> None:
+        raise NotImplementedError

@@ -164,9 +164,13 @@ async def _cut(api: uvicorn.Server) -> None:
 
 
 def _config(app: ASGIApp, settings: RequestSettings, patience: int, **tls: Path) -> uvicorn.Config:
+    class Bounded(Protocol):
+        body_timeout = settings.request_body_timeout_sec
+        send_timeout = settings.response_send_timeout_sec
+
     return uvicorn.Config(
         app,
-        http=_protocol(settings),
+        http=Bounded,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -177,14 +181,6 @@ def _config(app: ASGIApp, settings: RequestSettings, patience: int, **tls: Path)
         timeout_graceful_shutdown=patience,
         **tls,  # type: ignore[arg-type]  # two keyword arguments of one type
     )
-
-
-def _protocol(settings: RequestSettings) -> type[Protocol]:
-    class Bounded(Protocol):
-        body_timeout = settings.request_body_timeout_sec
-        send_timeout = settings.response_send_timeout_sec
-
-    return Bounded
 
 
 def _certificate(settings: ListenerSettings) -> dict[str, Path]:

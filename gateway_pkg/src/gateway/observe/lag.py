@@ -12,20 +12,15 @@ from gateway.observe.metrics import Histogram
 PERIOD_SEC = 0.25
 
 
-class LagSampler:
-    """From `start` to `stop`, notes in `histogram` by how many milliseconds each of its timers was late."""
+class LagSampler(background.Worker):
+    """Notes in `histogram` by how many milliseconds each of its timers was late."""
+
+    task = "event_loop_lag"
 
     def __init__(self, histogram: Histogram) -> None:
         self._histogram = histogram
-        self._sampling: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        self._sampling = background.start("event_loop_lag", self._sample)
-
-    async def stop(self) -> None:
-        await background.end(self._sampling)
-
-    async def _sample(self) -> None:
+    async def _work(self) -> None:
         while True:
             due = perf_counter() + PERIOD_SEC
             await asyncio.sleep(PERIOD_SEC)

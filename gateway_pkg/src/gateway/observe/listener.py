@@ -27,20 +27,12 @@ def make_listener(registry: Registry, metrics: Metrics | None, problems: health.
             return status, JSON, orjson.dumps(report)
         if path == "/health/upstreams":
             states = health.upstreams(registry)
-            return (
-                200,
-                JSON,
-                orjson.dumps({"ok": all(state["ready"] for state in states.values()), "upstreams": states}),
-            )
+            ok = all(state["ready"] for state in states.values())
+            return 200, JSON, orjson.dumps({"ok": ok, "upstreams": states})
         if path == "/metrics" and metrics is not None:
             return 200, CONTENT_TYPE, metrics.text()
-        return (
-            404,
-            JSON,
-            ApiError(
-                404, "This listener has /health, /readyz, /health/upstreams and /metrics", code="not_found"
-            ).body(),
-        )
+        words = "This listener has /health, /readyz, /health/upstreams and /metrics"
+        return 404, JSON, ApiError(404, words, code="not_found").body()
 
     async def app(scope: Scope, _: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -18,7 +18,6 @@ from gateway.web.ids import request_id
 STDERR = 2
 PENDING_MAX_LINES = 10_000
 LAST_LINES_SEC = 2.0  # what the end of the process waits for them
-# Set once a request; each has a task, and so a context, of its own.
 
 
 class Dropped:

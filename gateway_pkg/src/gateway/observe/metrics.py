@@ -9,6 +9,7 @@ import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -153,15 +154,13 @@ class Histogram:
         return rows
 
 
+@dataclass(slots=True)
 class Series:
     """The requests of one path, status and backend class ("" where none was decided)."""
 
-    __slots__ = ("duration", "first_token", "upstream")
-
-    def __init__(self) -> None:
-        self.duration = Histogram()
-        self.upstream = Histogram()
-        self.first_token = Histogram()
+    duration: Histogram = field(default_factory=Histogram)
+    upstream: Histogram = field(default_factory=Histogram)
+    first_token: Histogram = field(default_factory=Histogram)
 
 
 class Tokens:
@@ -207,14 +206,14 @@ class Metrics(Collector):
         self._request_log = request_log
         self._tracer = tracer
         self._series: dict[tuple[str, int, str], Series] = {}
-        self._models: dict[tuple[str, str], Tokens] = {}
+        self._models: dict[tuple[str, ...], Tokens] = {}
         self._taken: Counter[tuple[str, str]] = Counter()  # of MODELS_MAX, by its key and class
         self._kinds: dict[tuple[str, str], str] = {}  # of `_names`: MODELS_MAX's key by class and model
         self._names: Names | None = None
         self._callers: dict[str, Tokens] = {}
         self._queued: dict[str, Histogram] = {}
-        self._retries: dict[str, int] = {}
-        self._aborted: dict[str, int] = {}
+        self._retries: Counter[str] = Counter()
+        self._aborted: Counter[str] = Counter()
         self.loop_lag = Histogram(LAG_BOUNDS)
         self._collectors = CollectorRegistry(auto_describe=False)
         self._collectors.register(self)
@@ -272,13 +271,11 @@ class Metrics(Collector):
         self._queued.setdefault(backend_class, Histogram()).observe(milliseconds)
 
     def retried(self, backend_class: str) -> None:
-        self._retries[backend_class] = self._retries.get(backend_class, 0) + 1
+        self._retries[backend_class] += 1
 
     def aborted(self, reason: str) -> None:
         """Counts an answer that ended by its client's leaving or by an error in mid-stream."""
-        if reason not in ABORT_REASONS:
-            reason = OTHER
-        self._aborted[reason] = self._aborted.get(reason, 0) + 1
+        self._aborted[reason if reason in ABORT_REASONS else OTHER] += 1
 
     def text(self) -> bytes:
         """Prometheus' text format, version 0.0.4."""
@@ -286,7 +283,9 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._requests()
-        yield from self._token_counts()
+        yield _numbers(TOKENS, _tokens(self._models))
+        yield _numbers(CALLER_REQUESTS, (((name,), tokens.requests) for name, tokens in self._callers.items()))
+        yield _numbers(CALLER_TOKENS, _tokens({(name,): tokens for name, tokens in self._callers.items()}))
         queues = {
             (backend.record.backend_class, name): slots.queue
             for backend in self._registry.backends
@@ -322,25 +321,6 @@ class Metrics(Collector):
         yield _histograms(UPSTREAM, upstream)
         yield _histograms(FIRST_TOKEN, first_token)
 
-    def _token_counts(self) -> Iterator[Metric]:
-        yield _numbers(
-            TOKENS,
-            (
-                ((*labels, direction, estimated), count)
-                for labels, tokens in self._models.items()
-                for direction, estimated, count in tokens.samples()
-            ),
-        )
-        yield _numbers(CALLER_REQUESTS, (((name,), tokens.requests) for name, tokens in self._callers.items()))
-        yield _numbers(
-            CALLER_TOKENS,
-            (
-                ((name, direction, estimated), count)
-                for name, tokens in self._callers.items()
-                for direction, estimated, count in tokens.samples()
-            ),
-        )
-
     def _backends(self) -> Iterator[Metric]:
         backends = self._registry.backends
         slots = [((backend.name, name), slots) for backend in backends for name, slots in backend.slots.items()]
@@ -354,6 +334,14 @@ class Metrics(Collector):
             FAILURES,
             (((backend.name, kind), count) for backend in backends for kind, count in backend.failures.items()),
         )
+
+
+def _tokens(counted: Mapping[tuple[str, ...], Tokens]) -> Samples:
+    return (
+        ((*labels, direction, estimated), count)
+        for labels, tokens in counted.items()
+        for direction, estimated, count in tokens.samples()
+    )
 
 
 def _numbers(family: Family, samples: Samples) -> Metric:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import dataclass
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +31,15 @@ WITH_TEXT_OUT = frozenset({"chat", "completions"})
 _Key = tuple[bytes, int, Caller | None, str, bool, bool]
 
 
+@dataclass(slots=True)
 class _Row:
     """What the requests of one key share: where they are counted, how their log lines begin."""
 
-    __slots__ = ("caller", "is_estimable", "line", "model", "series")
-
-    def __init__(self, series: Series, caller: Tokens | None, line: bytes, *, is_estimable: bool) -> None:
-        self.series = series
-        self.caller = caller
-        self.line = line
-        self.is_estimable = is_estimable
-        self.model: Tokens | None = None  # not before the first answer whose tokens are known
+    series: Series
+    caller: Tokens | None
+    line: bytes
+    is_estimable: bool
+    model: Tokens | None = None  # not before the first answer whose tokens are known
 
 
 class Recorder:

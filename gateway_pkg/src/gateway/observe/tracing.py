@@ -15,10 +15,11 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from random import Random
 from time import perf_counter, time_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -29,7 +30,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, Trace
 
 from gateway import __version__, background
 from gateway.backends.request import Request
-from gateway.backends.slots import Backend, Slots
+from gateway.backends.slots import Backend
 from gateway.errors import Refusal
 from gateway.web.exchange import Exchange
 from gateway.wire.origin import Origin
@@ -54,32 +55,27 @@ _ERROR = Status(StatusCode.ERROR)
 _UNSET = Status(StatusCode.UNSET)
 
 
-class Call:
+class Call(NamedTuple):
     """One request to a backend: whom, and when it began (time.perf_counter seconds)."""
 
-    __slots__ = ("backend", "operation", "span_id", "started")
-
-    def __init__(self, span_id: int, backend: Backend, operation: str, started: float) -> None:
-        self.span_id = span_id
-        self.backend = backend
-        self.operation = operation
-        self.started = started
+    span_id: int
+    backend: Backend
+    operation: str
+    started: float
 
 
+@dataclass(slots=True)
 class Trace:
     """What is known of a request's trace until the request is over.
 
     `span_id` is the request's own; `calls` are kept where it `is_sampled`.
     """
 
-    __slots__ = ("calls", "is_sampled", "parent", "span_id", "trace_id")
-
-    def __init__(self, trace_id: int, span_id: int, is_sampled: bool, parent: SpanContext | None) -> None:
-        self.trace_id = trace_id
-        self.span_id = span_id
-        self.is_sampled = is_sampled
-        self.parent = parent
-        self.calls: list[Call] = []
+    trace_id: int
+    span_id: int
+    is_sampled: bool
+    parent: SpanContext | None
+    calls: list[Call] = field(default_factory=list)
 
     def context(self, span_id: int) -> SpanContext:
         """That of one of its spans, for the SDK; it is sampled."""
@@ -132,16 +128,13 @@ class Tracer:
         now = perf_counter()
         # Time on the wall of what perf_counter called 0, in ns.
         zero = time_ns() - int(now * 1e9)
-        if not trace.calls and exchange.slots is not None:
-            trace.calls.append(self._unannounced(exchange, exchange.slots, now))
+        if not trace.calls and (slots := exchange.slots) is not None:
+            # A backend whose protocol takes several requests: one span for all of them.
+            operation = OPERATIONS.get(slots.capability, slots.capability)
+            trace.calls.append(Call(self._span_id(), slots.backend, operation, now - exchange.upstream_ms / 1000))
         for call, following in zip_longest(trace.calls, trace.calls[1:]):
-            self._end(self._call_span(exchange, trace, call, following, now, zero))
-        self._end(self._request_span(exchange, trace, route, now, zero))
-
-    def _unannounced(self, exchange: Exchange, slots: Slots, now: float) -> Call:
-        """The work of a backend whose protocol takes several requests: one span for all of them."""
-        operation = OPERATIONS.get(slots.capability, slots.capability)
-        return Call(self._span_id(), slots.backend, operation, now - exchange.upstream_ms / 1000)
+            self._end_call(exchange, trace, call, following, now, zero)
+        self._end_request(exchange, trace, route, now, zero)
 
     def counts(self) -> dict[str, int]:
         """Spans by state: made, delivered to the collector, failed to be. The rest waits, or was dropped unseen."""
@@ -167,9 +160,9 @@ class Tracer:
     def _span_id(self) -> int:
         return self._random.getrandbits(64) or 1
 
-    def _call_span(
+    def _end_call(
         self, exchange: Exchange, trace: Trace, call: Call, following: Call | None, now: float, zero: int
-    ) -> ReadableSpan:
+    ) -> None:
         route, origin = exchange.route, call.backend.pool.origin
         model = route.decision.model if route is not None else ""
         attributes: dict[str, Any] = {
@@ -199,18 +192,19 @@ class Tracer:
                 attributes["gen_ai.usage.output_tokens"] = usage.output_tokens
         if error is not None:
             attributes["error.type"] = error
-        return self._span(
-            f"{call.operation} {model}".rstrip(),
-            trace.context(call.span_id),
-            trace.context(trace.span_id),
-            SpanKind.CLIENT,
-            attributes,
-            events,
-            _ERROR if error is not None else _UNSET,
-            (zero + int(call.started * 1e9), zero + int(ended * 1e9)),
+        self._end(
+            name=f"{call.operation} {model}".rstrip(),
+            context=trace.context(call.span_id),
+            parent=trace.context(trace.span_id),
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            events=events,
+            status=_ERROR if error is not None else _UNSET,
+            start_time=zero + int(call.started * 1e9),
+            end_time=zero + int(ended * 1e9),
         )
 
-    def _request_span(self, exchange: Exchange, trace: Trace, route: str, now: float, zero: int) -> ReadableSpan:
+    def _end_request(self, exchange: Exchange, trace: Trace, route: str, now: float, zero: int) -> None:
         scope = exchange.scope
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
         attributes: dict[str, Any] = {
@@ -235,45 +229,21 @@ class Tracer:
             attributes["error.type"] = error
         # An answer of 400 to 499 is the client's error, not this server's.
         is_error = exchange.status >= 500 or exchange.abort_reason not in (None, "client_disconnected")
-        return self._span(
-            f"{method} {route}",
-            trace.context(trace.span_id),
-            trace.parent,
-            SpanKind.SERVER,
-            attributes,
-            (),
-            _ERROR if is_error else _UNSET,
-            (zero + int(exchange.started * 1e9), zero + int(now * 1e9)),
-        )
-
-    def _span(
-        self,
-        name: str,
-        context: SpanContext,
-        parent: SpanContext | None,
-        kind: SpanKind,
-        attributes: dict[str, Any],
-        events: Sequence[Event],
-        status: Status,
-        times: tuple[int, int],
-    ) -> ReadableSpan:
-        return ReadableSpan(
-            name=name,
-            context=context,
-            parent=parent,
-            resource=self._resource,
+        self._end(
+            name=f"{method} {route}",
+            context=trace.context(trace.span_id),
+            parent=trace.parent,
+            kind=SpanKind.SERVER,
             attributes=attributes,
-            events=events,
-            kind=kind,
-            status=status,
-            start_time=times[0],
-            end_time=times[1],
-            instrumentation_scope=self._scope,
+            status=_ERROR if is_error else _UNSET,
+            start_time=zero + int(exchange.started * 1e9),
+            end_time=zero + int(now * 1e9),
         )
 
-    def _end(self, span: ReadableSpan) -> None:
+    def _end(self, **span: Any) -> None:
+        """Makes a span of the arguments of ReadableSpan."""
         self._made += 1
-        self._processor.on_end(span)
+        self._processor.on_end(ReadableSpan(resource=self._resource, instrumentation_scope=self._scope, **span))
 
 
 class _Exporter(SpanExporter):

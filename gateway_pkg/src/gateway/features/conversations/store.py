@@ -96,21 +96,16 @@ class Sized(NamedTuple):
     item: Item
 
 
-class ResponseStore:
+class ResponseStore(background.Worker):
     """`owner` is the caller's key everywhere. `start` before all else; all methods raise StorageError."""
+
+    task = "responses_sweep"
 
     def __init__(self, database: Database, ttl_sec: int, max_bytes: int) -> None:
         self._database = database
         self._ttl_sec = ttl_sec
         self._max_bytes = max_bytes
-        self._sweeping: asyncio.Task[None] | None = None
         self.problem: str | None = None  # why the last sweep, one a minute, could not write
-
-    async def start(self) -> None:
-        self._sweeping = background.start("responses_sweep", self._sweep)
-
-    async def stop(self) -> None:
-        await background.end(self._sweeping)
 
     async def put(self, owner: str, response: Mapping[str, Any], items: Sequence[Item]) -> None:
         """Keeps a response; where there is no room for it, the oldest of the owner who has most go."""
@@ -186,7 +181,7 @@ class ResponseStore:
 
         return await self._database.write(delete)
 
-    async def _sweep(self) -> None:
+    async def _work(self) -> None:
         def sweep(connection: apsw.Connection) -> int:
             connection.execute(DELETE_EXPIRED, (time.time(), SWEEP_ROWS))
             return connection.changes()

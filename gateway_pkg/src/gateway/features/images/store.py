@@ -28,12 +28,15 @@ _NAME = re.compile(rf"(?:[0-9a-f]{{64}}|[0-9]+_[0-9a-f]{{16}})\.[a-z0-9]{{1,5}}|
 _STEM = re.compile(r"[0-9a-f]{64}")
 
 
-class MediaStore:
+class MediaStore(background.Worker):
     """A directory of files below `max_total_bytes`: the oldest of the owner who has most go first, and each when it is
     `ttl_sec` old. Owners are known of files that this process has stored; the others have one owner together.
 
     `media_types` are those that are served, by suffix. A file is whole or not there; nothing is done on the loop.
+    Between `start` and `stop` it removes what has become too old.
     """
+
+    task = "media_sweep"
 
     def __init__(
         self,
@@ -52,7 +55,6 @@ class MediaStore:
         self._lock = threading.Lock()
         self._total: int | None = None  # bytes in the directory, once it was read
         self._owners: dict[str, str] = {}  # by a file's name; at most as many as there are files
-        self._sweeper: asyncio.Task[None] | None = None
         self.problem: str | None = None  # why the last file is not stored
 
     async def save(self, data: bytes, suffix: str, owner: str = "") -> str:
@@ -70,14 +72,7 @@ class MediaStore:
             return None
         return await asyncio.to_thread(self._find, name)
 
-    async def start(self) -> None:
-        """Removes, from now on, what has become too old."""
-        self._sweeper = background.start("media_sweep", self._sweep_forever)
-
-    async def stop(self) -> None:
-        await background.end(self._sweeper)
-
-    async def _sweep_forever(self) -> None:
+    async def _work(self) -> None:
         while True:
             await asyncio.to_thread(self.sweep)
             await asyncio.sleep(min(self.ttl_sec / 2, SWEEP_MAX_SEC))
