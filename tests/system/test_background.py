@@ -18,6 +18,7 @@ from gateway.app import schema
 from gateway.backends.health import Prober
 from gateway.backends.usage import COUNT_MAX, count_of, usage_of
 from gateway.features.conversations.store import ResponseStore
+from gateway.features.images.settings import ImageSettings
 from gateway.features.images.store import MediaStore
 from gateway.observe import logs
 from gateway.observe.lag import LagSampler
@@ -98,7 +99,7 @@ async def responses_sweep(home: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 async def media_sweep(home: Path, patch: pytest.MonkeyPatch) -> None:
-    store = MediaStore(home / "media", {}, ttl_sec=60, max_bytes=1, max_total_bytes=1)
+    store = MediaStore(ImageSettings(ui_image_dir=home / "media"))
     sweep = FailsOnce(store, "sweep", patch)
     await store.start()
     await until(lambda: sweep.calls >= 2)

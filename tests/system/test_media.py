@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from gateway.backends.protocols.image_formats import MEDIA_TYPES
+from gateway.features.images.settings import ImageSettings
 from gateway.features.images.store import PART, MediaStore
 
 from tests.support.faces.images import png
@@ -23,7 +23,13 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
 def store(directory: Path, ttl_sec: int = 60, max_bytes: int = 1_000, max_total_bytes: int = 10_000) -> MediaStore:
-    return MediaStore(directory, MEDIA_TYPES, ttl_sec=ttl_sec, max_bytes=max_bytes, max_total_bytes=max_total_bytes)
+    settings = ImageSettings(
+        ui_image_dir=directory,
+        ui_image_ttl_sec=ttl_sec,
+        ui_image_max_bytes=max_bytes,
+        ui_image_total_bytes=max_total_bytes,
+    )
+    return MediaStore(settings)
 
 
 def save(kept: MediaStore, data: bytes, age: float = 0) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import orjson
@@ -43,24 +44,19 @@ class Refusal(Exception):
         return "; ".join(self.problems)
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """An error answer. `headers` are further response headers, with lower-case names."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        headers: tuple[tuple[bytes, bytes], ...] = (),
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-        self.param = param
-        self.headers = headers
+    status: int
+    message: str
+    _: KW_ONLY
+    code: str | None = None
+    param: str | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    def __str__(self) -> str:
+        return self.message
 
     def body(self) -> bytes:
         """`{"error": {message, type, param, code}}` as JSON."""
@@ -118,18 +114,10 @@ def unsupported_parameter(param: str, advice: str) -> ApiError:
 
 
 def not_ready(backend_class: str) -> ApiError:
-    return ApiError(
-        503,
-        f"Backend '{backend_class}' is not ready; /readyz says why",
-        code="backend_not_ready",
-        headers=retry_after(RETRY_NOT_READY_SEC),
-    )
+    message = f"Backend '{backend_class}' is not ready; /readyz says why"
+    return ApiError(503, message, code="backend_not_ready", headers=retry_after(RETRY_NOT_READY_SEC))
 
 
 def overloaded(backend_class: str, why: str = "") -> ApiError:
-    return ApiError(
-        429,
-        f"Backend '{backend_class}' is at its limit of requests{why and f', and {why}'}; try again",
-        code="backend_overloaded",
-        headers=retry_after(RETRY_OVERLOADED_SEC),
-    )
+    message = f"Backend '{backend_class}' is at its limit of requests{why and f', and {why}'}; try again"
+    return ApiError(429, message, code="backend_overloaded", headers=retry_after(RETRY_OVERLOADED_SEC))

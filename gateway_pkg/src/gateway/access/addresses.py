@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated
@@ -15,6 +16,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 REMEMBERED_MAX = 512  # addresses for each list, about 100 kB
 HOPS_MAX = 32
 HOP_CHARS = 64  # an IPv6 address with brackets, zone and port
+# `[v6]` or `[v6]:port`, `a.b.c.d` or `a.b.c.d:port`, an IPv6 address.
+_HOP = re.compile(r"\[([^]]*:[^]]*)\](?::[0-9]+)?|([^:]*)(?::[0-9]+)?|(.*:.*:.*)", re.DOTALL)
 
 
 def split(value: object) -> object:
@@ -78,18 +81,6 @@ def client_address(peer: str, forwarded: Sequence[bytes], proxies: AddressList) 
 
 
 def _parse_hop(hop: bytes) -> Address | None:
-    """`a.b.c.d`, `a.b.c.d:port`, an IPv6 address, `[v6]` or `[v6]:port`."""
     text = hop.decode("latin-1").strip(" \t")
-    if len(text) > HOP_CHARS:
-        return None
-    host, port = text, ""
-    if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        if ":" not in host or "]" not in text or (port and not port.startswith(":")):
-            return None
-    elif text.count(":") == 1:
-        host, port = text.split(":")
-        port = f":{port}"
-    if port and not (port[1:].isascii() and port[1:].isdigit()):
-        return None
-    return parse_address(host)
+    found = _HOP.fullmatch(text) if len(text) <= HOP_CHARS else None
+    return parse_address(found[found.lastindex or 0]) if found is not None else None

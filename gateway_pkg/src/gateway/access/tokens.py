@@ -57,21 +57,21 @@ class Caller:
         """
         quota = self.policy.tokens_per_day
         if uses_tokens and quota is not None and self.tokens_today() >= quota:
-            raise ApiError(
-                429,
-                f"This token has used its {quota} tokens of today (tokens_per_day); try again after 00:00 UTC",
-                code="token_quota_exceeded",
-                headers=(*retry_after(self._usage.day_ends_in()), *self.headers(now)),
-            )
+            message = f"This token has used its {quota} tokens of today (tokens_per_day); try again after 00:00 UTC"
+            headers = (*retry_after(self._usage.day_ends_in()), *self.headers(now))
+            raise ApiError(429, message, code="token_quota_exceeded", headers=headers)
         if self.window is not None and (wait := self.window.take(now)):
             seconds = math.ceil(wait)
-            raise ApiError(
-                429,
-                f"This token has made its {self.window.limit} requests of the last minute (requests_per_minute); "
-                f"try again in {seconds} s",
-                code="rate_limit_exceeded",
-                headers=(*retry_after(seconds), *self.headers(now)),
-            )
+            made = f"its {self.window.limit} requests of the last minute (requests_per_minute)"
+            message = f"This token has made {made}; try again in {seconds} s"
+            headers = (*retry_after(seconds), *self.headers(now))
+            raise ApiError(429, message, code="rate_limit_exceeded", headers=headers)
+
+    def take_over(self, before: Caller | None) -> None:
+        """Keeps the requests of the last minute over a change of policy."""
+        if before is not None and before.window is not None and self.window is not None:
+            before.window.limit = self.window.limit
+            self.window = before.window
 
     def spend(self, tokens: int) -> None:
         """Counts tokens that a request has used. The answer is never cut: the next request is refused."""
@@ -102,21 +102,13 @@ class Caller:
         for where, fields in (("", request), ("extra_body.", request.get("extra_body"))):
             for name, value in fields.items() if isinstance(fields, Mapping) else ():
                 if value and (name.casefold() in OTHER_MODELS or (where and name.casefold() == "model")):
-                    raise ApiError(
-                        403,
-                        f"This token is limited to some models, so only 'model' may name one; "
-                        f"leave out '{where}{name}'",
-                        param=where + name,
-                        code="model_not_allowed",
-                    )
+                    param = where + name
+                    message = f"This token is limited to some models, so only 'model' may name one; leave out '{param}'"
+                    raise ApiError(403, message, param=param, code="model_not_allowed")
         if not self.may_use(asked, decision, names):
-            raise ApiError(
-                403,
-                f"This token may not use the model '{asked[:200] or AUTO}'; ask the operator to add it to the token's "
-                "models_allowlist",
-                param="model",
-                code="model_not_allowed",
-            )
+            advice = "ask the operator to add it to the token's models_allowlist"
+            message = f"This token may not use the model '{asked[:200] or AUTO}'; {advice}"
+            raise ApiError(403, message, param="model", code="model_not_allowed")
 
     def may_use(self, asked: str, decision: Decision, names: Names) -> bool:
         """Whether models_allowlist has what `asked` resolved to: `<class>:<model>`, the alias, or the model.
@@ -156,11 +148,8 @@ class Caller:
     def check_admin(self) -> None:
         """Raises ApiError 403 unless the token's policy says `admin`."""
         if not self.policy.admin:
-            raise ApiError(
-                403,
-                "This route needs an admin token; ask the operator for 'admin': true in the token's policy",
-                code="admin_required",
-            )
+            message = "This route needs an admin token; ask the operator for 'admin': true in the token's policy"
+            raise ApiError(403, message, code="admin_required")
 
 
 class Authenticator:
@@ -202,7 +191,7 @@ class Authenticator:
             key = policy.name or digest.hex()
             if key not in made:
                 made[key] = Caller(key, policy, self._addresses, self._usage)
-                _hand_over(before.get(key), made[key])
+                made[key].take_over(before.get(key))
             self._callers[digest] = made[key]
         self._usage.windows = {key: caller.window for key, caller in made.items() if caller.window is not None}
         self._accepted.clear()
@@ -217,9 +206,8 @@ class Authenticator:
         addresses = caller.addresses if caller is not None else self._addresses
         if addresses is not None and not addresses.allows(self.client_address(scope)):
             setting = "IP_ALLOWLIST" if addresses is self._addresses else "the token's ip_allowlist"
-            raise ApiError(
-                403, f"Client IP not allowed: ask the operator to add your address to {setting}", code="ip_not_allowed"
-            )
+            message = f"Client IP not allowed: ask the operator to add your address to {setting}"
+            raise ApiError(403, message, code="ip_not_allowed")
 
     def identify(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Caller:
         """The caller of `Authorization: Bearer <token>` or, without that header, of `x-api-key: <token>`.
@@ -254,38 +242,20 @@ class Authenticator:
             accepted, header, token = self._accepted, authorization, authorization[7:]
         else:
             self.check_address(scope)
-            raise ApiError(
-                401,
-                "Missing bearer token: send the header 'Authorization: Bearer <token>'",
-                code="missing_token",
-                headers=CHALLENGE,
-            )
+            message = "Missing bearer token: send the header 'Authorization: Bearer <token>'"
+            raise ApiError(401, message, code="missing_token", headers=CHALLENGE)
         digest = sha256(token.strip()).digest()
         if digest in self._malformed:
-            raise ApiError(
-                403,
-                f"Token {shown(digest.hex())} is refused because its policy is malformed; the gateway's log says why",
-                code="token_policy_malformed",
-            )
+            why = "its policy is malformed; the gateway's log says why"
+            raise ApiError(403, f"Token {shown(digest.hex())} is refused because {why}", code="token_policy_malformed")
         caller = self._callers.get(digest)
         if caller is None:
             self.check_address(scope)
-            raise ApiError(
-                401,
-                "Invalid bearer token: the gateway does not know this token; ask its operator for one",
-                code="invalid_token",
-                headers=CHALLENGE,
-            )
+            message = "Invalid bearer token: the gateway does not know this token; ask its operator for one"
+            raise ApiError(401, message, code="invalid_token", headers=CHALLENGE)
         if len(token) == len(token.strip()):  # else spaces would make ever new headers of one token
             accepted[header] = caller
         return caller
-
-
-def _hand_over(before: Caller | None, after: Caller) -> None:
-    """Keeps the requests of the last minute over a change of policy."""
-    if before is not None and before.window is not None and after.window is not None:
-        before.window.limit = after.window.limit
-        after.window = before.window
 
 
 def _alias_name(asked: str, reason: str) -> str:

@@ -73,9 +73,8 @@ def storage_errors(message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) 
         yield
     except StorageError as error:
         log.warning("%s: %s", message, error)
-        raise ApiError(
-            503, f"{message}; the gateway's log says why", code="storage_unavailable", headers=headers
-        ) from error
+        message = f"{message}; the gateway's log says why"
+        raise ApiError(503, message, code="storage_unavailable", headers=headers) from error
 
 
 F = TypeVar("F", bound=Feature)

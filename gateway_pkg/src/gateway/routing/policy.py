@@ -280,12 +280,8 @@ def _default_class(names: Names) -> str:
     chatting = [name for name in names.served if "chat" in names.capable.get(name, ())]
     if len(chatting) == 1:
         return chatting[0]
-    raise ApiError(
-        400,
-        "Name a model: this gateway has neither an alias 'default' nor a DEFAULT_BACKEND",
-        param="model",
-        code="model_required",
-    )
+    message = "Name a model: this gateway has neither an alias 'default' nor a DEFAULT_BACKEND"
+    raise ApiError(400, message, param="model", code="model_required")
 
 
 def _strong(backend_class: str, names: Names) -> str:

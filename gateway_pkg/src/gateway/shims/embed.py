@@ -29,7 +29,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.errors import ApiError, retry_after
+from gateway.errors import ApiError, invalid_value, retry_after
 
 if TYPE_CHECKING:
     from gateway.shims.minilm import Ids, MiniLM, Vector
@@ -77,35 +77,31 @@ def parse(body: bytes) -> Wanted:
     if not isinstance(fields, dict):
         raise ApiError(400, "the body is not a JSON object", code="invalid_json")
     for name in sorted(fields.keys() - FIELDS):
-        raise _bad(name, f"unknown field `{name}`; known are {', '.join(sorted(FIELDS))}")
+        raise invalid_value(name, f"is unknown; known are {', '.join(sorted(FIELDS))}")
     model = fields.get("model")
     if not isinstance(model, str) or not model:
-        raise _bad("model", "`model` must be a string")
+        raise invalid_value("model", "must be a string")
     check_model(model)
     if fields.get("dimensions") not in (None, DIMENSIONS):
-        raise _bad("dimensions", f"`dimensions` must be {DIMENSIONS}: {MODEL} has no other size")
+        raise invalid_value("dimensions", f"must be {DIMENSIONS}: {MODEL} has no other size")
     if (encoding := fields.get("encoding_format")) not in (None, "float", "base64"):
-        raise _bad("encoding_format", "`encoding_format` must be `float` or `base64`")
+        raise invalid_value("encoding_format", "must be `float` or `base64`")
     if not isinstance(fields.get("user"), str | None):
-        raise _bad("user", "`user` must be a string")
+        raise invalid_value("user", "must be a string")
     return Wanted(_texts(fields.get("input")), encoding == "base64")
 
 
 def _texts(value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts:
-        raise _bad("input", "`input` must be a string or a list of strings that is not empty")
+        raise invalid_value("input", "must be a string or a list of strings that is not empty")
     if any(isinstance(text, int | list) for text in texts):
-        raise _bad("input", "`input` holds token arrays, which are of another tokenizer: send text")
+        raise invalid_value("input", "holds token arrays, which are of another tokenizer: send text")
     if not all(isinstance(text, str) and text for text in texts):
-        raise _bad("input", "every text in `input` must be a string that is not empty")
+        raise invalid_value("input", "every text must be a string that is not empty")
     if len(texts) > MAX_TEXTS:
-        raise _bad("input", f"`input` has {len(texts)} texts; at most {MAX_TEXTS} go into one request")
+        raise invalid_value("input", f"has {len(texts)} texts; at most {MAX_TEXTS} go into one request")
     return texts
-
-
-def _bad(field: str, message: str) -> ApiError:
-    return ApiError(400, message, param=field, code="invalid_value")
 
 
 def check_model(name: str) -> None:

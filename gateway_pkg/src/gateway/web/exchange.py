@@ -242,16 +242,9 @@ def caller_of(request: Request) -> Caller:
 
 
 def too_large(limit: int, setting: str) -> ApiError:
-    return ApiError(
-        413,
-        f"The body is larger than {limit} bytes, the limit set by {setting}",
-        code="request_too_large",
-    )
+    return ApiError(413, f"The body is larger than {limit} bytes, the limit set by {setting}", code="request_too_large")
 
 
 def too_slow(longest: float) -> ApiError:
-    return ApiError(
-        408,
-        f"The body did not come within {longest:g} s, the limit set by REQUEST_BODY_TIMEOUT_SEC",
-        code="request_timeout",
-    )
+    message = f"The body did not come within {longest:g} s, the limit set by REQUEST_BODY_TIMEOUT_SEC"
+    return ApiError(408, message, code="request_timeout")

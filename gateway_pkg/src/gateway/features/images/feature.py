@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
-from gateway.backends.protocols.image_formats import MEDIA_TYPES
 from gateway.features.face import Core, Feature
 from gateway.features.images.routes import EDITS, FILES, GENERATIONS, ImageHandler
 from gateway.features.images.settings import ImageSettings
@@ -24,13 +23,7 @@ class Images(Feature):
 
     def __init__(self, core: Core) -> None:
         settings = core.settings[ImageSettings]
-        self._store = MediaStore(
-            settings.ui_image_dir,
-            MEDIA_TYPES,
-            ttl_sec=settings.ui_image_ttl_sec,
-            max_bytes=settings.ui_image_max_bytes,
-            max_total_bytes=settings.ui_image_total_bytes,
-        )
+        self._store = MediaStore(settings)
         public_base_url = core.settings[RequestSettings].public_base_url
         handler = ImageHandler(core.dispatcher, settings, self._store, public_base_url)
         self.endpoints = ((GENERATIONS, handler.generate), (EDITS, handler.edit))
@@ -39,7 +32,7 @@ class Images(Feature):
     def router(self) -> APIRouter:
         from gateway.features.images.pages import make_media_router
 
-        return make_media_router(self._store, FILES, "image")
+        return make_media_router(self._store, FILES)
 
     def problem(self) -> str | None:
         return self._store.problem

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import FileResponse
 
+from gateway.backends.protocols.image_formats import MEDIA_TYPES
 from gateway.errors import ApiError
 from gateway.features.images.store import MediaStore
 
@@ -12,27 +13,25 @@ from gateway.features.images.store import MediaStore
 _INERT = {"content-disposition": "attachment", "content-security-policy": "sandbox; default-src 'none'"}
 
 
-def make_media_router(store: MediaStore, prefix: str, what: str) -> APIRouter:
+def make_media_router(store: MediaStore, prefix: str) -> APIRouter:
     """`GET` and `HEAD` of `{prefix}/{name}`: an open route, since the name is the key."""
     router = APIRouter()
 
     async def get_file(name: str) -> FileResponse:
         path = await store.find(name)
         if path is None:
-            raise ApiError(404, f"There is no such {what}; stored ones expire", code="not_found")
+            raise ApiError(404, "There is no such image; stored ones expire", code="not_found")
         kind = path.suffix[1:]
         headers = {"cache-control": f"private, max-age={store.ttl_sec}, immutable", "x-content-type-options": "nosniff"}
-        return FileResponse(
-            path, media_type=store.media_types[kind], headers=headers | (_INERT if kind == "svg" else {})
-        )
+        return FileResponse(path, media_type=MEDIA_TYPES[kind], headers=headers | (_INERT if kind == "svg" else {}))
 
-    content = {media: {"schema": {"type": "string", "format": "binary"}} for media in store.media_types.values()}
+    content = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES.values()}
     router.add_api_route(
         f"{prefix}/{{name}}",
         get_file,
         tags=["files"],
-        summary=f"Fetch a stored {what}",
-        operation_id=f"get_{what}",
+        summary="Fetch a stored image",
+        operation_id="get_image",
         response_class=FileResponse,
         responses={
             200: {"description": "The file", "content": content},

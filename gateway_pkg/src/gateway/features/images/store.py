@@ -14,10 +14,11 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping
 from pathlib import Path
 
 from gateway import background
+from gateway.backends.protocols.image_formats import MEDIA_TYPES
+from gateway.features.images.settings import ImageSettings
 
 log = logging.getLogger(__name__)
 
@@ -29,29 +30,20 @@ _STEM = re.compile(r"[0-9a-f]{64}")
 
 
 class MediaStore(background.Worker):
-    """A directory of files below `max_total_bytes`: the oldest of the owner who has most go first, and each when it is
+    """A directory of files below the settings' total: the oldest of the owner who has most go first, each when it is
     `ttl_sec` old. Owners are known of files that this process has stored; the others have one owner together.
 
-    `media_types` are those that are served, by suffix. A file is whole or not there; nothing is done on the loop.
+    MEDIA_TYPES are those that are served, by suffix. A file is whole or not there; nothing is done on the loop.
     Between `start` and `stop` it removes what has become too old.
     """
 
     task = "media_sweep"
 
-    def __init__(
-        self,
-        directory: Path,
-        media_types: Mapping[str, str],
-        *,
-        ttl_sec: int,
-        max_bytes: int,
-        max_total_bytes: int,
-    ) -> None:
-        self.media_types = media_types
-        self.ttl_sec = ttl_sec
-        self._directory = directory
-        self._max_bytes = max_bytes
-        self._max_total_bytes = max_total_bytes
+    def __init__(self, settings: ImageSettings) -> None:
+        self.ttl_sec = settings.ui_image_ttl_sec
+        self._directory = settings.ui_image_dir
+        self._max_bytes = settings.ui_image_max_bytes
+        self._max_total_bytes = settings.ui_image_total_bytes
         self._lock = threading.Lock()
         self._total: int | None = None  # bytes in the directory, once it was read
         self._owners: dict[str, str] = {}  # by a file's name; at most as many as there are files
@@ -68,7 +60,7 @@ class MediaStore(background.Worker):
     async def find(self, name: str) -> Path | None:
         """The path of a stored file; None for an unknown or expired name."""
         stem, _, suffix = name.partition(".")
-        if not _STEM.fullmatch(stem) or suffix not in self.media_types:
+        if not _STEM.fullmatch(stem) or suffix not in MEDIA_TYPES:
             return None
         return await asyncio.to_thread(self._find, name)
 

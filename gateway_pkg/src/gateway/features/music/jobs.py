@@ -142,12 +142,8 @@ class MusicJobs:
             (len(self._jobs), self._most, "the gateway (MUSIC_MAX_JOBS)"),
         ):
             if count >= most:
-                raise ApiError(
-                    429,
-                    f"{count} unfinished jobs are the limit of {whose}; wait for one, or cancel one",
-                    code="too_many_jobs",
-                    headers=retry_after(RETRY_SEC),
-                )
+                message = f"{count} unfinished jobs are the limit of {whose}; wait for one, or cancel one"
+                raise ApiError(429, message, code="too_many_jobs", headers=retry_after(RETRY_SEC))
         now = int(time.time())
         job = Job(f"music-{secrets.token_hex(12)}", owner, now, now + self._ttl_sec)
         self._jobs[job.id] = job
@@ -206,10 +202,8 @@ class MusicJobs:
         except Exception:
             # The last net, as for requests: each one is a bug.
             log.exception("unexpected error in job %s", job.id)
-            job.status = "failed"
-            job.failure = ApiError(
-                500, f"Internal error; the gateway's log has it under {job.id}", code="internal_error"
-            )
+            message = f"Internal error; the gateway's log has it under {job.id}"
+            job.status, job.failure = "failed", ApiError(500, message, code="internal_error")
         job.error = _error(job.failure) if job.failure is not None else None
         job.finished_at = int(time.time())
         await self.update(job)
