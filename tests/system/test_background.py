@@ -24,6 +24,7 @@ from gateway.observe import logs
 from gateway.observe.lag import LagSampler
 from gateway.observe.linelog import LineLog
 from gateway.observe.metrics import LAG_BOUNDS, Histogram, Metrics
+from gateway.observe.settings import TraceSettings
 from gateway.observe.tracing import Tracer
 from gateway.storage import Database
 from opentelemetry.sdk.trace.export import SpanExportResult
@@ -147,7 +148,7 @@ async def request_log(home: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 async def traces(home: Path, patch: pytest.MonkeyPatch) -> None:
-    tracer = Tracer("http://127.0.0.1:9", "x", 1.0)
+    tracer = Tracer(TraceSettings(otel_exporter_otlp_endpoint="http://127.0.0.1:9"))
     FailsOnce(tracer._exporter._inner, "export", patch)
     assert tracer._exporter.export([]) is SpanExportResult.FAILURE
     tracer._exporter.close_soon()

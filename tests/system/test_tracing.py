@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gateway.observe.settings import TraceSettings
 from gateway.observe.tracing import Tracer, remote_parent
 from hypothesis import given
 from hypothesis import strategies as st
@@ -241,7 +242,7 @@ def test_what_is_not_sampled_costs_nothing_of_the_sdk(monkeypatch: pytest.Monkey
     def made(*_: object) -> None:
         raise AssertionError("an object of the SDK's")
 
-    tracer = Tracer("http://127.0.0.1:9", "x", share=0)
+    tracer = Tracer(TraceSettings(otel_exporter_otlp_endpoint="http://127.0.0.1:9", otel_traces_sampler_arg=0))
     try:
         monkeypatch.setattr("gateway.observe.tracing.SpanContext", made)
         exchange: Any = SimpleNamespace(headers={}, scope={})

@@ -96,9 +96,7 @@ class App:
         if traces.otel_exporter_otlp_endpoint:
             from gateway.observe.tracing import Tracer  # the SDK costs memory and a tenth of a second
 
-            self.tracer = Tracer(
-                traces.otel_exporter_otlp_endpoint, traces.otel_service_name, traces.otel_traces_sampler_arg
-            )
+            self.tracer = Tracer(traces)
         self.dispatcher = Dispatcher(self.registry, settings[UpstreamSettings], self.tracer)
         self.features: dict[type[Feature], Feature] = {}
         for feature in features:

@@ -49,8 +49,7 @@ class _Server(uvicorn.Server):
 def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT; a second signal cuts what is still under way.
 
-    Raises:
-        Refusal: wrong configuration, or a port that is taken; nothing has been opened then.
+    Raises Refusal, with nothing opened: wrong configuration, or a port that is taken.
     """
     listener, observe, requests = settings[ListenerSettings], settings[ObserveSettings], settings[RequestSettings]
     logs.configure(listener.gateway_log_level)

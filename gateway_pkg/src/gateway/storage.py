@@ -70,10 +70,8 @@ RECORD = """
 def locked(path: Path) -> Iterator[None]:
     """Holds the database `path` for this process alone, by a lock on a file beside it, until the end of the block.
 
-    The system gives the lock back when the process ends, however it ends.
-
-    Raises:
-        Refusal: another gateway has it, or there is no such directory.
+    The system gives the lock back when the process ends, however it ends. Raises Refusal: another gateway has it, or
+    there is no such directory.
     """
     lock = path.with_name(f"{path.name}.lock")
     try:
@@ -155,11 +153,8 @@ class Database:
     async def write(self, work: Callable[[apsw.Connection], T]) -> T:
         """What `work` returns, once it is on the disk. It runs in a transaction that it shares with others.
 
-        An exception of `work` undoes what it did, and is raised here. Cancelling this stops what has not begun; what
-        has may be done all the same.
-
-        Raises:
-            StorageError: it is not stored.
+        An exception of `work` undoes what it did, and is raised here; StorageError when it is not stored. Cancelling
+        this stops what has not begun; what has may be done all the same.
         """
         if self._writer is None or self._loop is None:
             raise StorageError(f"the database {self._path} is closed")
@@ -171,11 +166,7 @@ class Database:
         return await done
 
     async def read(self, work: Callable[[apsw.Connection], T]) -> T:
-        """What `work` returns, on a connection that cannot write and sees one state of the database throughout.
-
-        Raises:
-            StorageError: it cannot be read.
-        """
+        """What `work` returns, on a connection that cannot write and sees one state throughout; raises StorageError."""
         if self._readers is None:
             raise StorageError(f"the database {self._path} is closed")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)

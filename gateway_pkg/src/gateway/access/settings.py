@@ -41,11 +41,7 @@ class AccessSettings(Section, heading="Who may call"):
     )
 
     def tokens(self) -> tuple[str, ...]:
-        """The accepted tokens.
-
-        Raises:
-            Refusal: no token is set, or one is short or a known placeholder. The message shows no token.
-        """
+        """The accepted tokens. Raises Refusal, which shows no token: none is set, or one is short or a placeholder."""
         several = [part.strip() for part in self.gateway_bearer_tokens.get_secret_value().split(",") if part.strip()]
         name = "GATEWAY_BEARER_TOKENS" if several else "GATEWAY_BEARER_TOKEN"
         tokens = several or [self.gateway_bearer_token.get_secret_value().strip()]

@@ -75,8 +75,7 @@ def read_settings(
 ) -> Settings:
     """Reads the sections; `overrides` (field name to value, None = not given) beat all else, all beats `fallback`.
 
-    Raises:
-        Refusal: a value has a wrong type or range, or the env file cannot be read; one line per problem.
+    Raises Refusal, one line per problem: a value has a wrong type or range, or the env file cannot be read.
     """
     lines = _lines(env_file) if env_file is not None else {}
     given: dict[str, Any] = {**(fallback or {})}

@@ -13,7 +13,7 @@ from logging.handlers import QueueHandler, QueueListener
 import orjson
 
 from gateway import background
-from gateway.web.ids import request_id
+from gateway.web.exchange import request_id
 
 STDERR = 2
 PENDING_MAX_LINES = 10_000

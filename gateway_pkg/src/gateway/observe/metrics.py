@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from prometheus_client import (
@@ -116,11 +117,7 @@ BACKGROUND = Family(
 )
 SPANS = Family("gateway_trace_spans", "counter", "Spans, by what became of them.", ("state",))
 BUILD = Family("gateway_build_info", "gauge", "Always 1; its label has the version.", ("version",))
-FAMILIES = (
-    REQUESTS, DURATION, UPSTREAM, FIRST_TOKEN, ABORTED, TOKENS, CALLER_REQUESTS, CALLER_TOKENS, QUEUE_WAITING, QUEUED,
-    RETRIES, FAILURES, READY, HEALTHY, INFLIGHT, LIMIT, CONNECTIONS, WAITING, LOOP_LAG, DROPPED, PROCESS_DROPPED,
-    BACKGROUND, SPANS, BUILD,
-)  # fmt: skip
+FAMILIES = tuple(family for family in globals().values() if isinstance(family, Family))
 
 
 class Histogram:
@@ -147,11 +144,7 @@ class Histogram:
         return sum(self.counts)
 
     def cumulative(self) -> list[tuple[str, float]]:
-        total, rows = 0, []
-        for bound, count in zip((*map(str, self.bounds), "+Inf"), self.counts, strict=True):
-            total += count
-            rows.append((bound, float(total)))
-        return rows
+        return list(zip((*map(str, self.bounds), "+Inf"), map(float, accumulate(self.counts)), strict=True))
 
 
 @dataclass(slots=True)

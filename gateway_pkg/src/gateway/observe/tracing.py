@@ -32,6 +32,7 @@ from gateway import __version__, background
 from gateway.backends.request import Request
 from gateway.backends.slots import Backend
 from gateway.errors import Refusal
+from gateway.observe.settings import TraceSettings
 from gateway.web.exchange import Exchange
 from gateway.wire.origin import Origin
 
@@ -86,17 +87,14 @@ class Trace:
 class Tracer:
     """Makes spans of exchanges and hands them to a collector by OTLP/HTTP."""
 
-    def __init__(self, endpoint: str, service: str, share: float) -> None:
-        """`endpoint` is the collector's base URL; `share` (0 to 1) of the requests is traced, if no client decided.
-
-        Raises:
-            Refusal: that is no URL.
-        """
+    def __init__(self, settings: TraceSettings) -> None:
+        """Raises Refusal: the collector's base URL is no URL."""
+        endpoint = settings.otel_exporter_otlp_endpoint
         try:
             Origin.parse(endpoint)
         except ValueError as error:
             raise Refusal(f"OTEL_EXPORTER_OTLP_ENDPOINT: {error}; give one such as http://127.0.0.1:4318") from None
-        self._threshold = round(share * (1 << 64))
+        self._threshold = round(settings.otel_traces_sampler_arg * (1 << 64))
         self._exporter = _Exporter(f"{endpoint.rstrip('/')}/v1/traces")
         self._processor = BatchSpanProcessor(
             self._exporter,
@@ -104,7 +102,8 @@ class Tracer:
             schedule_delay_millis=BATCH_SEC * 1000,
             max_export_batch_size=BATCH_MAX_SPANS,
         )
-        self._resource = Resource.create({"service.name": service, "service.version": __version__})
+        about = {"service.name": settings.otel_service_name, "service.version": __version__}
+        self._resource = Resource.create(about)
         self._scope = InstrumentationScope("gateway", __version__)
         self._random = Random()  # noqa: S311  # ids are to be unique, not secret
         self._made = 0

@@ -68,10 +68,8 @@ _ALIASES = TypeAdapter(dict[str, Annotated[Alias, BeforeValidator(_accept_other_
 def load_aliases(settings: RoutingSettings) -> Mapping[str, Alias]:
     """Aliases by case-folded name, from MODEL_ALIASES_JSON, else the file; they override the settings' own aliases.
 
-    The JSON has the aliases with or without an outer `{"aliases": …}`. Only a file that a setting names must exist.
-
-    Raises:
-        Refusal: the file is missing or not JSON, or a record is malformed.
+    The JSON has the aliases with or without an outer `{"aliases": …}`. Raises Refusal: the file is missing or not JSON,
+    or a record is malformed. Only a file that a setting names must exist.
     """
     implied = _implied(settings)
     if settings.model_aliases_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
 
@@ -22,6 +23,8 @@ CLIENT_GONE = 499  # nginx's number for it; never sent, only recorded
 JSON = (b"content-type", b"application/json")
 
 Headers = list[tuple[bytes, bytes]]
+# The id of the request that a task works for; every log line of the task has it.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 class Exchange:

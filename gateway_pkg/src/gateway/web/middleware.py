@@ -16,8 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.access.tokens import Authenticator
 from gateway.errors import ApiError, ClientDisconnected
 from gateway.web.endpoint import Endpoints
-from gateway.web.exchange import Exchange, too_large
-from gateway.web.ids import request_id
+from gateway.web.exchange import Exchange, request_id, too_large
 from gateway.web.settings import RequestSettings
 
 log = logging.getLogger(__name__)

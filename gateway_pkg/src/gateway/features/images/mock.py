@@ -13,11 +13,7 @@ LINES_MAX = 12
 
 
 def draw(request: ImageRequest) -> Painting:
-    """SVGs that show what was asked for, every field of it; the same request gives the same bytes.
-
-    Raises:
-        ApiError: 400 for another `output_format`.
-    """
+    """SVGs that show each field of a request, always the same; raises ApiError 400 for another `output_format`."""
     options = Options(request, "mock")
     options.only("output_format", "svg")
     for name in request.fields:

@@ -253,11 +253,7 @@ class ImageHandler:
 
 
 async def _read_form(exchange: Exchange) -> tuple[dict[str, Any], tuple[Upload, ...], Upload | None]:
-    """The fields of an edit, its images and its mask.
-
-    Raises:
-        ApiError: 400 that names a field, 413.
-    """
+    """The fields of an edit, its images and its mask; raises ApiError 400 that names a field, 413."""
     form = Form(exchange.headers.get(b"content-type"), await exchange.body())
     fields: dict[str, str] = {}
     images: list[Upload] = []

@@ -50,10 +50,9 @@ class MediaStore(background.Worker):
         self.problem: str | None = None  # why the last file is not stored
 
     async def save(self, data: bytes, suffix: str, owner: str = "") -> str:
-        """Stores a file and returns its name. The same bytes are one file: its first owner's, young again.
+        """Stores a file and returns its name; raises OSError, also for a file that is larger than one may be.
 
-        Raises:
-            OSError: it cannot be stored; it is larger than a file may be (EFBIG in words).
+        The same bytes are one file: its first owner's, young again.
         """
         return await asyncio.to_thread(self._save, data, suffix, owner)
 

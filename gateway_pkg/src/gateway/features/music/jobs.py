@@ -133,8 +133,7 @@ class MusicJobs:
     def begin(self, owner: str, make: Make) -> Job:
         """Starts a job: `make` sets `status` to running when it has a slot, and the result at the end.
 
-        Raises:
-            ApiError: 429, the caller or all callers have too many unfinished ones.
+        Raises ApiError 429: the caller or all callers have too many unfinished ones.
         """
         own = sum(job.owner == owner for job in self._jobs.values())
         for count, most, whose in (
