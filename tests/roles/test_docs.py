@@ -20,7 +20,7 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 SETTING = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
 # Environment variables of others: of SDKs, of examples, and what `make up` prints.
 NOT_OURS = {"OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL"}
-NOT_OURS |= {"VLLM_API_KEY", "TOKEN_FILE", "COUNTER_MAX", "UPDATE_GOLDEN"}
+NOT_OURS |= {"VLLM_API_KEY", "TOKEN_FILE", "COUNTER_MAX", "UPDATE_GOLDEN", "TYPE_CHECKING"}
 # What the OpenAPI page leaves out: a word to proxies.
 NOT_ON_THE_PAGE = {"x-accel-buffering"}
 

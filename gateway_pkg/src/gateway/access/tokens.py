@@ -199,7 +199,7 @@ class Authenticator:
 
     def callers(self) -> list[Caller]:
         """Every caller once, ordered by key."""
-        return sorted({caller.key: caller for caller in self._callers.values()}.values(), key=lambda c: c.key)
+        return sorted(set(self._callers.values()), key=lambda caller: caller.key)
 
     def check_address(self, scope: Scope, caller: Caller | None = None) -> None:
         """Raises ApiError 403 when an allowlist, the caller's or else IP_ALLOWLIST, lacks the client's address."""

@@ -47,10 +47,10 @@ class TokenUsage:
         self._shift = 0  # from a window's slots to quarter seconds since 1970
         self._saved_to = -math.inf  # ticks until which the windows are stored
         self._day = 0
-        self._fresh: dict[str, int] = {}  # spent since the counts were last asked for or stored
-        self._used: dict[str, int] = {}
+        self._fresh: Counter[str] = Counter()  # spent since the counts were last asked for or stored
+        self._used: Counter[str] = Counter()
         self._used_before: dict[str, int] = {}  # by shown name, tokens that an earlier release counted
-        self._unsaved: dict[tuple[int, str], int] = {}
+        self._unsaved: Counter[tuple[int, str]] = Counter()
         self._database: Database | None = None
         self._saver: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -58,13 +58,13 @@ class TokenUsage:
         self._turn_day()
 
     def spend(self, name: str, tokens: int) -> None:
-        self._fresh[name] = self._fresh.get(name, 0) + tokens
+        self._fresh[name] += tokens
 
     def today(self, name: str) -> int:
         """Tokens used since midnight UTC."""
         self._turn_day()
         before = self._used_before.get(shown(name), 0) if self._used_before else 0
-        return self._used.get(name, 0) + before
+        return self._used[name] + before
 
     def day_ends_in(self) -> int:
         """Seconds until midnight UTC, 1 or more."""
@@ -75,8 +75,7 @@ class TokenUsage:
         self._turn_day()
         day = self._day
         tokens, requests = await database.read(lambda connection: _stored(connection, day))
-        for name, spent in tokens.items():
-            self._used[name] = self._used.get(name, 0) + spent
+        self._used.update(tokens)
         self._used_before = _beyond_keys(tokens)
         now = self._ticks()
         self._shift = math.floor((self._clock() - now) * SLOTS_A_SEC)
@@ -116,7 +115,7 @@ class TokenUsage:
         ]
         if self._database is None or not (self._unsaved or requests):
             return
-        unsaved, self._unsaved = self._unsaved, {}
+        unsaved, self._unsaved = self._unsaved, Counter()
         first_day = self._day - KEEP_DAYS
         first_slot = math.floor(now * SLOTS_A_SEC) + self._shift - SLOTS if saved_to > -math.inf else None
         self._saved_to = now
@@ -125,8 +124,7 @@ class TokenUsage:
             self._is_failing = False
         except Exception as error:
             self._saved_to = saved_to
-            for key, tokens in unsaved.items():
-                self._unsaved[key] = min(self._unsaved.get(key, 0) + tokens, TOKENS_MAX)
+            self._unsaved.update(unsaved)
             if not isinstance(error, StorageError):
                 raise
             if not self._is_failing:
@@ -135,10 +133,8 @@ class TokenUsage:
 
     def _turn_day(self) -> None:
         """Counts fresh tokens, for the ending day if one ends: near midnight a second may count for yesterday."""
-        for name, tokens in self._fresh.items():
-            self._used[name] = self._used.get(name, 0) + tokens
-            key = (self._day, name)
-            self._unsaved[key] = min(self._unsaved.get(key, 0) + tokens, TOKENS_MAX)
+        self._used.update(self._fresh)
+        self._unsaved.update({(self._day, name): tokens for name, tokens in self._fresh.items()})
         self._fresh.clear()
         day = int(self._clock() // DAY_SEC)
         # A clock that is set back gives nobody a second day.

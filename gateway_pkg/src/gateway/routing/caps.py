@@ -27,11 +27,7 @@ _TOKEN_NAMES = frozenset(
 )
 # Names for the highest temperature: OpenAI's, TabbyAPI's, Aphrodite's.
 _TEMPERATURE_NAMES = frozenset(
-    {
-        "temperature",
-        *("max_temp", "min_temp", "dynatemp_low", "dynatemp_high"),
-        *("dynatemp_min", "dynatemp_max"),
-    }
+    ("temperature", "max_temp", "min_temp", "dynatemp_low", "dynatemp_high", "dynatemp_min", "dynatemp_max")
 )
 _SPREAD = "dynatemp_range"  # llama.cpp's: how far the temperature goes up and down
 _TOOLS = ("tools", "functions")  # `functions` is OpenAI's name of 2023, which servers still take

@@ -94,9 +94,8 @@ def decide(model: str, backend_header: str, capability: str, names: Names) -> De
     if backend_header:
         decision = _override(model, folded, backend_header, names)
         return decision if decision.model else decision._replace(model=_strong(decision.backend_class, names))
-    alias = names.aliases.get(folded)
-    if alias is not None:
-        return Decision(alias.backend, alias.model, "alias:model", alias)
+    if alias := names.aliases.get(folded):
+        return _to_alias(alias, "alias:model")
     if not folded:
         return None
     if backend_class := names.class_of(folded):
@@ -136,8 +135,7 @@ def decide_by_policy(facts: Facts, names: Names, rules: RoutingSettings) -> Deci
         return _to_alias(default, "direct:model") if default else _to_strong("direct:model", names)
     if facts.has_tools:
         for name in (DEFAULT_ALIAS, "coder"):
-            alias = names.aliases.get(name)
-            if alias is not None and alias.tools is not False:
+            if (alias := names.aliases.get(name)) and alias.tools is not False:
                 return _to_alias(alias, f"policy:tools->alias:{name}")
         return _to_strong("policy:tools->strong", names)
     long = names.aliases.get("long")
@@ -148,12 +146,10 @@ def decide_by_policy(facts: Facts, names: Names, rules: RoutingSettings) -> Deci
             return Decision(mlx, _strong(mlx, names), "policy:long_context->mlx")
         return _to_strong("policy:long_context->strong", names)
     if rules.router_enable_request_type and is_coding(facts.request_type, facts.last_user_text):
-        coder = names.aliases.get("coder")
-        if coder is not None:
+        if coder := names.aliases.get("coder"):
             return _to_alias(coder, "policy:coding->alias:coder")
         return _to_strong("policy:coding->strong", names)
-    fast = names.aliases.get("fast")
-    if fast is not None:
+    if fast := names.aliases.get("fast"):
         return _to_alias(fast, "policy:fast->alias:fast")
     backend_class = _default_class(names)
     return Decision(backend_class, names.fast.get(backend_class) or _strong(backend_class, names), "policy:fast")
@@ -206,9 +202,8 @@ def decide_in_class(model: str, backend_header: str, capability: str, usual: str
     folded = "" if model.casefold() == AUTO else model.casefold()
     if backend_header:
         return _override(model, folded, backend_header, names)
-    alias = names.aliases.get(folded)
-    if alias is not None and capability in names.capable.get(alias.backend, ()):
-        return Decision(alias.backend, alias.model, "alias:model", alias)
+    if (alias := names.aliases.get(folded)) and capability in names.capable.get(alias.backend, ()):
+        return _to_alias(alias, "alias:model")
     prefix, separator, rest = model.partition(":")
     backend_class = names.class_of(prefix.casefold())
     if backend_class and capability in names.capable.get(backend_class, ()):
@@ -250,9 +245,8 @@ def _override(model: str, folded: str, backend_header: str, names: Names) -> Dec
         known = ", ".join(sorted(names.served)) or "none"
         message = f"X-Backend: unknown backend '{backend_header[:100]}'; known: {known}"
         raise ApiError(400, message, code="backend_not_found")
-    alias = names.aliases.get(folded)
-    if alias is not None and alias.backend == backend_class:
-        return Decision(backend_class, alias.model, "override:x-backend", alias)
+    if (alias := names.aliases.get(folded)) and alias.backend == backend_class:
+        return _to_alias(alias, "override:x-backend")
     if folded in ("", DEFAULT_ALIAS) or names.class_of(folded) == backend_class:
         return Decision(backend_class, "", "override:x-backend")
     prefix, separator, rest = model.partition(":")
@@ -274,8 +268,7 @@ def _default_class(names: Names) -> str:
     """DEFAULT_BACKEND, else the class of alias `default`, else the only class with the capability chat."""
     if backend_class := names.class_of(names.default_class.casefold()):
         return backend_class
-    default = names.aliases.get(DEFAULT_ALIAS)
-    if default is not None:
+    if default := names.aliases.get(DEFAULT_ALIAS):
         return default.backend
     chatting = [name for name in names.served if "chat" in names.capable.get(name, ())]
     if len(chatting) == 1:
@@ -288,8 +281,7 @@ def _strong(backend_class: str, names: Names) -> str:
     """The class's strong model: by the setting, else the alias `default` if it is of the class, else its only model."""
     if model := names.strong.get(backend_class):
         return model
-    default = names.aliases.get(DEFAULT_ALIAS)
-    if default is not None and default.backend == backend_class:
+    if (default := names.aliases.get(DEFAULT_ALIAS)) and default.backend == backend_class:
         return default.model
     models = names.served.get(backend_class, ())
     if len(models) == 1:

@@ -273,7 +273,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="gateway-embed", description="OpenAI's /v1/embeddings on the CPU")
     parser.add_argument("--host", required=True, help="address to listen on")
     parser.add_argument("--port", required=True, type=_number(1, 65535), help="TCP port to listen on")
-    threads = parser.add_argument("--threads", type=_number(1, 256), default=default_threads())
+    # Half of the cores: a language model usually runs beside it.
+    threads = parser.add_argument("--threads", type=_number(1, 256), default=max(1, (os.cpu_count() or 1) // 2))
     threads.help = "cores for the model (%(default)s)"
     arguments = parser.parse_args(argv)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -283,11 +284,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     app = application(Embedder(load(arguments.threads)))
     config = uvicorn.Config(app, access_log=False, timeout_graceful_shutdown=STOP_TIMEOUT_SEC)
     uvicorn.Server(config).run(sockets=[listener])
-
-
-def default_threads() -> int:
-    """Half of the cores, one at least: a language model usually runs beside it."""
-    return max(1, (os.cpu_count() or 1) // 2)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -123,25 +123,22 @@ class Exchange:
                 raise too_large(self.limit, self.limit_name)
             return whole
         parts, has_more = [], True
+        longest = self._connection.body_timeout
         while has_more:
-            message = await self._receive_within_limit()
+            try:
+                async with asyncio.timeout(self.started + longest - perf_counter()):
+                    message = await self.receive()
+            except TimeoutError:
+                words = f"The body did not come within {longest:g} s, the limit set by REQUEST_BODY_TIMEOUT_SEC"
+                raise ApiError(408, words, code="request_timeout") from None
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnected
             parts.append(message.get("body", b""))
+            self.bytes_in += len(parts[-1])
+            if self.bytes_in > self.limit:
+                raise too_large(self.limit, self.limit_name)
             has_more = message.get("more_body", False)
         return b"".join(parts)
-
-    async def _receive_within_limit(self) -> Message:
-        longest = self._connection.body_timeout
-        try:
-            async with asyncio.timeout(self.started + longest - perf_counter()):
-                message = await self.receive()
-        except TimeoutError:
-            raise too_slow(longest) from None
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
-        self.bytes_in += len(message.get("body", b""))
-        if self.bytes_in > self.limit:
-            raise too_large(self.limit, self.limit_name)
-        return message
 
     async def relay(self, body: bytes, route: Route) -> None:
         """Sends a backend's JSON answer as it is."""
@@ -246,8 +243,3 @@ def caller_of(request: Request) -> Caller:
 
 def too_large(limit: int, setting: str) -> ApiError:
     return ApiError(413, f"The body is larger than {limit} bytes, the limit set by {setting}", code="request_too_large")
-
-
-def too_slow(longest: float) -> ApiError:
-    message = f"The body did not come within {longest:g} s, the limit set by REQUEST_BODY_TIMEOUT_SEC"
-    return ApiError(408, message, code="request_timeout")
