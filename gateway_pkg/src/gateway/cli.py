@@ -114,7 +114,3 @@ def _own_directory() -> Path:
     except OSError as error:
         raise Refusal(f"{directory} cannot be made ({error.strerror}); pass --data-dir DIR") from None
     return directory
-
-
-if __name__ == "__main__":
-    sys.exit(main())

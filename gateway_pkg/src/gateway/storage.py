@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
@@ -106,9 +107,7 @@ class _Write(NamedTuple):
     done: asyncio.Future[Any]
 
 
-class _Outcome(NamedTuple):
-    result: Any = None
-    error: Exception | None = None
+Tell = Callable[[], object]  # tells who waits for a write, on the loop
 
 
 class Database:
@@ -193,7 +192,7 @@ class Database:
                 outcomes = self._commit(connection, batch)
             except Exception as error:  # who waits for these must not wait for ever, nor those who come
                 background.failed("database_writer")
-                outcomes = [_Outcome(error=self._explained(error))] * len(batch)
+                outcomes = self._failed(batch, error)
                 time.sleep(background.RESTART_SEC)
             self._loop.call_soon_threadsafe(self._deliver, batch, outcomes)
         connection.close()
@@ -214,7 +213,7 @@ class Database:
             self._queue.put(None)
         return batch
 
-    def _commit(self, connection: apsw.Connection, batch: Sequence[_Write]) -> list[_Outcome]:
+    def _commit(self, connection: apsw.Connection, batch: Sequence[_Write]) -> list[Tell]:
         try:
             connection.execute("BEGIN IMMEDIATE")
             outcomes = [self._attempt(connection, write) for write in batch]
@@ -224,22 +223,25 @@ class Database:
             with contextlib.suppress(apsw.Error):
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-            return [_Outcome(error=self._explained(error))] * len(batch)
+            return self._failed(batch, error)
         return outcomes
 
-    def _attempt(self, connection: apsw.Connection, write: _Write) -> _Outcome:
+    def _attempt(self, connection: apsw.Connection, write: _Write) -> Tell:
         if write.done.cancelled():
-            return _Outcome()
+            return write.done.cancel
         connection.execute("SAVEPOINT work")
         try:
-            outcome = _Outcome(write.work(connection))
+            tell: Tell = partial(write.done.set_result, write.work(connection))
         except Exception as error:
             if not connection.in_transaction:
                 raise
             connection.execute("ROLLBACK TO work")
-            outcome = _Outcome(error=self._explained(error))
+            tell = partial(write.done.set_exception, self._explained(error))
         connection.execute("RELEASE work")
-        return outcome
+        return tell
+
+    def _failed(self, batch: Sequence[_Write], error: Exception) -> list[Tell]:
+        return [partial(write.done.set_exception, self._explained(error)) for write in batch]
 
     def _explained(self, error: Exception) -> Exception:
         if not isinstance(error, apsw.Error):
@@ -248,15 +250,11 @@ class Database:
         explained.__cause__ = error
         return explained
 
-    def _deliver(self, batch: Sequence[_Write], outcomes: Sequence[_Outcome]) -> None:
+    def _deliver(self, batch: Sequence[_Write], outcomes: Sequence[Tell]) -> None:
         self._pending -= len(batch)
-        for write, outcome in zip(batch, outcomes, strict=True):
-            if write.done.done():
-                continue
-            if outcome.error is None:
-                write.done.set_result(outcome.result)
-            else:
-                write.done.set_exception(outcome.error)
+        for write, tell in zip(batch, outcomes, strict=True):
+            if not write.done.done():
+                tell()
 
 
 def _open(path: Path, schema: Schema) -> apsw.Connection:

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 CAPABILITY = "images"
 FILES = "/ui/images"
 IMAGES_IN_MAX = 16  # as OpenAI's
+_MOCKED = ((b"x-backend-used", b"mock"), (b"x-model-used", b"mock"), (b"x-router-reason", b"direct:model"))
 # What an answer of OpenAI's has beside its images, passed on where the backend has it.
 _OPENAI_FIELDS = ("background", "output_format", "quality", "size", "usage")
 
@@ -169,10 +170,8 @@ class ImageHandler:
             # Off the loop: it hashes the images that the request has.
             painting = await asyncio.to_thread(mock.draw, request)
             about = _about("mock", "mock", request, reason, painting)
-            headers = [JSON, (b"x-backend-used", b"mock"), (b"x-model-used", b"mock")]
-            headers.append((b"x-router-reason", b"direct:model"))
-            body = await self._body(exchange, painting, about, wanted or "url", allow_base64=True)
-            await exchange.answer(200, body, headers)
+            body = await self._body(exchange.owner, painting, about, wanted or "url", allow_base64=True)
+            await exchange.answer(200, body, [JSON, *_MOCKED])
             return
         usual = self._settings.images_backend_class
         route = self._dispatcher.routes.in_class(exchange, CAPABILITY, model, usual)
@@ -188,7 +187,7 @@ class ImageHandler:
             about = _about(name, route.decision.backend_class, request, reason, painting)
             wanted = _response_format(wanted, backend)
             allow_base64 = backend.record.payload_policy.images_allow_base64
-            body = await self._body(exchange, painting, about, wanted, allow_base64=allow_base64)
+            body = await self._body(exchange.owner, painting, about, wanted, allow_base64=allow_base64)
             await exchange.answer(200, body, [JSON])
 
     def _is_mocked(self, exchange: Exchange, model: str) -> bool:
@@ -220,16 +219,9 @@ class ImageHandler:
             return await call.converse(steps)
 
     async def _body(
-        self,
-        exchange: Exchange,
-        painting: Painting,
-        about: dict[str, Any],
-        response_format: str,
-        *,
-        allow_base64: bool,
+        self, owner: str, painting: Painting, about: dict[str, Any], response_format: str, *, allow_base64: bool
     ) -> bytes:
         items = []
-        owner = exchange.owner
         texts: Sequence[str | None] = painting.texts or [None] * len(painting.images)
         for data, text in zip(painting.images, texts, strict=True):
             if response_format == "b64_json":
