@@ -37,7 +37,7 @@ class Deleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def _check_query(
+async def _check_query(
     include: Annotated[list[str] | None, Query(json_schema_extra=INCLUDE)] = None,
     include_: Annotated[list[str] | None, Query(alias="include[]", json_schema_extra=INCLUDE)] = None,
 ) -> None:
