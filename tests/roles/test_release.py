@@ -203,7 +203,8 @@ def pack_interpreter(archive: Path) -> Path:
 
     def essential(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
         unwanted = {"site-packages", "dist-packages", "test", "__pycache__", "idlelib", "ensurepip"}
-        return None if unwanted.intersection(Path(member.name).parts) else member
+        leads_out = member.issym() and (".." in Path(member.linkname).parts or member.linkname.startswith("/"))
+        return None if leads_out or unwanted.intersection(Path(member.name).parts) else member
 
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
         tar.add(Path(PYTHON), "python/bin/python3")
