@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, Required
 
 import orjson
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
@@ -30,6 +30,7 @@ from gateway.routing.policy import MODEL_MAX_CHARS, Decision, decide_in_class
 from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.multipart import Form
+from gateway.web.schemas import TEXT, record
 from gateway.wire import stepwise
 
 log = logging.getLogger(__name__)
@@ -42,72 +43,67 @@ _MOCKED = ((b"x-backend-used", b"mock"), (b"x-model-used", b"mock"), (b"x-router
 _OPENAI_FIELDS = ("background", "output_format", "quality", "size", "usage")
 
 
-class _Fields(TypedDict):
-    prompt: Annotated[str, Field(min_length=1, max_length=32_000)]
-    model: NotRequired[Annotated[str, Field(max_length=MODEL_MAX_CHARS)] | None]
-    n: NotRequired[Annotated[int, Field(description="1 to 4")] | None]
-    size: NotRequired[Annotated[str, Field(description="WIDTHxHEIGHT or auto; 1024x1024 without")] | None]
-    response_format: NotRequired[
+class _Fields(TypedDict, total=False):
+    prompt: Required[Annotated[str, Field(min_length=1, max_length=32_000)]]
+    model: Annotated[str, Field(max_length=MODEL_MAX_CHARS)] | None
+    n: Annotated[int, Field(description="1 to 4")] | None
+    size: Annotated[str, Field(description="WIDTHxHEIGHT or auto; 1024x1024 without")] | None
+    response_format: (
         Annotated[Literal["url", "b64_json"], Field(description="`url` unless the backend's policy says otherwise")]
         | None
-    ]
-    background: NotRequired[Literal["transparent", "opaque", "auto"] | None]
-    moderation: NotRequired[Literal["low", "auto"] | None]
-    output_compression: NotRequired[Annotated[int, Field(ge=0, le=100)] | None]
-    output_format: NotRequired[Literal["png", "jpeg", "webp", "svg"] | None]
-    quality: NotRequired[Annotated[str, Field(max_length=50)] | None]
-    stream: NotRequired[Annotated[bool, Field(description="Only false")] | None]
-    partial_images: NotRequired[Annotated[int, Field(description="Only 0")] | None]
-    user: NotRequired[Annotated[str, Field(max_length=500)] | None]
-    seed: NotRequired[Annotated[int, Field(ge=-1, le=2**32 - 1, description="-1: a random one")] | None]
-    steps: NotRequired[Annotated[int, Field(ge=1, le=500)] | None]
-    num_inference_steps: NotRequired[Annotated[int, Field(ge=1, le=500)] | None]
-    guidance: NotRequired[Annotated[float, Field(ge=0, le=100)] | None]
-    guidance_scale: NotRequired[Annotated[float, Field(ge=0, le=100)] | None]
-    cfg_scale: NotRequired[Annotated[float, Field(ge=0, le=100)] | None]
-    negative_prompt: NotRequired[Annotated[str, Field(max_length=32_000)] | None]
-    sampler: NotRequired[Annotated[str, Field(max_length=100)] | None]
-    scheduler: NotRequired[Annotated[str, Field(max_length=100)] | None]
+    )
+    background: Literal["transparent", "opaque", "auto"] | None
+    moderation: Literal["low", "auto"] | None
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None
+    output_format: Literal["png", "jpeg", "webp", "svg"] | None
+    quality: Annotated[str, Field(max_length=50)] | None
+    stream: Annotated[bool, Field(description="Only false")] | None
+    partial_images: Annotated[int, Field(description="Only 0")] | None
+    user: Annotated[str, Field(max_length=500)] | None
+    seed: Annotated[int, Field(ge=-1, le=2**32 - 1, description="-1: a random one")] | None
+    steps: Annotated[int, Field(ge=1, le=500)] | None
+    num_inference_steps: Annotated[int, Field(ge=1, le=500)] | None
+    guidance: Annotated[float, Field(ge=0, le=100)] | None
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None
+    cfg_scale: Annotated[float, Field(ge=0, le=100)] | None
+    negative_prompt: Annotated[str, Field(max_length=32_000)] | None
+    sampler: Annotated[str, Field(max_length=100)] | None
+    scheduler: Annotated[str, Field(max_length=100)] | None
 
 
 @with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
-class ImageGenerationRequest(_Fields):
+class ImageGenerationRequest(_Fields, total=False):
     """OpenAI's `POST /v1/images/generations`, and what diffusion models take."""
 
-    style: NotRequired[Annotated[str, Field(max_length=100)] | None]
+    style: Annotated[str, Field(max_length=100)] | None
 
 
 @with_config(ConfigDict(extra="allow", allow_inf_nan=False))
-class ImageEditRequest(_Fields):
+class ImageEditRequest(_Fields, total=False):
     """OpenAI's `POST /v1/images/edits`, but for its files; numbers come as text."""
 
-    input_fidelity: NotRequired[Literal["high", "low"] | None]
-    strength: NotRequired[
+    input_fidelity: Literal["high", "low"] | None
+    strength: (
         Annotated[float, Field(ge=0, le=1, description="Share of the image that is redrawn; 0.75 by default")] | None
-    ]
+    )
 
 
 GENERATION = TypeAdapter(ImageGenerationRequest)
 EDIT = TypeAdapter(ImageEditRequest)
 
-_TEXT = {"type": "string"}
-_ITEM = {"type": "object", "properties": dict.fromkeys(("url", "b64_json", "revised_prompt"), _TEXT)}
+_ITEM = {"type": "object", "properties": dict.fromkeys(("url", "b64_json", "revised_prompt"), TEXT)}
 _ABOUT = {
     "type": "object",
     "description": "How it was made",
     "properties": {
-        **dict.fromkeys(("backend", "backend_class", "mime", "model", "model_reason"), _TEXT),
+        **dict.fromkeys(("backend", "backend_class", "mime", "model", "model_reason"), TEXT),
         "guidance_scale": {"type": ["number", "null"]},
         "guidance_auto": {"type": "boolean"},
         "request": {"type": "object"},
         "upstream": {"type": "object"},
     },
 }
-IMAGES_ANSWER = {
-    "type": "object",
-    "required": ["created", "data", "_gateway"],
-    "properties": {"created": {"type": "integer"}, "data": {"type": "array", "items": _ITEM}, "_gateway": _ABOUT},
-}
+IMAGES_ANSWER = record(created={"type": "integer"}, data={"type": "array", "items": _ITEM}, _gateway=_ABOUT)
 ANSWERS = {200: {JSON_TYPE: IMAGES_ANSWER}}
 _SHOW = {"operationId": "get_image", "description": "`name` is the last part of each `url` in `data`."}
 OPENAPI_EXTRA = {"responses": {"200": {"links": {"show": _SHOW}}}}

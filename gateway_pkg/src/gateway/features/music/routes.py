@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from time import time
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
@@ -28,7 +28,7 @@ from gateway.storage import StorageError
 from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.fields import Array
-from gateway.web.schemas import Model
+from gateway.web.schemas import TEXT, Model, record
 
 # What is refused at once is told at once, also to a client that does not want to wait.
 LEAST_WAIT_SEC = 0.1
@@ -40,33 +40,27 @@ PREFER_MAX_BYTES = 1_000  # that are read of the header
 
 
 @with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
-class MusicRequest(TypedDict):
+class MusicRequest(TypedDict, total=False):
     """HeartMula's request; one of `prompt`, `lyrics`, `style` and `input` must be there."""
 
-    prompt: NotRequired[Annotated[str | None, Field(examples=["a waltz"])]]
-    input: NotRequired[Annotated[str | None, Field(description="Another name of `prompt`.")]]
-    lyrics: NotRequired[str | None]
-    style: NotRequired[str | None]
-    tags: NotRequired[Annotated[str | Array[str] | None, Field(description="Comma-separated, or a list.")]]
-    duration: NotRequired[Annotated[float | None, Field(gt=0, le=DURATION_MAX_SEC, description="Seconds.")]]
-    temperature: NotRequired[Annotated[float | None, Field(ge=0)]]
-    top_k: NotRequired[Annotated[int | None, Field(ge=0)]]
-    top_p: NotRequired[Annotated[float | None, Field(ge=0, le=1)]]
-    model: NotRequired[Model | None]
+    prompt: Annotated[str | None, Field(examples=["a waltz"])]
+    input: Annotated[str | None, Field(description="Another name of `prompt`.")]
+    lyrics: str | None
+    style: str | None
+    tags: Annotated[str | Array[str] | None, Field(description="Comma-separated, or a list.")]
+    duration: Annotated[float | None, Field(gt=0, le=DURATION_MAX_SEC, description="Seconds.")]
+    temperature: Annotated[float | None, Field(ge=0)]
+    top_k: Annotated[int | None, Field(ge=0)]
+    top_p: Annotated[float | None, Field(ge=0, le=1)]
+    model: Model | None
 
 
 REQUEST: TypeAdapter[Any] = TypeAdapter(MusicRequest)
-PIECE: dict[str, Any] = {
-    "type": "object",
-    "required": ["audio_url", "_gateway"],
-    "properties": {
-        "id": {"type": "string"},
-        "status": {"type": "string"},
-        "audio_url": {"type": "string", "description": "URL of the audio; it takes the same token."},
-        "duration": {"type": "number"},
-        "_gateway": {"type": "object"},
-    },
-}
+PIECE = record(
+    {"id": TEXT, "status": TEXT, "duration": {"type": "number"}},
+    audio_url=TEXT | {"description": "URL of the audio; it takes the same token."},
+    _gateway={"type": "object"},
+)
 _ID = {"job_id": "$response.body#/id"}
 OF_JOB: dict[str, Any] = {"cancel": {"operationId": "cancel_job", "parameters": _ID}}
 LINKS: dict[str, Any] = {"poll": {"operationId": "get_job", "parameters": _ID}, **OF_JOB}
@@ -76,14 +70,14 @@ OPENAPI_EXTRA: dict[str, Any] = {
             "name": "Prefer",
             "in": "header",
             "description": "RFC 7240's `respond-async` or `wait=<seconds>`: when to answer with a job.",
-            "schema": {"type": "string"},
+            "schema": TEXT,
         }
     ],
     "responses": {
         "202": {
             "description": "The job is accepted",
             "headers": {
-                "Location": {"description": "The job's path", "required": True, "schema": {"type": "string"}},
+                "Location": {"description": "The job's path", "required": True, "schema": TEXT},
                 "Preference-Applied": {"required": True, "schema": {"const": "respond-async"}},
                 "Retry-After": {"$ref": "#/components/headers/Retry-After"},
             },
