@@ -67,15 +67,15 @@ def test_steps_are_asked_one_after_the_other(run: Run) -> None:
 def test_cancelled_talk_takes_its_leave_in_the_background(run: Run) -> None:
     async def test() -> None:
         said: list[str] = []
-        hung_up: list[bool] = []
+        aborted: list[bool] = []
         async with backend() as (server, known):
-            steps, hang_up = job(said), lambda: hung_up.append(True)
-            talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_hang_up=hang_up))
+            steps, on_abort = job(said), lambda: aborted.append(True)
+            talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_abort=on_abort))
             peer = await server.accept()
             await peer.request()
             await cancelled(talk)
             await peer.gone()
-            assert (said, hung_up) == ([], [True])
+            assert (said, aborted) == ([], [True])
             other = await server.accept()
             assert (await other.answer(OK)).startswith(b"DELETE /jobs/1 ")
             await settled()
@@ -91,8 +91,8 @@ def test_failure_of_a_connection_takes_its_leave_too(run: Run, has_begun: bool) 
     async def test() -> None:
         said: list[str] = []
         async with backend() as (server, known):
-            steps, hang_up = job(said), lambda: said.append("it is not the gateway that hangs up")
-            talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_hang_up=hang_up))
+            steps, on_abort = job(said), lambda: said.append("the gateway did not abort")
+            talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_abort=on_abort))
             peer = await server.accept()
             if has_begun:
                 await peer.answer(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")

@@ -199,7 +199,7 @@ def test_silence_in_the_body(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "ends", "is_hung_up"),
+    ("sent", "ends", "is_aborted"),
     [
         (STREAM, "cancelled", True),
         (STREAM, "timed out", True),
@@ -210,11 +210,11 @@ def test_silence_in_the_body(run: Run) -> None:
         (b"", "refused", False),
     ],
 )
-def test_hang_up_is_told_where_this_side_ends_an_answer(run: Run, sent: bytes, ends: str, is_hung_up: bool) -> None:
+def test_abort_is_told_where_this_side_ends_an_answer(run: Run, sent: bytes, ends: str, is_aborted: bool) -> None:
     async def test() -> None:
         told: list[bool] = []
         async with backend() as server, pool(server) as client:
-            task = asyncio.create_task(client.request(b"GET", b"/", b"", on_hang_up=lambda: told.append(True)))
+            task = asyncio.create_task(client.request(b"GET", b"/", b"", on_abort=lambda: told.append(True)))
             peer = await server.accept()
             await peer.request()
             if ends == "refused":
@@ -239,6 +239,6 @@ def test_hang_up_is_told_where_this_side_ends_an_answer(run: Run, sent: bytes, e
                     response.is_over = True
             response.close()
             response.close()
-            assert told == [True] * is_hung_up
+            assert told == [True] * is_aborted
 
     run(test)

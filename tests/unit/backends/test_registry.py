@@ -228,19 +228,19 @@ def test_lower_limit_admits_nobody_until_as_many_have_ended() -> None:
     assert admitted == [None, None, one.backends[0].slots["chat"]]
 
 
-def test_slot_rests_after_a_hang_up_also_where_a_reload_has_put_another_in_its_place(run: Run) -> None:
+def test_slot_rests_after_an_abort_also_where_a_reload_has_put_another_in_its_place(run: Run) -> None:
     async def test() -> None:
         one = registry(a=record(2, cooldown_ms=1))
         old = one.take(one.route("m", b"", "chat"))
         assert old is not None
         one.replace(BackendsFile({"a": record(2, cooldown_ms=1, protocol="ollama")}, {}), ALIASES)
         new = one.backends[0].slots["chat"]
-        assert old.on_hang_up is not None
-        old.on_hang_up()
+        assert old.on_abort is not None
+        old.on_abort()
         old.release()
         assert (new is old, new.inflight) == (False, 1)
         await until(lambda: new.inflight == 0)
-        assert registry(a=record(2)).backends[0].slots["chat"].on_hang_up is None
+        assert registry(a=record(2)).backends[0].slots["chat"].on_abort is None
 
     run(test)
 

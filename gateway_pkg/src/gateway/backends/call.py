@@ -216,7 +216,7 @@ class Dispatcher:
         if self.tracer is not None:
             return self.post(exchange, slots, Message(slots.target, body))
         return backend.pool.request(
-            b"POST", slots.target, backend.request_headers, body, exchange.retried, slots.on_hang_up
+            b"POST", slots.target, backend.request_headers, body, exchange.retried, slots.on_abort
         )
 
     def post(self, exchange: Request, slots: Slots, message: Message) -> Awaitable[Response]:
@@ -226,7 +226,7 @@ class Dispatcher:
         if self.tracer is not None:
             headers += self.tracer.begin(exchange, backend, slots.capability)
         return backend.pool.request(
-            message.method, message.target, headers, message.body, exchange.retried, slots.on_hang_up
+            message.method, message.target, headers, message.body, exchange.retried, slots.on_abort
         )
 
 
@@ -286,7 +286,7 @@ class Call:
                 steps(slots),
                 max_response_bytes=limit,
                 only_once=exchange.retried,
-                on_hang_up=slots.on_hang_up,
+                on_abort=slots.on_abort,
             )
         )
 

@@ -10,7 +10,7 @@ from gateway import background
 from gateway.backends.protocols.base import AnswerError, ErrorStatus
 from gateway.backends.protocols.steps import NOTHING, Abandoned, Ask, Pause, Reply, Steps
 from gateway.backends.slots import Backend
-from gateway.wire.connection import HangUp
+from gateway.wire.connection import OnAbort
 from gateway.wire.errors import ConnectFailed, UpstreamClosed, UpstreamError
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ async def converse(
     *,
     max_response_bytes: int,
     only_once: bool = False,
-    on_hang_up: HangUp | None = None,
+    on_abort: OnAbort | None = None,
 ) -> T:
     """Does what the steps ask and returns what they return.
 
     When this is cancelled, or the backend fails, the steps are abandoned: what they then ask is asked in the
-    background, within FAREWELL_SEC. `only_once` is as the pool's. `on_hang_up` is called where the backend may not have
+    background, within FAREWELL_SEC. `only_once` is as the pool's. `on_abort` is called where the backend may not have
     ended its work.
 
     Raises:
@@ -57,8 +57,8 @@ async def converse(
         except BaseException as error:
             if reply is not None and isinstance(error, UpstreamError):
                 error.sendings = 2  # what has begun here is not begun again elsewhere
-            if on_hang_up is not None and not isinstance(error, ConnectFailed | UpstreamClosed):
-                on_hang_up()
+            if on_abort is not None and not isinstance(error, ConnectFailed | UpstreamClosed):
+                on_abort()
             _abandon(backend, steps, max_response_bytes)
             raise
 

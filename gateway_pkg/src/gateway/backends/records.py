@@ -61,7 +61,7 @@ class BackendRecord(BaseModel):
     """One backend: a server that speaks the wire protocol of this name below `base_url`.
 
     `stream_usage`: whether it understands `stream_options`, and so can tell a stream's usage. `cooldown_ms`: how long a
-    slot cools down when the gateway hung up before an answer's end, because the backend goes on until it has noticed.
+    slot cools down when the gateway aborts an answer, because the backend goes on until it has noticed.
     """
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, hide_input_in_errors=True)

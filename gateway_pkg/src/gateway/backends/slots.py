@@ -23,13 +23,13 @@ class Slots:
     """One capability of one backend: where it is asked for, how many requests are under way, and how many may be.
 
     `adapter` is None where the backend speaks OpenAI's protocol, `change_body` where it takes bodies as they come,
-    `queue` where the class asks for none. `on_hang_up` is to be called when the gateway ends an answer before its end;
+    `queue` where the class asks for none. `on_abort` is to be called when the gateway ends an answer before its end;
     None where the record asks for no cooldown. `heir` has the count of requests since a reload has put it in this one's
     place.
     """
 
     __slots__ = (
-        "adapter", "backend", "capability", "change_body", "heir", "inflight", "limit", "on_hang_up", "protocol",
+        "adapter", "backend", "capability", "change_body", "heir", "inflight", "limit", "on_abort", "protocol",
         "queue", "target",
     )  # fmt: skip
 
@@ -43,13 +43,13 @@ class Slots:
         self.limit = sys.maxsize
         self.queue: FairQueue | None = None
         self.heir: Slots | None = None
-        self.on_hang_up: Callable[[], object] | None = None
+        self.on_abort: Callable[[], object] | None = None
         self.inflight = 0
 
     def bound(self, limit: int, cooldown_ms: int) -> None:
         """Takes over the limits of a record."""
         self.limit = limit
-        self.on_hang_up = self._cool_down if cooldown_ms and limit < sys.maxsize else None
+        self.on_abort = self._cool_down if cooldown_ms and limit < sys.maxsize else None
 
     @property
     def is_free(self) -> bool:
@@ -69,7 +69,7 @@ class Slots:
             self.queue.wake(self)
 
     def _cool_down(self) -> None:
-        """The backend may go on for a while with what was hung up on: somebody more has a slot for so long."""
+        """After an abort the backend may go on for a while: one slot more counts as taken for so long."""
         if self.heir is not None:
             self.heir._cool_down()
             return

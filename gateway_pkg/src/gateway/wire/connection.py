@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 UNREAD_HIGH = 256 * 1024  # bytes that wait for their reader before the socket is paused
 END_SEC = 1.0  # by then a server that has said all has also ended its message
-HangUp = Callable[[], object]  # told when this side ends an answer before its end
+OnAbort = Callable[[], object]  # told when this side ends an answer before its end
 VERSION = b"HTTP/1."  # the parser takes RTSP, HTTP/2.0 and leading blank lines, too
 
 
@@ -27,11 +27,11 @@ class Response:
     """One answer. Whoever has it calls `close()` in the end; while it is incomplete it owns a connection."""
 
     __slots__ = (
-        "_conn", "_error", "_rest", "_waiter", "complete", "ends_unframed", "headers", "is_over", "on_hang_up",
+        "_conn", "_error", "_rest", "_waiter", "complete", "ends_unframed", "headers", "is_over", "on_abort",
         "status",
     )  # fmt: skip
 
-    def __init__(self, conn: Connection, waiter: asyncio.Future[None], on_hang_up: HangUp | None) -> None:
+    def __init__(self, conn: Connection, waiter: asyncio.Future[None], on_abort: OnAbort | None) -> None:
         self.status = 0  # until the head is complete
         self.headers: list[tuple[bytes, bytes]] = []
         self.complete = False
@@ -39,7 +39,7 @@ class Response:
         self.ends_unframed = False
         # Set by its reader, who wants no more of it: what is left has END_SEC to come and so to keep the connection.
         self.is_over = False
-        self.on_hang_up = on_hang_up
+        self.on_abort = on_abort
         self._conn: Connection | None = conn  # None once the message has ended, well or badly
         self._waiter: asyncio.Future[None] | None = waiter
         self._error: UpstreamError | None = None
@@ -123,11 +123,11 @@ class Connection(asyncio.Protocol):
         self._unread = 0  # bytes on the wire since the last take()
 
     def send(
-        self, data: bytes, waiter: asyncio.Future[None], head_only: bool, on_hang_up: HangUp | None = None
+        self, data: bytes, waiter: asyncio.Future[None], head_only: bool, on_abort: OnAbort | None = None
     ) -> Response:
         """Write a whole request; `waiter` is woken when the head of the response has come, or when it never will."""
         pool = self.pool
-        self.response = response = Response(self, waiter, on_hang_up)
+        self.response = response = Response(self, waiter, on_abort)
         self._headers = response.headers
         self._head_only = head_only
         self._status = 0
@@ -237,7 +237,7 @@ class Connection(asyncio.Protocol):
     def _lost(self, exc: Exception | None) -> None:
         response = self.response
         if response is not None:
-            response.on_hang_up = None  # it is the backend that has left
+            response.on_abort = None  # it is the backend that has left
         if response is None:
             self.drop()
         elif self._status and not self._framed and exc is None:
@@ -312,8 +312,8 @@ class Connection(asyncio.Protocol):
         self.drop()
         self.pool.free_slot()
         if response is not None:
-            if response.on_hang_up is not None and not response.is_over:
-                response.on_hang_up()
+            if response.on_abort is not None and not response.is_over:
+                response.on_abort()
             self._wake(response)
 
     def _end(self, error: UpstreamError | None) -> None:

@@ -28,7 +28,7 @@ class Ending(asyncio.Protocol):
         self._owner = owner
         self._transport = transport
         self._loop = loop
-        self._disconnected = LINGER_MAX_BYTES
+        self._bytes_left = LINGER_MAX_BYTES
         self._due = loop.time() + LINGER_MAX_SEC
         self._has_come = False
         self._timer = loop.call_later(LINGER_QUIET_SEC, self._check)
@@ -37,8 +37,8 @@ class Ending(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._has_come = True
-        self._disconnected -= len(data)
-        if self._disconnected < 0:
+        self._bytes_left -= len(data)
+        if self._bytes_left < 0:
             self._end()
 
     def pause_writing(self) -> None:

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gateway.wire.connection import Connection, HangUp, Response, UnansweredOnReused
+from gateway.wire.connection import Connection, OnAbort, Response, UnansweredOnReused
 from gateway.wire.dial import dial
 from gateway.wire.errors import (
     ConnectFailed,
@@ -115,14 +115,14 @@ class Pool:
         headers: bytes,
         body: bytes = b"",
         only_once: bool = False,
-        on_hang_up: HangUp | None = None,
+        on_abort: OnAbort | None = None,
     ) -> Response:
         """Send a request; returns when the head of the response is complete.
 
         `target` goes out as it is (an origin's prefix is the caller's to put), `headers` are whole lines. Host and
         Content-Length are added, nothing else. Raises ValueError for what must not be sent, else UpstreamError.
         A kept-alive connection that is found closed costs no error: the request goes out once more on a new one; but
-        with `only_once`, which asks for a new one at once. `on_hang_up` is called when this side ends the answer.
+        with `only_once`, which asks for a new one at once. `on_abort` is called when this side ends the answer.
         """
         head = self._head(method, target, headers)
         if body or method not in (b"GET", b"HEAD"):
@@ -133,7 +133,7 @@ class Pool:
         sendings = 1
         while True:
             waiter: asyncio.Future[None] = self.loop.create_future()
-            response = connection.send(data, waiter, method == b"HEAD", on_hang_up)
+            response = connection.send(data, waiter, method == b"HEAD", on_abort)
             try:
                 await waiter
             except BaseException:

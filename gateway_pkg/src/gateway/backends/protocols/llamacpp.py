@@ -42,7 +42,7 @@ def count_request(model: str, request: Mapping[str, Any], prefix: bytes) -> Outg
     """Of a chat's `messages`, else of a completion's `prompt`."""
     if request.get("messages"):
         asked = {"model": model, "messages": request["messages"]}
-        return Outgoing(prefix + b"/chat/completions/input_tokens", dump(asked))
+        return Outgoing(PROTOCOL.target("chat", prefix) + openai.CHAT_TOKENS_PATH.encode(), dump(asked))
     asked = {"model": model, "content": request.get("prompt"), "add_special": True}
     return Outgoing(prefix.removesuffix(b"/v1") + b"/tokenize", dump(asked))
 
@@ -66,5 +66,6 @@ PROTOCOL = WireProtocol(
     capabilities=frozenset({*openai.CHATTING, "rerank"}),
     models=openai.MODELS,
     bodies={"chat": chat},
+    chat_tokens_path=openai.CHAT_TOKENS_PATH,
     tokens=TokenCount(count_request, counted),
 )

@@ -16,6 +16,7 @@ from gateway.routing.body import dump
 from gateway.wire.stepwise import LongTexts, loads
 
 CHATTING = ("chat", "completions", "embeddings")
+CHAT_TOKENS_PATH = "/input_tokens"  # llama.cpp's, which this protocol reaches too
 
 
 def models(body: bytes) -> tuple[str, ...]:
@@ -94,6 +95,7 @@ PROTOCOL = WireProtocol(
     about="OpenAI's API: vLLM, MLX, LiteLLM, the InvokeAI shim and their like; all fields are forwarded",
     capabilities=frozenset({*CHATTING, "rerank", "images", "tts", "transcription"}),
     models=MODELS,
+    chat_tokens_path=CHAT_TOKENS_PATH,
     paint=paint,
     images_backend="http_openai_images",
     implied=(

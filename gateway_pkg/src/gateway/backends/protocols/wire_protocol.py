@@ -83,6 +83,7 @@ class WireProtocol:
     `about` is what docs say of it, `capabilities` are what it has words for.
     `probe` is the path on the backend's origin that answers 200 when it is ready, for a record that names no `health`.
     `paths` are of capabilities that are elsewhere than OpenAI's; below the base_url, a leading /v1 not twice.
+    `chat_tokens_path` is the path below chat's own that tells the tokens of a whole chat; "" without one.
     `images_backend` is its value of IMAGES_BACKEND, and what answers call it.
     `first_byte_sec` bounds the wait for an answer instead of UPSTREAM_FIRST_BYTE_TIMEOUT_SEC.
     """
@@ -96,6 +97,7 @@ class WireProtocol:
     paths: Mapping[str, str] = field(default_factory=dict)
     bodies: Mapping[str, ChangeBody] = field(default_factory=dict)
     chat: Adapter | None = None
+    chat_tokens_path: str = ""
     tokens: TokenCount | None = None
     paint: Paint | None = None
     images_backend: str = ""

@@ -126,10 +126,10 @@ class Messages(Feature):
         asked = dump({**chat, "model": route.decision.model})
 
         def say(slots: Slots) -> Message:
-            """By the path that llama.cpp has for it."""
-            if slots.adapter is not None:
+            path = slots.protocol.chat_tokens_path
+            if not path:
                 raise _cannot_count(route)
-            return Message(slots.target + b"/input_tokens", as_understood(slots, chat, asked))
+            return Message(slots.target + path.encode(), as_understood(slots, chat, asked))
 
         async with self._dispatcher.call(exchange, route) as call:
             try:
