@@ -8,7 +8,8 @@ import sys
 import uvicorn
 import uvloop
 from gateway.server import BACKLOG, KEEP_ALIVE_SEC
-from gateway.wire.http1 import Origin, Pool
+from gateway.wire.http1 import Pool
+from gateway.wire.origin import Origin
 from gateway.wire.protocol import EXTENSION, Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
 

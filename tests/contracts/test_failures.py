@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 import uvloop
 from gateway.backends.slots import Backend
-from gateway.wire.http1 import Origin, Timeouts
+from gateway.wire.http1 import Timeouts
+from gateway.wire.origin import Origin
 
 from tests.support.faces.images import png
 from tests.support.in_process import Ending, InProcess, Told, http, in_process

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import uvloop
-from gateway.wire.connection import Connection
-from gateway.wire.http1 import Origin, Pool, Response
+from gateway.wire.connection import Connection, Response
+from gateway.wire.http1 import Pool
+from gateway.wire.origin import Origin
 
 from tests.support.waiting import PATIENCE_SEC
 

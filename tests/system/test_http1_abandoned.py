@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from gateway.wire import dial, http1
 from gateway.wire.connection import Connection, Response
-from gateway.wire.http1 import ConnectFailed, Pool, Timeouts, UpstreamClosed, UpstreamError
+from gateway.wire.errors import ConnectFailed, UpstreamClosed, UpstreamError
+from gateway.wire.http1 import Pool, Timeouts
 from gateway.wire.origin import Origin
 from httptools import HttpResponseParser
 

@@ -13,7 +13,8 @@ import pytest
 from cryptography import x509
 from gateway.wire import dial
 from gateway.wire.connection import Connection
-from gateway.wire.http1 import ConnectFailed, Pool, Timeouts
+from gateway.wire.errors import ConnectFailed
+from gateway.wire.http1 import Pool, Timeouts
 from gateway.wire.origin import Origin
 
 from tests.support.authority import LOCAL, Authority

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from gateway.wire.http1 import ConnectFailed, Timeouts, UpstreamClosed
+from gateway.wire.errors import ConnectFailed, UpstreamClosed
+from gateway.wire.http1 import Timeouts
 
 from tests.support.scripted import OK, Run, backend, cancelled, get, pool, served, until
 

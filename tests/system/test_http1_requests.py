@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from gateway.wire.http1 import Origin
+from gateway.wire.origin import Origin
 
 from tests.support.scripted import OK, Run, backend, pool
 

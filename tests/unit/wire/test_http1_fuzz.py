@@ -14,7 +14,9 @@ from typing import cast
 import pytest
 from gateway.wire import http1
 from gateway.wire.connection import Connection
-from gateway.wire.http1 import Origin, Pool, UpstreamError
+from gateway.wire.errors import UpstreamError
+from gateway.wire.http1 import Pool
+from gateway.wire.origin import Origin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

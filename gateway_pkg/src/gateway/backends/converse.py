@@ -80,10 +80,7 @@ async def _do(backend: Backend, step: Ask | Pause, max_response_bytes: int, only
     prefix = backend.origin.prefix
     target = prefix + (step.path.removeprefix("/v1") if prefix else step.path).encode("latin-1")
     response = await backend.pool.request(step.method.encode("ascii"), target, headers, step.body, only_once)
-    try:
-        body = await response.read(max_response_bytes)
-    finally:
-        response.close()
+    body = await response.read(max_response_bytes)
     return Reply(response.status, (response.header(b"content-type") or b"").decode("latin-1"), body)
 
 

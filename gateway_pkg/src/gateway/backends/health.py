@@ -141,10 +141,7 @@ class Prober:
         try:
             async with asyncio.timeout(self._timeout):
                 response = await pool.request(b"GET", path.encode(), headers)
-                try:
-                    body = await response.read(ANSWER_MAX_BYTES)
-                finally:
-                    response.close()
+                body = await response.read(ANSWER_MAX_BYTES)
         except TimeoutError:
             raise _ProbeFailed(f"{path} did not answer within {self._timeout:g} s") from None
         except ProtocolViolation as error:

@@ -19,8 +19,7 @@ from gateway.backends.settings import BackendSettings
 from gateway.config.files import read_text, validation_refusal
 from gateway.config.settings import Settings
 from gateway.errors import Refusal
-from gateway.wire.http1 import Origin
-from gateway.wire.origin import is_address
+from gateway.wire.origin import Origin, is_address
 
 HINT = "set GATEWAY_BACKENDS_PATH or pass --backends FILE"
 NO_BACKENDS = "or OLLAMA_BASE_URL, MLX_BASE_URL to a server's address"

@@ -12,7 +12,8 @@ from time import monotonic
 from gateway.backends.protocols import BY_NAME
 from gateway.backends.queue import FairQueue
 from gateway.backends.records import BackendRecord
-from gateway.wire.http1 import Origin, Pool, Timeouts
+from gateway.wire.http1 import Pool, Timeouts
+from gateway.wire.origin import Origin
 
 # The circuit breaker of a host whose probes are answered: it opens after so many failures in a row.
 CIRCUIT_OPENS_AFTER = 3

@@ -40,11 +40,7 @@ async def count(backend: Backend, model: str, request: Mapping[str, Any]) -> int
 
 async def _ask(backend: Backend, target: bytes, body: bytes) -> bytes:
     response = await backend.pool.request(b"POST", target, backend.request_headers, body)
-    try:
-        # No text has more tokens than bytes.
-        answer = await response.read(TOKEN_MAX_BYTES * len(body))
-    finally:
-        response.close()
+    answer = await response.read(TOKEN_MAX_BYTES * len(body))  # no text has more tokens than bytes
     if response.status != 200:
         raise AnswerError(f"status {response.status}")
     return answer

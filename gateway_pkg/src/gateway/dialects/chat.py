@@ -32,8 +32,8 @@ from gateway.web.exchange import JSON, Exchange
 from gateway.web.known import known_fields
 from gateway.web.schemas import COUNT, ChatRequest, CompletionRequest, EmbeddingRequest, events, record
 from gateway.wire.collector import LARGE_BYTES, turn
+from gateway.wire.connection import Response
 from gateway.wire.errors import ConnectFailed, UpstreamClosed, UpstreamError
-from gateway.wire.http1 import Response
 from gateway.wire.sse import EventCutter, EventTooLong, EventWatch
 from gateway.wire.stepwise import TURN_BYTES, run
 

@@ -53,18 +53,20 @@ class Response:
         return None
 
     async def read(self, limit: int) -> bytes:
-        """The whole body. ProtocolViolation when it is longer than `limit` bytes; else raises as `next_chunk`."""
+        """The whole body, and closes. ProtocolViolation when it is longer than `limit` bytes; else as `next_chunk`."""
         if self.complete and len(self._rest) <= limit:
             body, self._rest = self._rest, b""
             return body
         pieces: list[bytes] = []
         size = 0
-        while piece := await self.next_chunk():
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                self.close()
-                raise ProtocolViolation(f"response body longer than {limit} bytes")
+        try:
+            while piece := await self.next_chunk():
+                pieces.append(piece)
+                size += len(piece)
+                if size > limit:
+                    raise ProtocolViolation(f"response body longer than {limit} bytes")
+        finally:
+            self.close()
         return b"".join(pieces)
 
     async def next_chunk(self) -> bytes:
@@ -359,7 +361,7 @@ class Connection(asyncio.Protocol):
             self.drop()
         elif self._status:
             message = f"no byte of the body for {self.pool.timeouts.idle:g} s"
-            self.fail(UpstreamTimeout(message, "idle", sent_first_byte=True))
+            self.fail(UpstreamTimeout(message, "idle"))
         else:
             message = f"no response head within {self.pool.timeouts.first_byte:g} s"
-            self.fail(UpstreamTimeout(message, "first_byte", sent_first_byte=self.head_bytes > 0))
+            self.fail(UpstreamTimeout(message, "first_byte"))

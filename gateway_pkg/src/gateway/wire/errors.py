@@ -8,14 +8,11 @@ from typing import Literal
 class UpstreamError(Exception):
     """A request to a backend failed.
 
-    `sent_first_byte`: at least one byte of the response had arrived. `sendings`: how often the request went out, where
-    the connection ended before that, or could not be made.
+    `sendings`: how often the request went out, where no byte of the response came or no connection could be made.
     """
 
-    def __init__(self, message: str, *, sent_first_byte: bool = False) -> None:
-        super().__init__(message)
-        self.sent_first_byte = sent_first_byte
-        self.sendings = 0
+    sent_first_byte = False
+    sendings = 0
 
 
 class ConnectFailed(UpstreamError):
@@ -29,19 +26,18 @@ class PoolExhausted(ConnectFailed):
 class UpstreamTimeout(UpstreamError):
     """The backend was silent for too long, in `phase`. (A connect timeout is a ConnectFailed.)"""
 
-    def __init__(
-        self, message: str, phase: Literal["connect", "first_byte", "idle"], *, sent_first_byte: bool = False
-    ) -> None:
-        super().__init__(message, sent_first_byte=sent_first_byte)
+    def __init__(self, message: str, phase: Literal["first_byte", "idle"]) -> None:
+        super().__init__(message)
         self.phase = phase
 
 
 class UpstreamClosed(UpstreamError):
-    """The connection ended before the message did."""
+    """The connection ended before the message did. `sent_first_byte`: at least one byte of the response had come."""
+
+    def __init__(self, message: str, *, sent_first_byte: bool = False) -> None:
+        super().__init__(message)
+        self.sent_first_byte = sent_first_byte
 
 
 class ProtocolViolation(UpstreamError):
     """The answer is not HTTP/1.x as this client accepts it."""
-
-    def __init__(self, message: str, *, sent_first_byte: bool = True) -> None:
-        super().__init__(message, sent_first_byte=sent_first_byte)

@@ -19,10 +19,8 @@ def check_head(version: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
         raise ApiError(400, f"The request has {hosts} Host headers; send exactly one", code="invalid_host")
     codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
     if codings and version == "1.0":
-        raise ApiError(
-            400, "HTTP/1.0 has no Transfer-Encoding; send Content-Length, or HTTP/1.1", code="invalid_framing"
-        )
+        problem = "HTTP/1.0 has no Transfer-Encoding; send Content-Length, or HTTP/1.1"
+        raise ApiError(400, problem, code="invalid_framing")
     if codings not in ([], [b"chunked"]):
-        raise ApiError(
-            501, "Transfer-Encoding may be 'chunked' alone; compress by Content-Encoding", code="transfer_encoding"
-        )
+        problem = "Transfer-Encoding may be 'chunked' alone; compress by Content-Encoding"
+        raise ApiError(501, problem, code="transfer_encoding")

@@ -16,28 +16,8 @@ from functools import lru_cache
 
 from gateway.wire.connection import Connection, OnAbort, Response, UnansweredOnReused
 from gateway.wire.dial import dial
-from gateway.wire.errors import (
-    ConnectFailed,
-    PoolExhausted,
-    ProtocolViolation,
-    UpstreamClosed,
-    UpstreamError,
-    UpstreamTimeout,
-)
+from gateway.wire.errors import ConnectFailed, PoolExhausted, UpstreamClosed
 from gateway.wire.origin import Origin
-
-__all__ = [
-    "ConnectFailed",
-    "Origin",
-    "Pool",
-    "PoolExhausted",
-    "ProtocolViolation",
-    "Response",
-    "Timeouts",
-    "UpstreamClosed",
-    "UpstreamError",
-    "UpstreamTimeout",
-]
 
 log = logging.getLogger(__name__)
 

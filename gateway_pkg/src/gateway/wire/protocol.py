@@ -99,7 +99,7 @@ class _JoiningTransport:
         self._flush()
         if self._owner is not None and not self.is_closing():
             self._owner.close(self._transport)
-            self.is_closing = _true
+            self.is_closing = lambda: True
 
     def lost(self) -> None:
         """The connection is: its owner is let go, which else would keep itself by way of this."""
@@ -110,10 +110,6 @@ class _JoiningTransport:
         if self._held:
             data, self._held = self._held, b""
             self._transport.write(data)
-
-
-def _true() -> bool:
-    return True
 
 
 class _BodyOnly:
@@ -340,14 +336,9 @@ class Protocol(HttpToolsProtocol):
         else:
             self._loose_bytes += len(data)
             if self._loose_bytes > REQUEST_HEAD_MAX_BYTES:
-                self._refuse(
-                    ApiError(
-                        431,
-                        "The head, or what stands between the body's chunks or behind them, is"
-                        f" larger than {REQUEST_HEAD_MAX_BYTES} bytes",
-                        code="head_too_large",
-                    )
-                )
+                place = "The head, or what stands between the body's chunks or behind them,"
+                problem = f"{place} is larger than {REQUEST_HEAD_MAX_BYTES} bytes"
+                self._refuse(ApiError(431, problem, code="head_too_large"))
                 return
         if self._head_due == NEVER and (self._is_in_head or self.cycle.response_complete):
             self._wait_for_head()
@@ -384,9 +375,8 @@ class Protocol(HttpToolsProtocol):
         elif isinstance(reason, ApiError):
             self._refuse(reason)
         elif isinstance(reason, HttpParserInvalidURLError | AttributeError | UnicodeError):  # of uvicorn's reading it
-            self._refuse(
-                ApiError(400, "The request's target has no path; send one as /v1/models", code="invalid_target")
-            )
+            problem = "The request's target has no path; send one as /v1/models"
+            self._refuse(ApiError(400, problem, code="invalid_target"))
         elif reason is not None:
             raise error
         else:
@@ -433,13 +423,11 @@ class Protocol(HttpToolsProtocol):
             self._head_timer = self.loop.call_at(self._head_due, self._check_head)
         elif self.cycle is not None and not self.cycle.response_complete:
             self._wait_for_head()  # the answer before it has all the time that it needs
+        elif not self._is_in_head:  # nothing of it has come
+            self.transport.close()
         else:
-            if not self._is_in_head:  # nothing of it has come
-                self.transport.close()
-                return
-            self._answer_last(
-                ApiError(408, f"The head did not come within {REQUEST_HEAD_MAX_SEC:g} s", code="request_timeout")
-            )
+            problem = f"The head did not come within {REQUEST_HEAD_MAX_SEC:g} s"
+            self._answer_last(ApiError(408, problem, code="request_timeout"))
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from json import JSONDecodeError, JSONDecoder
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -16,36 +17,31 @@ def members(text: str) -> dict[str, str]:
     Raises:
         ValueError: `text` is no JSON object, or one too deep to look into.
     """
-    found: dict[str, str] = {}
-    at = _skip(text, 0, "{")
-    if text.startswith("}", at):
-        return found
-    while True:
-        name, at = _value(text, at)
-        if not isinstance(name, str):
-            raise JSONDecodeError("Expecting a name", text, at)
-        at = _skip(text, at, ":")
-        _, end = _value(text, at)
-        found[name] = text[at:end]
-        at = _skip(text, end, "")
-        if text.startswith("}", at):
-            return found
-        at = _skip(text, at, ",")
+    return dict(_parts(text, "{", "}"))
 
 
 def items(text: str) -> list[str]:
     """The items of a JSON array, as text; raises ValueError as `members`."""
-    found: list[str] = []
-    at = _skip(text, 0, "[")
-    if text.startswith("]", at):
-        return found
-    while True:
+    return [item for _, item in _parts(text, "[", "]")]
+
+
+def _parts(text: str, opening: str, closing: str) -> Iterator[tuple[str, str]]:
+    """The name, "" in an array, and the text of each."""
+    at = _skip(text, 0, opening)
+    is_last = text.startswith(closing, at)
+    while not is_last:
+        name: object = ""
+        if opening == "{":
+            name, at = _value(text, at)
+            at = _skip(text, at, ":")
+        if not isinstance(name, str):
+            raise JSONDecodeError("Expecting a name", text, at)
         _, end = _value(text, at)
-        found.append(text[at:end])
+        yield name, text[at:end]
         at = _skip(text, end, "")
-        if text.startswith("]", at):
-            return found
-        at = _skip(text, at, ",")
+        is_last = text.startswith(closing, at)
+        if not is_last:
+            at = _skip(text, at, ",")
 
 
 def _value(text: str, at: int) -> tuple[object, int]:
