@@ -47,7 +47,6 @@ class Answer:
             content = adapter.answer(self._slots.capability, self._request, self._model, body)
         else:
             content = json_object(body)
-            check_inside(content)
         self._exchange.usage = usage_of(content.get("usage"))
         return content
 
@@ -59,7 +58,6 @@ class Answer:
             content, lists = await run(adapter.embeddings(self._request, self._model, body))
         else:
             content, lists = await run(json_object_in_steps(body))
-            check_inside(content)
         self._exchange.usage = usage_of(content.get("usage"))
         return content, lists
 

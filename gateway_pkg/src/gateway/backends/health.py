@@ -24,13 +24,10 @@ FIRST_ROUND_SEC = 0.5
 MODELS_MAX = 10_000
 LOADED_MAX = 100
 ANSWER_MAX_BYTES = 8 * 1024 * 1024
+ERROR_MAX_CHARS = 300
 
 # Where a capability is that of models with names.
 MODEL_CAPABILITIES = frozenset({"chat", "completions", "embeddings", "rerank"})
-
-
-class _ProbeFailed(Exception):
-    """A probe got no proper answer."""
 
 
 class Prober:
@@ -102,19 +99,14 @@ class Prober:
                 await self._get(pool, backend, paths.readiness)
             await self._list_models(pool, backend)
             ready = True
-        except _ProbeFailed as failure:
-            error = str(failure)
-        except (UpstreamError, ValueError, AnswerError) as failure:
-            error = f"{type(failure).__name__}: {failure}"[:300]
+        except AnswerError as failure:
+            error = str(failure)[:ERROR_MAX_CHARS]
+        except (UpstreamError, ValueError) as failure:
+            error = f"{type(failure).__name__}: {failure}"[:ERROR_MAX_CHARS]
         finally:
             await pool.close()
         if ready != backend.ready or (ready and backend.last_check is None):
-            log.log(
-                logging.INFO if ready else logging.WARNING,
-                "backend %s: %s",
-                backend.name,
-                "ready" if ready else error,
-            )
+            log.log(logging.INFO if ready else logging.WARNING, "backend %s: %s", backend.name, error or "ready")
         was_ready = backend.ready
         backend.healthy, backend.ready, backend.error, backend.last_check = healthy, ready, error, time.time()
         if ready and not was_ready:
@@ -136,18 +128,18 @@ class Prober:
         return listing.read(await self._get(pool, backend, path))[:most]
 
     async def _get(self, pool: Pool, backend: Backend, path: str) -> bytes:
-        """The body of an answer of 200 to 299; raises _ProbeFailed, UpstreamError."""
+        """The body of an answer of 200 to 299; raises AnswerError, UpstreamError."""
         headers = b"Accept-Encoding: identity\r\n" + backend.auth_headers  # so that its bytes are what it costs
         try:
             async with asyncio.timeout(self._timeout):
                 response = await pool.request(b"GET", path.encode(), headers)
                 body = await response.read(ANSWER_MAX_BYTES)
         except TimeoutError:
-            raise _ProbeFailed(f"{path} did not answer within {self._timeout:g} s") from None
+            raise AnswerError(f"{path} did not answer within {self._timeout:g} s") from None
         except ProtocolViolation as error:
-            raise _ProbeFailed(f"{path}: {error}") from None
+            raise AnswerError(f"{path}: {error}") from None
         if 300 <= response.status < 400:
-            raise _ProbeFailed(f"{path} answered {response.status}, and no redirect is followed: correct the path")
+            raise AnswerError(f"{path} answered {response.status}, and no redirect is followed: correct the path")
         if not 200 <= response.status < 300:
-            raise _ProbeFailed(f"{path} answered {response.status}")
+            raise AnswerError(f"{path} answered {response.status}")
         return body

@@ -166,8 +166,7 @@ class HotHandler:
     async def _relay(self, exchange: Exchange, route: Route, response: Response) -> None:
         body = await response.read(self._max_response_bytes)
         if response.ends_unframed or not _is_sound(body):
-            content, _ = await run(json_object_in_steps(body))
-            check_inside(content)
+            await run(json_object_in_steps(body))
         exchange.usage = usage_in(body)
         await exchange.relay(body, route)
 

@@ -75,7 +75,7 @@ def test_audio_in_json(key: str) -> None:
     ("body", "words"),
     [
         (b"{", "JSON"),
-        (b"[]", "without audio"),
+        (b"[]", "other than an object"),
         (b'{"audio": ""}', "without audio"),
         (b'{"audio": 5}', "without audio"),
         (b'{"audio": "data:,"}', "no audio"),

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from gateway.wire.stepwise import LIST_STEP, LongTexts, TooMuchJson, loads, numbers_in, without_numbers
+from gateway.wire.stepwise import LIST_STEP, LongTexts, TooMuchJson, loads, numbers_in, parsed, without_numbers
 
 FLOATS_AT_ONCE = 1 << 16
+QUOTED_BYTES = 500  # of an answer that is no JSON
 
 
 class AnswerError(Exception):
@@ -43,36 +44,50 @@ def check_inside(content: Any) -> None:
 
 
 def json_value(body: bytes) -> Any:
-    """A whole answer that is JSON, and can be written again; raises AnswerError."""
+    """A whole answer that is JSON, and can be written again; raises AnswerError, ErrorInside where it is an error."""
     try:
         content = loads(body)
     except orjson.JSONDecodeError as error:
-        raise _no_json(error) from None
+        raise _no_json(error, body) from None
+    check_inside(content)
     written(content)
     return content
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """A whole answer that is a JSON object; raises AnswerError."""
+    """The same of a JSON object."""
     return _object(json_value(body))
 
 
+def json_and_texts(body: bytes) -> tuple[dict[str, Any], LongTexts]:
+    """As `json_object`, with names instead of its long texts, and these by their names."""
+    try:
+        content, texts = parsed(body)
+    except orjson.JSONDecodeError as error:
+        raise _no_json(error, body) from None
+    check_inside(content)
+    written(content)
+    return _object(content), texts
+
+
 def json_object_in_steps(body: bytes) -> Generator[None, None, tuple[dict[str, Any], LongTexts]]:
-    """The same of any size, with names instead of its long lists of numbers, and these by their names."""
+    """As `json_object` of any size, with names instead of its long lists of numbers, and these by their names."""
     try:
         content, lists = yield from without_numbers(body)
     except orjson.JSONDecodeError as error:
-        raise _no_json(error) from None
+        raise _no_json(error, body) from None
+    check_inside(content)
     return _object(content), lists
 
 
-def _no_json(error: orjson.JSONDecodeError) -> AnswerError:
-    return AnswerError(f"it sent {error.msg if isinstance(error, TooMuchJson) else 'no JSON'}")
+def _no_json(error: orjson.JSONDecodeError, body: bytes) -> AnswerError:
+    beginning = body[:QUOTED_BYTES].decode("utf-8", "replace")
+    return AnswerError(error.msg if isinstance(error, TooMuchJson) else f"no JSON: {beginning}")
 
 
 def _object(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise AnswerError("it sent JSON other than an object")
+        raise AnswerError("JSON other than an object")
     return content
 
 
@@ -97,20 +112,12 @@ def quoted(content: Any, chars: int) -> str:
 def vector_in(embedding: Any, lists: LongTexts) -> Generator[None, None, array[float]]:
     """An embedding's numbers, where `json_object_in_steps` has put their name or left them; raises AnswerError."""
     text = lists.get(embedding) if isinstance(embedding, str) else None
-    if text is None:
-        return numbers(embedding)
     try:
-        return (yield from numbers_in(text))
+        if text is not None:
+            return (yield from numbers_in(text))
+        if isinstance(embedding, list):
+            return array("d", embedding)  # the quickest look at every number
     except (ValueError, TypeError, OverflowError):
-        raise AnswerError("an embedding other than a list of numbers") from None
-
-
-def numbers(vector: Any) -> array[float]:
-    """An embedding's numbers; raises AnswerError for anything but a list of numbers."""
-    try:
-        if isinstance(vector, list):
-            return array("d", vector)  # the quickest look at every number
-    except (TypeError, OverflowError):
         pass
     raise AnswerError("an embedding other than a list of numbers")
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import orjson
 
-from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.base import AnswerError, json_value
 from gateway.backends.protocols.image_parts import check_image, multipart
 from gateway.backends.protocols.image_request import (
     GUIDANCE,
@@ -104,10 +104,7 @@ def _run(
 
 def _first_checkpoint() -> Steps[str]:
     reply = yield Ask("GET", "/models/checkpoints")
-    try:
-        names = loads(reply.content())
-    except orjson.JSONDecodeError:
-        names = None
+    names = json_value(reply.content())
     if not isinstance(names, list):
         raise AnswerError("no list of checkpoints")
     if not names:

@@ -6,23 +6,22 @@ from typing import Any
 
 import orjson
 
-from gateway.backends.protocols.base import AnswerError, quoted
+from gateway.backends.protocols.base import AnswerError, json_object, quoted
 from gateway.backends.protocols.image_formats import kind_of
 from gateway.backends.protocols.image_parts import Part, image_bytes, multipart
 from gateway.backends.protocols.image_request import GUIDANCE, ImageRequest, Painting
 from gateway.backends.protocols.steps import Ask, Steps
 from gateway.backends.protocols.wire_protocol import Implied, Listing, WireProtocol
 from gateway.routing.body import dump
-from gateway.wire.stepwise import LongTexts, loads
+from gateway.wire.stepwise import LongTexts
 
 CHATTING = ("chat", "completions", "embeddings")
 CHAT_TOKENS_PATH = "/input_tokens"  # llama.cpp's, which this protocol reaches too
 
 
 def models(body: bytes) -> tuple[str, ...]:
-    """The ids in an answer of /models; raises AnswerError, and ValueError where it is no JSON."""
-    content = loads(body)
-    data = content.get("data") if isinstance(content, dict) else None
+    """The ids in an answer of /models; raises AnswerError."""
+    data = json_object(body).get("data")
     if not isinstance(data, list):
         raise AnswerError("/models has no list 'data'")
     return tuple(str(item["id"]) for item in data if isinstance(item, dict) and "id" in item)

@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
-from gateway.backends.protocols.base import AnswerError, check_inside, quoted
+from gateway.backends.protocols.base import AnswerError, json_and_texts, json_value, quoted
 from gateway.errors import ApiError
-from gateway.wire.stepwise import TooMuchJson, decoded, loads, parsed
+from gateway.wire.stepwise import decoded
 
 AUDIO_TYPES = {
     "mp3": "audio/mpeg",
@@ -26,7 +26,6 @@ USUAL_FORMAT = "mp3"  # OpenAI's, where a request names none
 VAGUE_TYPES = ("", "application/octet-stream", "binary/octet-stream", "audio/*")
 AUDIO_KEYS = ("audio_base64", "audio", "audio_data")
 LINE_CHARS = 100  # MIME's lines of base64 have 76
-NO_JSON = "malformed JSON"
 JSON_FORMATS = ("json", "verbose_json", "diarized_json")
 TEXT_TYPES = {"text": "text/plain; charset=utf-8", "srt": "application/x-subrip", "vtt": "text/vtt; charset=utf-8"}
 
@@ -83,12 +82,8 @@ def is_audio(declared: str) -> bool:
 
 def audio_in_json(body: bytes) -> Generator[None, None, bytes]:
     """The audio of a JSON answer, base64 under one of AUDIO_KEYS, perhaps as a `data:` URL; raises AnswerError."""
-    try:
-        content, texts = parsed(body)
-    except orjson.JSONDecodeError:
-        raise AnswerError(NO_JSON) from None
-    check_inside(content)
-    values = [content.get(key) for key in AUDIO_KEYS] if isinstance(content, dict) else []
+    content, texts = json_and_texts(body)
+    values = map(content.get, AUDIO_KEYS)
     text = next((value for value in values if isinstance(value, str) and value), None)
     if text is None:
         raise AnswerError(f"JSON without audio: {_words(content)}")
@@ -121,7 +116,7 @@ def transcript(wanted: str, content_type: str, body: bytes) -> tuple[str, bytes]
     """
     media = content_type.partition(";")[0].strip().lower()
     if media == "application/json":
-        content = _json(body)
+        content = json_value(body)
         if isinstance(content, dict) and isinstance(content.get("text"), str):
             if wanted not in TEXT_TYPES:
                 return content_type, body
@@ -139,7 +134,7 @@ def transcript(wanted: str, content_type: str, body: bytes) -> tuple[str, bytes]
 
 def transcript_events(body: bytes) -> bytes:
     """A whole JSON answer as the events of OpenAI's `stream`, for a server that does not stream; raises AnswerError."""
-    content = _json(body)
+    content = json_value(body)
     text = content.get("text") if isinstance(content, dict) else None
     if not isinstance(text, str):
         raise AnswerError(f"JSON without a text: {_words(content)}")
@@ -151,17 +146,6 @@ def transcript_events(body: bytes) -> bytes:
 
 def _event(content: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(content) + b"\n\n"
-
-
-def _json(body: bytes) -> Any:
-    try:
-        content = loads(body)
-    except TooMuchJson as error:
-        raise AnswerError(error.msg) from None
-    except orjson.JSONDecodeError:
-        raise AnswerError(NO_JSON) from None
-    check_inside(content)
-    return content
 
 
 def _words(content: Any) -> str:

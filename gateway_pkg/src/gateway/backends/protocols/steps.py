@@ -6,14 +6,12 @@ Pause and is sent an empty one. `converse` does the talking.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import orjson
-
-from gateway.backends.protocols.base import AnswerError, ErrorStatus, check_inside, written
-from gateway.wire.stepwise import LongTexts, TooMuchJson, loads, parsed
+from gateway.backends.protocols.base import ErrorStatus, json_and_texts, json_object
+from gateway.wire.stepwise import LongTexts
 
 T = TypeVar("T")
 
@@ -42,40 +40,18 @@ class Reply:
     body: bytes
 
     def content(self) -> bytes:
-        """The body of a 2xx.
-
-        Raises:
-            ErrorStatus: another status.
-        """
+        """The body of a 2xx; raises ErrorStatus for another status."""
         if not 200 <= self.status < 300:
             raise ErrorStatus(self.status, self.body)
         return self.body
 
     def json(self) -> dict[str, Any]:
-        """The JSON object of a 2xx.
-
-        Raises:
-            ErrorStatus: another status.
-            AnswerError: the body is no JSON object, or one that holds an error.
-        """
-        return self._object(lambda body: (loads(body), {}))[0]
+        """The JSON object of a 2xx; raises ErrorStatus for another status, else as `base.json_object`."""
+        return json_object(self.content())
 
     def json_and_texts(self) -> tuple[dict[str, Any], LongTexts]:
         """The same with names instead of its long texts, and these by their names; raises as `json`."""
-        return self._object(parsed)
-
-    def _object(self, parse: Callable[[bytes], tuple[Any, LongTexts]]) -> tuple[dict[str, Any], LongTexts]:
-        try:
-            content, texts = parse(self.content())
-        except TooMuchJson as error:
-            raise AnswerError(error.msg) from None
-        except orjson.JSONDecodeError:
-            raise AnswerError(f"no JSON in an answer of type '{self.content_type[:100]}'") from None
-        if not isinstance(content, dict):
-            raise AnswerError("an answer that is not a JSON object")
-        check_inside(content)
-        written(content)  # a part of it is told to the client
-        return content, texts
+        return json_and_texts(self.content())
 
 
 class Abandoned(Exception):

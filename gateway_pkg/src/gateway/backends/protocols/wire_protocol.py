@@ -32,7 +32,7 @@ AUDIO_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
 class Listing(NamedTuple):
-    """Names of models: where below the base_url, and how to read them; `read` raises AnswerError or ValueError."""
+    """Names of models: where below the base_url, and how to read them; `read` raises AnswerError."""
 
     path: str
     read: Callable[[bytes], tuple[str, ...]]

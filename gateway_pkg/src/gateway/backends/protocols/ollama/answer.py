@@ -7,13 +7,11 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
-import orjson
-
 from gateway.backends.protocols.base import (
     Adapter,
     AnswerError,
     Outgoing,
-    check_inside,
+    json_object,
     json_object_in_steps,
     written,
 )
@@ -22,12 +20,11 @@ from gateway.backends.usage import count_of
 from gateway.wire import rawjson
 from gateway.wire.errors import UpstreamClosed
 from gateway.wire.ndjson import LineCutter, LineTooLong
-from gateway.wire.stepwise import LongTexts, TooMuchJson, is_heavy, loads
+from gateway.wire.stepwise import LongTexts, is_heavy
 
 Json = dict[str, Any]
 
 DONE = b"data: [DONE]\n\n"
-QUOTED_CHARS = 500
 # Of a line, or an answer, with tool calls: each is looked at several times, to take its arguments out as they stand.
 CALLS_MAX = 1_000
 CALL_VALUES_MAX = 200_000
@@ -42,7 +39,7 @@ class OllamaAdapter(Adapter):
         return Outgoing(b"/api/embed", outgoing.dump(outgoing.embedding(request, model), request))
 
     def answer(self, capability: str, request: Mapping[str, Any], model: str, body: bytes) -> Json:
-        line = _parse(body)
+        line = json_object(body)
         if line.get("done") is not True:
             raise AnswerError("the answer is not complete")
         reader = _reader(capability, request)
@@ -53,7 +50,6 @@ class OllamaAdapter(Adapter):
         self, request: Mapping[str, Any], model: str, body: bytes
     ) -> Generator[None, None, tuple[Json, LongTexts]]:
         line, lists = yield from json_object_in_steps(body)
-        check_inside(line)
         return _embeddings(request, model, line), lists
 
     def stream(self, capability: str, request: Mapping[str, Any], model: str) -> OllamaStream:
@@ -104,7 +100,7 @@ class OllamaStream:
     def _translate(self, data: bytes, events: list[bytes]) -> None:
         if self.is_done:
             return
-        line = _parse(data)
+        line = json_object(data)
         done = line.get("done") is True
         choice = {"index": 0, **self._reader.event(data, line), "finish_reason": None}
         if done:
@@ -232,7 +228,7 @@ class _Text:
 
 def models(body: bytes) -> tuple[str, ...]:
     """The names in an answer of /api/tags (what is there) or of /api/ps (what is loaded); raises AnswerError."""
-    listed = _parse(body).get("models")
+    listed = json_object(body).get("models")
     if not isinstance(listed, list):
         raise AnswerError("no list of models")
     names = tuple(model["name"] for model in listed if isinstance(model, dict) and isinstance(model.get("name"), str))
@@ -253,19 +249,6 @@ def _head(kind: str, model: str) -> Json:
         "created": int(time.time()),
         "model": f"ollama:{model}",
     }
-
-
-def _parse(data: bytes) -> Json:
-    try:
-        line = loads(data)
-    except TooMuchJson as error:
-        raise AnswerError(error.msg) from None
-    except orjson.JSONDecodeError:
-        raise AnswerError(f"no JSON: {data[:QUOTED_CHARS].decode('utf-8', 'replace')}") from None
-    if not isinstance(line, dict):
-        raise AnswerError("JSON other than an object")
-    check_inside(line)
-    return line
 
 
 def _calls(data: bytes, said: Any) -> list[tuple[str, Any, str]]:
