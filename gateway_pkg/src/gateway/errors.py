@@ -108,6 +108,11 @@ def invalid_value(param: str, problem: str) -> ApiError:
     return ApiError(400, f"Invalid request: '{param}': {problem}", param=param, code="invalid_value")
 
 
+def unsupported_value(param: str, problem: str) -> ApiError:
+    """400: a backend has no counterpart for a value; `problem` says what the field must be, or what to do instead."""
+    return ApiError(400, f"'{param}' {problem}", param=param, code="unsupported_value")
+
+
 def unsupported_parameter(param: str, advice: str) -> ApiError:
     """400: a field has no counterpart here; `advice` says what to do instead."""
     return ApiError(400, f"'{param}' is not supported here; {advice}", param=param, code="unsupported_parameter")

@@ -9,15 +9,14 @@ import orjson
 
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.image_parts import image_bytes
-from gateway.backends.protocols.image_request import GUIDANCE, STEPS, ImageRequest, Painting, diffusion_options
+from gateway.backends.protocols.image_request import GUIDANCE, STEPS, ImageRequest, Options, Painting
 from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Steps, paced
 from gateway.backends.protocols.wire_protocol import WireProtocol
-from gateway.errors import ApiError
+from gateway.errors import invalid_value
 from gateway.wire.stepwise import encoded
 
 NAME = "a1111"
 GUIDANCE_SCALE = 7.0  # the server's own default
-STRENGTH = 0.75  # likewise
 LEAVE_POLL_SEC = 0.25
 INFO_MAX_CHARS = 200_000
 
@@ -27,7 +26,7 @@ def paint(request: ImageRequest) -> Steps[Painting]:
 
     The images of a batch have the seeds from `seed` on.
     """
-    options = diffusion_options(request, NAME)
+    options = Options(request, NAME)
     size = options.native_size()
     sent: dict[str, Any] = {
         "prompt": request.prompt,
@@ -45,8 +44,7 @@ def paint(request: ImageRequest) -> Steps[Painting]:
     if request.model:
         sent["override_settings"] = {"sd_model_checkpoint": request.model}
     if request.images:
-        options.one_image()
-        sent["denoising_strength"] = options.take("strength", usual=STRENGTH)
+        sent["denoising_strength"] = options.strength()
         if request.mask is not None:
             # The server edits where the mask is opaque, OpenAI's masks say it by transparency.
             sent["inpainting_mask_invert"] = 1
@@ -66,7 +64,7 @@ def _asked(request: ImageRequest, sent: dict[str, Any]) -> Steps[Painting]:
         yield from _interrupted(task)
         raise
     if reply.status == 404 and b"Sampler" in reply.body:
-        raise ApiError(400, "The backend does not know this sampler", param="sampler", code="invalid_value")
+        raise invalid_value("sampler", "must be one that the backend knows")
     answer, texts = reply.json_and_texts()
     images = answer.get("images")
     if not isinstance(images, list) or len(images) < request.n or not all(isinstance(text, str) for text in images):

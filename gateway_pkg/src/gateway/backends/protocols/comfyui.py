@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 from urllib.parse import quote, urlencode
 from uuid import uuid4
@@ -10,19 +9,11 @@ from uuid import uuid4
 import orjson
 
 from gateway.backends.protocols.base import AnswerError, json_value
-from gateway.backends.protocols.image_parts import check_image, multipart
-from gateway.backends.protocols.image_request import (
-    GUIDANCE,
-    STEPS,
-    ImageRequest,
-    Options,
-    Painting,
-    Upload,
-    diffusion_options,
-)
+from gateway.backends.protocols.image_parts import fetched_image, multipart
+from gateway.backends.protocols.image_request import GUIDANCE, STEPS, ImageRequest, Options, Painting, Upload
 from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Reply, Steps
 from gateway.backends.protocols.wire_protocol import WireProtocol
-from gateway.errors import ApiError
+from gateway.errors import ApiError, invalid_value, unsupported_value
 from gateway.wire.stepwise import loads
 
 NAME = "comfyui"
@@ -31,9 +22,7 @@ STEPS_DEFAULT = 20  # these four as in ComfyUI's own first graph
 GUIDANCE_SCALE = 8.0
 SAMPLER = "euler"
 SCHEDULER = "normal"
-STRENGTH = 0.75
 JPEG_QUALITY = 90
-SEED_LIMIT = 2**32
 
 Graph = dict[str, dict[str, Any]]
 
@@ -44,10 +33,10 @@ def paint(request: ImageRequest) -> Steps[Painting]:
     The images of one request are one batch, which has one seed. Without a model the server's first checkpoint is
     used. A mask keeps what is opaque in it.
     """
-    options = diffusion_options(request, NAME)
+    options = Options(request, NAME)
     view = _view(options)
     sampler = {
-        "seed": _seed(options.take("seed")),
+        "seed": options.seed(),
         "steps": options.take(*STEPS, usual=STEPS_DEFAULT),
         "cfg": options.take(*GUIDANCE, usual=GUIDANCE_SCALE),
         "sampler_name": options.take("sampler") or SAMPLER,
@@ -56,8 +45,7 @@ def paint(request: ImageRequest) -> Steps[Painting]:
     }
     size: dict[str, int] = {}
     if request.images:
-        options.one_image()
-        sampler["denoise"] = options.take("strength", usual=STRENGTH)
+        sampler["denoise"] = options.strength()
     if request.size is not None or not request.images:
         size = options.native_size()._asdict()
     negative = options.take("negative_prompt") or ""
@@ -72,7 +60,7 @@ def _view(options: Options) -> dict[str, str]:
     if wanted in ("jpeg", "webp"):
         return {"preview": f"{wanted};{JPEG_QUALITY if quality is None else quality}"}
     if quality is not None:
-        raise ApiError(400, "PNG has no degrees of compression", param="output_compression", code="unsupported_value")
+        raise unsupported_value("output_compression", "needs another output_format: PNG has no degrees of compression")
     return {}
 
 
@@ -92,9 +80,7 @@ def _run(
         entry = yield from _finished(prompt_id)
         images = []
         for query in _outputs(entry, request.n):
-            reply = yield Ask("GET", f"/view?{urlencode(query | view)}")
-            check_image(reply.content())
-            images.append(reply.body)
+            images += [(yield from fetched_image(f"/view?{urlencode(query | view)}"))]
     except (Abandoned, AnswerError):
         yield from _cancelled(prompt_id)
         raise
@@ -195,7 +181,7 @@ def _accepted(reply: Reply) -> str:
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, IndexError, AttributeError):
         pass
-    raise ApiError(400, f"The backend refused '{param}': {str(message)[:300]}", param=str(param), code="invalid_value")
+    raise invalid_value(str(param), f"the backend refused it: {str(message)[:300]}")
 
 
 def _finished(prompt_id: str) -> Steps[dict[str, Any]]:
@@ -248,10 +234,6 @@ def _cancelled(prompt_id: str) -> Steps[None]:
     for item in running if isinstance(running, list) else []:
         if isinstance(item, list) and prompt_id in item[:2]:
             yield Ask("POST", "/interrupt", orjson.dumps({"prompt_id": prompt_id}))
-
-
-def _seed(seed: int | None) -> int:
-    return secrets.randbelow(SEED_LIMIT) if seed is None or seed < 0 else seed
 
 
 PROTOCOL = WireProtocol(

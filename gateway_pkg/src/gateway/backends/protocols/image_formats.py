@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from struct import unpack_from
 from typing import NamedTuple
 
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp", "svg": "image/svg+xml"}
@@ -35,7 +36,7 @@ def size_of(data: bytes) -> Size | None:
     """The size of a PNG, JPEG or WebP; None where the file does not tell."""
     kind = kind_of(data)
     if kind == "png" and data[12:16] == b"IHDR" and len(data) >= 24:
-        return Size(_big(data[16:20]), _big(data[20:24]))
+        return Size(*unpack_from(">2I", data, 16))
     if kind == "jpg":
         return _jpeg_size(data)
     if kind == "webp" and len(data) >= 30:
@@ -55,11 +56,12 @@ def _jpeg_size(data: bytes) -> Size | None:
             break
         marker = data[at + 1]
         if marker in _SOF_MARKERS:
-            return Size(_big(data[at + 7 : at + 9]), _big(data[at + 5 : at + 7]))
+            height, width = unpack_from(">2H", data, at + 5)
+            return Size(width, height)
         if marker == 0xFF:  # a fill byte
             at += 1
         else:
-            at += 2 + _big(data[at + 2 : at + 4])
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
 
 
@@ -73,10 +75,6 @@ def _webp_size(data: bytes) -> Size | None:
     if chunk == b"VP8 ":
         return Size(_little(data[26:28]) & 0x3FFF, _little(data[28:30]) & 0x3FFF)
     return None
-
-
-def _big(data: bytes) -> int:
-    return int.from_bytes(data, "big")
 
 
 def _little(data: bytes) -> int:

@@ -7,7 +7,7 @@ from uuid import uuid4
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.image_formats import kind_of
 from gateway.backends.protocols.image_request import Upload
-from gateway.backends.protocols.steps import Steps, paced
+from gateway.backends.protocols.steps import Ask, Steps, paced
 from gateway.wire.stepwise import decoded
 
 Part = tuple[str, str | Upload]
@@ -27,6 +27,13 @@ def check_image(data: bytes) -> None:
     """Raises AnswerError for anything but an image of a kind that the gateway passes on."""
     if kind_of(data) is None:
         raise AnswerError("something other than a PNG, JPEG, WebP or SVG")
+
+
+def fetched_image(path: str) -> Steps[bytes]:
+    """The image at `path`; raises as `image_bytes`, ErrorStatus."""
+    reply = yield Ask("GET", path)
+    check_image(reply.content())
+    return reply.body
 
 
 def multipart(parts: list[Part]) -> tuple[bytes, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
@@ -11,11 +10,11 @@ import orjson
 
 from gateway.backends.protocols.base import AnswerError, ErrorStatus
 from gateway.backends.protocols.image_formats import Size
-from gateway.backends.protocols.image_parts import check_image, multipart
-from gateway.backends.protocols.image_request import GUIDANCE, STEPS, ImageRequest, Painting, diffusion_options
+from gateway.backends.protocols.image_parts import fetched_image, multipart
+from gateway.backends.protocols.image_request import GUIDANCE, SEED_LIMIT, STEPS, ImageRequest, Options, Painting
 from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Reply, Steps
 from gateway.backends.protocols.wire_protocol import WireProtocol
-from gateway.errors import ApiError
+from gateway.errors import ApiError, invalid_value, unsupported_value
 from gateway.wire.stepwise import loads
 
 NAME = "invokeai"
@@ -23,8 +22,6 @@ POLL_SEC = 0.25  # as the earlier system's shim
 STEPS_DEFAULT = 30  # these three as in InvokeAI's own page
 GUIDANCE_SCALE = 7.5
 SCHEDULER = "euler"
-STRENGTH = 0.75
-SEED_LIMIT = 2**32  # the server takes no larger ones
 QUOTED_CHARS = 500
 QUEUE = "/api/v1/queue/default"
 # By base model: node types of the loader and of the prompt.
@@ -41,7 +38,7 @@ def paint(request: ImageRequest) -> Steps[Painting]:
 
     The images have the seeds from `seed` on. Without a model the first that a graph is known for is used.
     """
-    options = diffusion_options(request, NAME)
+    options = Options(request, NAME)
     size = options.native_size()
     denoise: dict[str, Any] = {
         "steps": options.take(*STEPS, usual=STEPS_DEFAULT),
@@ -49,16 +46,12 @@ def paint(request: ImageRequest) -> Steps[Painting]:
         "scheduler": options.take("scheduler") or SCHEDULER,
     }
     if request.images:
-        options.one_image()
         # The server counts from the other end: how much of the noise has been removed already.
-        denoise["denoising_start"] = 1 - options.take("strength", usual=STRENGTH)
+        denoise["denoising_start"] = 1 - options.strength()
         if request.mask is not None:
-            message = f"A backend of protocol '{NAME}' takes no mask here"
-            raise ApiError(400, message, param="mask", code="unsupported_value")
+            raise unsupported_value("mask", f"is not supported by protocol '{NAME}'; leave it out")
     negative = options.take("negative_prompt") or ""
-    first = options.take("seed")
-    if first is None or first < 0:
-        first = secrets.randbelow(SEED_LIMIT)
+    first = options.seed()
     seeds = [(first + index) % SEED_LIMIT for index in range(request.n)]
     options.finish()
     return _run(request, size, denoise, negative, seeds)
@@ -85,7 +78,7 @@ def _run(
         for seed in seeds:
             if seed not in by_seed:
                 raise AnswerError(f"no image for seed {seed}")
-            images += [(yield from _fetched(by_seed[seed]))]
+            images += [(yield from fetched_image(f"{_image_path(by_seed[seed])}/full"))]
         for name in made if source is None else (*made, source):
             yield Ask("DELETE", _image_path(name))
     except (Abandoned, AnswerError, ApiError):
@@ -117,8 +110,8 @@ def _model(name: str) -> Steps[dict[str, Any]]:
             message = f"The InvokeAI server has no model of {', '.join(GRAPHS)}; install one there"
             raise ApiError(503, message, code="backend_not_ready")
     if not _has_graph(found):
-        message = f"Base model '{found.get('base')}' has no graph here; these have: {', '.join(GRAPHS)}"
-        raise ApiError(400, message, param="model", code="unsupported_value")
+        problem = f"is of base model '{found.get('base')}', which has no graph here; these have: {', '.join(GRAPHS)}"
+        raise unsupported_value("model", problem)
     return {field: found.get(field) for field in MODEL_FIELDS}
 
 
@@ -203,7 +196,7 @@ def _accepted(reply: Reply) -> dict[str, Any]:
         except (orjson.JSONDecodeError, KeyError, TypeError, IndexError):
             raise ErrorStatus(reply.status, reply.body) from None
         param = {"cfg_scale": "guidance_scale", "denoising_start": "strength"}.get(field, field)
-        raise ApiError(400, f"The backend refused '{param}': {message}", param=param, code="invalid_value")
+        raise invalid_value(param, f"the backend refused it: {message}")
     return reply.json()
 
 
@@ -261,12 +254,6 @@ def _image_names(items: list[int]) -> Steps[tuple[dict[int, str], list[str]]]:
         except (KeyError, TypeError, ValueError, IndexError, OverflowError):
             raise AnswerError("a finished item without an image") from None
     return names, made
-
-
-def _fetched(name: str) -> Steps[bytes]:
-    reply = yield Ask("GET", f"{_image_path(name)}/full")
-    check_image(reply.content())
-    return reply.body
 
 
 def _image_path(name: str) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.backends.protocols import openai
-from gateway.backends.protocols.image_request import ImageRequest, Painting, diffusion_options
+from gateway.backends.protocols.image_request import ImageRequest, Options, Painting
 from gateway.backends.protocols.steps import Steps
 from gateway.backends.protocols.wire_protocol import WireProtocol
-from gateway.errors import ApiError
+from gateway.errors import unsupported_value
 from gateway.routing.body import dump
 
 NAME = "nexa"
@@ -18,8 +18,8 @@ NAME = "nexa"
 def paint(request: ImageRequest) -> Steps[Painting]:
     """Asks for images; raises ApiError 400 for what Nexa would drop in silence, and for edits."""
     if request.images:
-        raise ApiError(400, f"A backend of protocol '{NAME}' edits no images", param="image", code="unsupported_value")
-    diffusion_options(request, NAME).finish()
+        raise unsupported_value("image", f"is not supported by protocol '{NAME}': it edits no images")
+    Options(request, NAME).finish()
     plain = ImageRequest(request.prompt, request.n, request.size, request.model, {})
     return openai.paint(plain)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Generator, Mapping
 from typing import Any
 
@@ -21,6 +22,13 @@ AUDIO_TYPES = {
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
+MAGIC = (
+    ("wav", re.compile(rb"RIFF.{4}WAVE", re.DOTALL)),
+    ("ogg", re.compile(rb"OggS")),
+    ("flac", re.compile(rb"fLaC")),
+    ("aac", re.compile(rb"\xff[\xf1\xf9]")),
+    ("mp3", re.compile(rb"ID3|\xff[\xfa\xfb\xf2\xf3]")),
+)
 USUAL_FORMAT = "mp3"  # OpenAI's, where a request names none
 # What a server says of audio when it does not know better.
 VAGUE_TYPES = ("", "application/octet-stream", "binary/octet-stream", "audio/*")
@@ -57,21 +65,8 @@ def audio_type(declared: str, head: bytes, wanted: str | None) -> str:
     media = declared.partition(";")[0].strip().lower()
     if media not in VAGUE_TYPES:
         return declared
-    return _sniffed(head) or AUDIO_TYPES.get((wanted or USUAL_FORMAT).lower(), "application/octet-stream")
-
-
-def _sniffed(head: bytes) -> str | None:
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        return AUDIO_TYPES["wav"]
-    if head[:4] == b"OggS":
-        return AUDIO_TYPES["ogg"]
-    if head[:4] == b"fLaC":
-        return AUDIO_TYPES["flac"]
-    if head[:2] in (b"\xff\xf1", b"\xff\xf9"):
-        return AUDIO_TYPES["aac"]
-    if head[:3] == b"ID3" or head[:2] in (b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xfa"):
-        return AUDIO_TYPES["mp3"]
-    return None
+    sniffed = next((name for name, begins in MAGIC if begins.match(head)), (wanted or USUAL_FORMAT).lower())
+    return AUDIO_TYPES.get(sniffed, "application/octet-stream")
 
 
 def is_audio(declared: str) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 from html import escape
 
 from gateway.backends.protocols.image_formats import size_of
-from gateway.backends.protocols.image_request import DEFAULT_SIZE, ImageRequest, Options, Painting
+from gateway.backends.protocols.image_request import DEFAULT_SIZE, ImageRequest, Painting, unsupported_field
 
 LINE_CHARS = 48
 LINES_MAX = 12
@@ -14,12 +14,9 @@ LINES_MAX = 12
 
 def draw(request: ImageRequest) -> Painting:
     """SVGs that show each field of a request, always the same; raises ApiError 400 for another `output_format`."""
-    options = Options(request, "mock")
-    options.only("output_format", "svg")
-    for name in request.fields:
-        if name not in ("output_format", "output_compression"):
-            options.no_effect(name)
-    options.finish()
+    for name, value in request.fields.items():
+        if name == "output_compression" or (name == "output_format" and value != "svg"):
+            raise unsupported_field(name, value, "mock")
     size = request.size or (size_of(request.images[0].data) if request.images else None) or DEFAULT_SIZE
     shown = {name: value for name, value in request.fields.items() if name != "user"}
     shown |= {f"image {index}": _digest(image.data) for index, image in enumerate(request.images)}

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import ApiError
+from gateway.errors import ApiError, invalid_value, unsupported_value
 
 Json = dict[str, Any]
 
@@ -76,7 +76,7 @@ def chat(request: Mapping[str, Any], model: str) -> Json:
         if request.get("top_logprobs") is not None:
             body["top_logprobs"] = request["top_logprobs"]
     elif request.get("top_logprobs"):
-        raise invalid("top_logprobs", "needs 'logprobs': true")
+        raise invalid_value("top_logprobs", "needs 'logprobs': true")
     if (tools := _tools(request)) and request.get("tool_choice") != "none":
         body["tools"] = tools
     if function := forced_function(request):
@@ -91,7 +91,7 @@ def completion(request: Mapping[str, Any], model: str) -> Json:
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str):
-        raise unsupported("prompt", "must be one string on this backend")
+        raise unsupported_value("prompt", "must be one string on this backend")
     body["prompt"] = prompt
     if request.get("logprobs") is not None:
         body |= {"logprobs": True, "top_logprobs": request["logprobs"]}
@@ -103,7 +103,7 @@ def embedding(request: Mapping[str, Any], model: str) -> Json:
     texts = request["input"]
     for text in [texts] if isinstance(texts, str) else texts:
         if not isinstance(text, str):
-            raise unsupported("input", "must be a string or a list of strings on this backend")
+            raise unsupported_value("input", "must be a string or a list of strings on this backend")
     body = {name: value for name, value in request.items() if value is not None and name != "encoding_format"}
     _check_case(body)
     return body | {"model": model}
@@ -121,15 +121,15 @@ def forced_function(request: Mapping[str, Any]) -> Json | None:
     functions: list[Json] = [tool["function"] for tool in _tools(request)]
     if choice == "required":
         if len(functions) != 1:
-            raise unsupported("tool_choice", "takes 'required' on this backend only with one tool; name the function")
+            raise unsupported_value("tool_choice", "takes 'required' here only with one tool; name the function")
         return functions[0]
     if not isinstance(choice, dict) or choice.get("type") != "function":
-        raise unsupported("tool_choice", "must be 'auto', 'none', 'required' or one named function on this backend")
+        raise unsupported_value("tool_choice", "must be 'auto', 'none', 'required' or one named function here")
     name = _dict(choice.get("function")).get("name")
     for function in functions:
         if function["name"] == name:
             return function
-    raise invalid("tool_choice", "must name a function of 'tools'")
+    raise invalid_value("tool_choice", "must name a function of 'tools'")
 
 
 def dump(body: Json, request: Mapping[str, Any]) -> bytes:
@@ -149,19 +149,11 @@ def _undumpable(request: Mapping[str, Any]) -> str | None:
     return None
 
 
-def unsupported(param: str, problem: str) -> ApiError:
-    return ApiError(400, f"'{param}' {problem}", param=param, code="unsupported_value")
-
-
-def invalid(param: str, problem: str) -> ApiError:
-    return ApiError(400, f"Invalid request: '{param}' {problem}", param=param, code="invalid_value")
-
-
 def _common(request: Mapping[str, Any], model: str) -> Json:
     for name, harmless in _HARMLESS.items():
         value = request.get(name)
         if value is not None and value not in harmless:
-            raise unsupported(name, "is not supported by Ollama; leave it out, or choose another model")
+            raise unsupported_value(name, "is not supported by Ollama; leave it out, or choose another model")
     body = {name: value for name, value in request.items() if name not in _TRANSLATED and value is not None}
     _check_case(body)
     # Ollama streams unless told otherwise.
@@ -170,7 +162,7 @@ def _common(request: Mapping[str, Any], model: str) -> Json:
         body["format"] = form
     if (effort := request.get("reasoning_effort")) is not None and "think" not in body:
         if not isinstance(effort, str) or effort not in _THINK:
-            raise invalid("reasoning_effort", f"must be one of {', '.join(_THINK)}")
+            raise invalid_value("reasoning_effort", f"must be one of {', '.join(_THINK)}")
         body["think"] = _THINK[effort]
     return body
 
@@ -179,13 +171,13 @@ def _check_case(body: Json) -> None:
     """Ollama reads a field's name in any case, and takes the last of two: none may stand beside one that is written."""
     for name in body:
         if name not in _WRITTEN and name.casefold() in _WRITTEN:
-            raise invalid(name, f"must be written '{name.casefold()}'")
+            raise invalid_value(name, f"must be written '{name.casefold()}'")
 
 
 def _options(request: Mapping[str, Any]) -> Json:
     options = request.get("options")
     if options is not None and not isinstance(options, dict):
-        raise invalid("options", "must be an object of Ollama's options")
+        raise invalid_value("options", "must be an object of Ollama's options")
     options = dict(options or {})
     for name, option in _OPTIONS.items():
         if request.get(name) is not None:
@@ -204,17 +196,17 @@ def _format(wanted: Any) -> Any:
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
             return schema
         case {"type": "json_schema"}:
-            raise invalid("response_format.json_schema.schema", "must be a JSON schema")
-    raise unsupported("response_format.type", "must be 'text', 'json_object' or 'json_schema' on this backend")
+            raise invalid_value("response_format.json_schema.schema", "must be a JSON schema")
+    raise unsupported_value("response_format.type", "must be 'text', 'json_object' or 'json_schema' on this backend")
 
 
 def _tools(request: Mapping[str, Any]) -> list[Json]:
     tools: list[Json] = request.get("tools") or []
     for index, tool in enumerate(tools):
         if tool.get("type", "function") != "function":
-            raise unsupported(f"tools.{index}.type", "must be 'function' on this backend")
+            raise unsupported_value(f"tools.{index}.type", "must be 'function' on this backend")
         if not isinstance(_dict(tool.get("function")).get("name"), str):
-            raise invalid(f"tools.{index}.function.name", "must be the function's name")
+            raise invalid_value(f"tools.{index}.function.name", "must be the function's name")
     return tools
 
 
@@ -225,10 +217,10 @@ def _messages(messages: list[Json]) -> list[Json]:
 
 def _message(message: Json, at: str, names: dict[str, str]) -> Json:
     if message["role"] == "function":
-        raise unsupported(f"{at}.role", "takes 'tool' instead of 'function' on this backend")
+        raise unsupported_value(f"{at}.role", "takes 'tool' instead of 'function' on this backend")
     for name in ("audio", "function_call"):
         if message.get(name) is not None:
-            raise unsupported(f"{at}.{name}", "is not supported by Ollama")
+            raise unsupported_value(f"{at}.{name}", "is not supported by Ollama")
     said = {name: value for name, value in message.items() if value is not None}
     if said["role"] == "developer":
         said["role"] = "system"
@@ -258,7 +250,7 @@ def _content(content: str | list[Json], at: str) -> Json:
             case {"type": "input_audio", "input_audio": {"data": str(data)}}:
                 images.append(data)
             case _:
-                raise unsupported(f"{at}.{index}", "must be a text, an 'image_url' or an 'input_audio' on this backend")
+                raise unsupported_value(f"{at}.{index}", "must be a text, an 'image_url' or an 'input_audio' here")
     said: Json = {"content": "\n".join(texts)}
     return said | {"images": images} if images else said
 
@@ -266,22 +258,22 @@ def _content(content: str | list[Json], at: str) -> Json:
 def _image(url: str, detail: Any, at: str) -> str:
     """Base64 as Ollama wants it; it sees every image in full detail."""
     if detail not in (None, "auto", "high"):
-        raise unsupported(f"{at}.detail", "must be 'auto' or 'high' on this backend")
+        raise unsupported_value(f"{at}.detail", "must be 'auto' or 'high' on this backend")
     head, comma, data = url.partition(",")
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
-        raise unsupported(f"{at}.url", "must be a data: URL in base64: this backend fetches no images")
+        raise unsupported_value(f"{at}.url", "must be a data: URL in base64: this backend fetches no images")
     return data
 
 
 def _calls(calls: Any, at: str, names: dict[str, str]) -> list[Json]:
     if not isinstance(calls, list):
-        raise invalid(at, "is a list")
+        raise invalid_value(at, "must be a list")
     said = []
     for index, call in enumerate(calls):
         function = _dict(_dict(call).get("function"))
         name = function.get("name")
         if not isinstance(name, str):
-            raise unsupported(f"{at}.{index}", "must be a call of a function on this backend")
+            raise unsupported_value(f"{at}.{index}", "must be a call of a function on this backend")
         told: Json = {"function": function | {"index": index, "arguments": _arguments(function, f"{at}.{index}")}}
         if call.get("id") is not None:
             told["id"] = call["id"]
@@ -300,7 +292,7 @@ def _arguments(function: Json, at: str) -> orjson.Fragment:
             return orjson.Fragment(text)
     except orjson.JSONDecodeError:
         pass
-    raise invalid(f"{at}.function.arguments", "must be a JSON object as a string")
+    raise invalid_value(f"{at}.function.arguments", "must be a JSON object as a string")
 
 
 def _dict(value: Any) -> Json:
