@@ -24,6 +24,11 @@ from gateway.wire.stepwise import LongTexts, is_heavy
 
 Json = dict[str, Any]
 
+REQUESTS = {
+    "chat": (b"/api/chat", outgoing.chat),
+    "completions": (b"/api/generate", outgoing.completion),
+    "embeddings": (b"/api/embed", outgoing.embedding),
+}
 DONE = b"data: [DONE]\n\n"
 # Of a line, or an answer, with tool calls: each is looked at several times, to take its arguments out as they stand.
 CALLS_MAX = 1_000
@@ -32,11 +37,8 @@ CALL_VALUES_MAX = 200_000
 
 class OllamaAdapter(Adapter):
     def request(self, capability: str, request: Mapping[str, Any], model: str) -> Outgoing:
-        if capability == "chat":
-            return Outgoing(b"/api/chat", outgoing.dump(outgoing.chat(request, model), request))
-        if capability == "completions":
-            return Outgoing(b"/api/generate", outgoing.dump(outgoing.completion(request, model), request))
-        return Outgoing(b"/api/embed", outgoing.dump(outgoing.embedding(request, model), request))
+        path, translate = REQUESTS[capability]
+        return Outgoing(path, outgoing.dump(translate(request, model), request))
 
     def answer(self, capability: str, request: Mapping[str, Any], model: str, body: bytes) -> Json:
         line = json_object(body)
@@ -44,7 +46,9 @@ class OllamaAdapter(Adapter):
             raise AnswerError("the answer is not complete")
         reader = _reader(capability, request)
         choice = {"index": 0, **reader.whole(body, line), "finish_reason": reader.finish_reason(line)}
-        return {**_head(reader.object, model), "choices": [choice], **_with_usage(_usage(line))}
+        answer = {**_head(reader.object, model), "choices": [choice]}
+        usage = _usage(line)
+        return answer if usage is None else answer | {"usage": usage}
 
     def embeddings(
         self, request: Mapping[str, Any], model: str, body: bytes
@@ -136,7 +140,7 @@ class _Chat:
         if calls:
             delta["tool_calls"] = calls
         self._began = True
-        return {"delta": delta, **_with_logprobs(_chat_logprobs(line))}
+        return {"delta": delta, **_chat_logprobs(line)}
 
     def whole(self, data: bytes, line: Json) -> Json:
         content, thinking, calls = self._message(data, line)
@@ -145,7 +149,7 @@ class _Chat:
             message["thinking"] = thinking
         if calls:
             message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in calls]
-        return {"message": message, **_with_logprobs(_chat_logprobs(line))}
+        return {"message": message, **_chat_logprobs(line)}
 
     def finish_reason(self, line: Json) -> str:
         if line.get("done_reason") == "length":
@@ -158,23 +162,16 @@ class _Chat:
         if not isinstance(message, dict):
             raise AnswerError("a line without a message")
         content, thinking = _text(message, "content"), _text(message, "thinking")
-        calls = self._tool_calls(data, message.get("tool_calls"))
+        told = _calls(data, message.get("tool_calls"))
+        if self._one_call:
+            told = told[: 1 - self._calls]
+        calls = [self._call(*call) for call in told]
         if calls:
             self._forced = None  # the model has made its call by itself
         elif self._forced is not None and content:
             # The content is held to the schema of the function's arguments: it is them.
             return "", thinking, [self._forced_part(self._forced["name"], content)]
         return content, thinking, calls
-
-    def _tool_calls(self, data: bytes, said: Any) -> list[Json]:
-        if not said:
-            return []
-        calls = []
-        for name, call_id, arguments in _calls(data, said):
-            if self._one_call and self._calls:
-                break
-            calls.append(self._call(name, call_id, arguments))
-        return calls
 
     def _call(self, name: str, call_id: Any, arguments: str) -> Json:
         # Ollama numbers the calls of a line, not always those of an answer.
@@ -200,7 +197,7 @@ class _Text:
     def event(self, data: bytes, line: Json) -> Json:
         if "response" not in line:
             raise AnswerError("a line without a response")
-        said: Json = {"text": _text(line, "response"), **_with_logprobs(self._logprobs(line))}
+        said: Json = {"text": _text(line, "response"), **self._logprobs(line)}
         if thinking := _text(line, "thinking"):
             said["thinking"] = thinking
         return said
@@ -210,20 +207,21 @@ class _Text:
     def finish_reason(self, line: Json) -> str:
         return "length" if line.get("done_reason") == "length" else "stop"
 
-    def _logprobs(self, line: Json) -> Json | None:
+    def _logprobs(self, line: Json) -> Json:
         entries = _entries(line)
-        if entries is None:
-            return None
+        if not entries:
+            return {}
         offsets = []
         for entry in entries:
             offsets.append(self._offset)
             self._offset += len(entry["token"])
-        return {
+        logprobs = {
             "tokens": [entry["token"] for entry in entries],
             "token_logprobs": [entry["logprob"] for entry in entries],
             "top_logprobs": [{top["token"]: top["logprob"] for top in entry["top_logprobs"]} for entry in entries],
             "text_offset": offsets,
         }
+        return {"logprobs": logprobs}
 
 
 def models(body: bytes) -> tuple[str, ...]:
@@ -253,6 +251,8 @@ def _head(kind: str, model: str) -> Json:
 
 def _calls(data: bytes, said: Any) -> list[tuple[str, Any, str]]:
     """Name, id and arguments of each call; the arguments as they stand in `data`."""
+    if not said:
+        return []
     if not isinstance(said, list):
         raise AnswerError("tool calls other than a list")
     if len(said) > CALLS_MAX or is_heavy(data, CALL_VALUES_MAX):
@@ -273,25 +273,18 @@ def _calls(data: bytes, said: Any) -> list[tuple[str, Any, str]]:
     return calls
 
 
-def _chat_logprobs(line: Json) -> Json | None:
+def _chat_logprobs(line: Json) -> Json:
     entries = _entries(line)
-    return None if entries is None else {"content": entries, "refusal": None}
+    return {"logprobs": {"content": entries, "refusal": None}} if entries else {}
 
 
-def _entries(line: Json) -> list[Json] | None:
-    """OpenAI's entries, with all keys; None for a line without log probabilities."""
-    entries = line.get("logprobs")
-    if not entries:
-        return None
-    if not isinstance(entries, list):
-        raise AnswerError("malformed log probabilities")
-    return [{**_entry(entry), "top_logprobs": _top(entry.get("top_logprobs"))} for entry in entries]
-
-
-def _top(entries: Any) -> list[Json]:
-    if not isinstance(entries, list | None):
-        raise AnswerError("malformed log probabilities")
-    return [_entry(entry) for entry in entries or ()]
+def _entries(line: Json) -> list[Json]:
+    """OpenAI's entries, with all keys."""
+    entries = line.get("logprobs") or []
+    try:
+        return [_entry(entry) | {"top_logprobs": [*map(_entry, entry.get("top_logprobs") or ())]} for entry in entries]
+    except TypeError:
+        raise AnswerError("malformed log probabilities") from None
 
 
 def _entry(entry: Any) -> Json:
@@ -319,14 +312,6 @@ def _usage(line: Json) -> Json | None:
     if prompt is None or answer is None:
         return None
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
-
-
-def _with_usage(usage: Json | None) -> Json:
-    return {} if usage is None else {"usage": usage}
-
-
-def _with_logprobs(logprobs: Json | None) -> Json:
-    return {} if logprobs is None else {"logprobs": logprobs}
 
 
 def _text(said: Json, name: str) -> str:
