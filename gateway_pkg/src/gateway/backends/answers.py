@@ -107,10 +107,17 @@ class Answer:
         self._exchange.usage = usage_of(translator.usage)
 
     async def _body(self) -> bytes:
-        content_type = self._response.header(b"content-type") or b""
-        if self._slots.adapter is None and not content_type.startswith(JSON_TYPE):
-            raise wrong_type(content_type, "JSON")
+        if self._slots.adapter is None:
+            return await read_json(self._response, self._limit)
         return await self._response.read(self._limit)
+
+
+async def read_json(response: Response, limit: int) -> bytes:
+    """The whole body of an answer that is JSON; raises AnswerError for another type, else as `Response.read`."""
+    content_type = response.header(b"content-type") or b""
+    if not content_type.startswith(JSON_TYPE):
+        raise wrong_type(content_type, "JSON")
+    return await response.read(limit)
 
 
 async def pieces(response: Response) -> AsyncIterator[bytes]:

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager, nullcontext
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from gateway.backends.answers import JSON_TYPE, Answer
+from gateway.backends.answers import Answer, read_json
 from gateway.backends.converse import converse
-from gateway.backends.failures import Effect, told, wrong_type
+from gateway.backends.failures import Effect, told
 from gateway.backends.protocols.base import AnswerError, ErrorStatus
 from gateway.backends.protocols.steps import Steps
 from gateway.backends.protocols.wire_protocol import below
@@ -110,9 +110,7 @@ class Dispatcher:
     @asynccontextmanager
     async def ask(self, exchange: Request, capability: str, request: dict[str, Any]) -> AsyncIterator[Answer]:
         """A chat-like request for a handler that translates it: `request` is OpenAI's, already checked.
-
-        Raises:
-            ApiError: whatever keeps it from being answered, also from within the block.
+        Raises ApiError for whatever keeps it from being answered, also from within the block.
         """
         model = request.get("model") or ""
         route = await self.routes.chat(exchange, capability, model, request, exchange.scope["path"])
@@ -130,9 +128,7 @@ class Dispatcher:
         self, exchange: Request, backend: Backend, message: Message, seconds: float, passes: Container[int]
     ) -> AsyncIterator[Response]:
         """One request to this very backend, which costs it no slot: the answer, whose head comes within `seconds`.
-
-        Raises:
-            ApiError: it failed, or answered with a status that is not in `passes`; also from within the block.
+        Raises ApiError where it fails, or answers with a status that is not in `passes`; also from within the block.
         """
         with exchange.until_disconnect():
             response: Response | None = None
@@ -163,12 +159,8 @@ class Dispatcher:
             raise overloaded(route.decision.backend_class)
         began = perf_counter()
         try:
-            return await queue.wait(
-                route.slots,
-                caller.key if caller is not None else "",
-                caller.policy.priority if caller is not None else 0,
-                route.decision.model,
-            )
+            token, priority = (caller.key, caller.policy.priority) if caller is not None else ("", 0)
+            return await queue.wait(route.slots, token, priority, route.decision.model)
         finally:
             exchange.queued_ms += (perf_counter() - began) * 1000
 
@@ -265,10 +257,7 @@ class Call:
 
     async def read_json(self, response: Response) -> bytes:
         """The whole body of an answer that is JSON."""
-        content_type = response.header(b"content-type") or b""
-        if not content_type.startswith(JSON_TYPE):
-            raise wrong_type(content_type, "JSON")
-        return await response.read(self._dispatcher.max_response_bytes)
+        return await read_json(response, self._dispatcher.max_response_bytes)
 
     async def send(self, send: Callable[[Slots], Awaitable[Response]]) -> Response:
         """As `ask`, for what sends by itself."""
@@ -281,13 +270,7 @@ class Call:
         """What the steps return; raises UpstreamError, AnswerError, ApiError where no host is free."""
         limit, exchange = self._dispatcher.max_response_bytes, self._exchange
         return await self._on_one_host(
-            lambda slots: converse(
-                slots.backend,
-                steps(slots),
-                max_response_bytes=limit,
-                only_once=exchange.retried,
-                on_abort=slots.on_abort,
-            )
+            lambda slots: converse(slots.backend, steps(slots), limit, exchange.retried, slots.on_abort)
         )
 
     async def _on_one_host(self, work: Callable[[Slots], Awaitable[T]]) -> T:

@@ -25,7 +25,6 @@ _farewells: set[asyncio.Task[None]] = set()
 async def converse(
     backend: Backend,
     steps: Steps[T],
-    *,
     max_response_bytes: int,
     only_once: bool = False,
     on_abort: OnAbort | None = None,
@@ -35,11 +34,8 @@ async def converse(
     When this is cancelled, or the backend fails, the steps are abandoned: what they then ask is asked in the
     background, within FAREWELL_SEC. `only_once` is as the pool's. `on_abort` is called where the backend may not have
     ended its work.
-
-    Raises:
-        ErrorStatus: the backend refused.
-        AnswerError: it answered something else than was asked for.
-        UpstreamError: the backend could not be asked.
+    Raises ErrorStatus where the backend refuses, AnswerError where it answers something else, UpstreamError where it
+    cannot be asked.
     """
     reply: Reply | None = None
     while True:

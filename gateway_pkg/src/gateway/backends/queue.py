@@ -133,9 +133,7 @@ class FairQueue:
 
     async def wait(self, slots: Sequence[Slots], token: str, priority: int, model: str) -> Slots:
         """A slot of one of `slots`, already taken. `token` stands for the caller as in all that is counted.
-
-        Raises:
-            ApiError: 429 when the queue is full, or no slot came free in time.
+        Raises ApiError 429 when the queue is full, or no slot came free in time.
         """
         backend_class = slots[0].backend.record.backend_class
         key = _Key(tuple(slots), priority, token)
@@ -154,9 +152,8 @@ class FairQueue:
             self._leave(waiter)
             raise
         if granted is None:
-            raise overloaded(
-                backend_class, f"its queue of {self.max_waiting} is full: another token took this one's place"
-            )
+            why = f"its queue of {self.max_waiting} is full: another token took this one's place"
+            raise overloaded(backend_class, why)
         return granted
 
     def wake(self, slots: Slots) -> None:

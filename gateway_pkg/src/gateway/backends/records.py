@@ -134,9 +134,7 @@ def load_backends(settings: Settings, environment: Mapping[str, str] = os.enviro
     """The backends of the file and those that single settings name; `${NAME}` as `Settings.variable`.
 
     The file need not be there where a setting names a backend, unless it was named itself.
-
-    Raises:
-        Refusal: the file is missing, not YAML, names an unset variable, or a record is not of its shape.
+    Raises Refusal: the file is missing, not YAML, names an unset variable, or a record is not of its shape.
     """
     own = settings[BackendSettings]
     path = own.gateway_backends_path
@@ -149,10 +147,8 @@ def load_backends(settings: Settings, environment: Mapping[str, str] = os.enviro
     for name, record in implied.items():
         if record.backend_class not in known:
             if name in records:
-                raise Refusal(
-                    f"{path}: {name}: a setting makes a backend of this name; rename the record, "
-                    f"or give it the class {record.backend_class}"
-                )
+                advice = f"rename the record, or give it the class {record.backend_class}"
+                raise Refusal(f"{path}: {name}: a setting makes a backend of this name; {advice}")
             records[name] = record
     url = settings.value("images_http_base_url")
     if url and not _is_loopback(url):  # the earlier system's rule: its default, on loopback, left the class's own
@@ -174,9 +170,8 @@ def _read(path: Path, variable: Callable[[str], str]) -> tuple[dict[str, Backend
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a 99th of May, lists without end
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""
-        raise Refusal(
-            f"{path}: {place}not YAML: {getattr(error, 'problem', None) or 'unreadable'}; correct it"
-        ) from None
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise Refusal(f"{path}: {place}not YAML: {problem}; correct it") from None
     if not isinstance(content, dict) or not isinstance(content.get("backends"), dict) or not content["backends"]:
         raise Refusal(f"{path}: needs a mapping 'backends:' with at least one record; see docs/add-a-backend.md")
     try:
@@ -200,11 +195,7 @@ def _check_queues(records: Mapping[str, BackendRecord], path: Path) -> None:
 
 
 def implied_records(settings: Settings) -> dict[str, BackendRecord]:
-    """The backends that single settings name: `OLLAMA_BASE_URL` and its like.
-
-    Raises:
-        Refusal: a value is not the URL of a server.
-    """
+    """The backends that settings such as `OLLAMA_BASE_URL` name; raises Refusal for a value that is no server's URL."""
     records: dict[str, BackendRecord] = {}
     for name in (*IMPLIED, IMAGES_URL):
         url = settings.value(name)
@@ -247,9 +238,8 @@ def _fill(value: Any, variable: Callable[[str], str], path: Path) -> Any:
         name = match.group(1)
         if filled := variable(name):
             return filled
-        raise Refusal(
-            f"{path}: ${{{name}}} is not set; set it in the environment or the env file, or write the value here"
-        )
+        advice = "set it in the environment or the env file, or write the value here"
+        raise Refusal(f"{path}: ${{{name}}} is not set; {advice}")
 
     return _VARIABLE.sub(replace, value)
 

@@ -14,7 +14,7 @@ from gateway.backends.protocols.wire_protocol import OPENAI_PATHS, VERSION
 from gateway.backends.queue import FairQueue
 from gateway.backends.records import BackendsFile
 from gateway.backends.slots import Backend, MakeBackend, Slots
-from gateway.errors import RETRY_NOT_READY_SEC, ApiError, not_ready, retry_after
+from gateway.errors import RETRY_NOT_READY_SEC, ApiError, invalid_value, not_ready, retry_after
 from gateway.routing.aliases import Alias, models_by_class
 from gateway.routing.body import Rename
 from gateway.routing.policy import (
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 BOUNDED = ("chat", "completions")  # whose answers an alias's caps are for
 BUILTIN_EMBEDDER = {"builtin": "gateway_embed"}  # the earlier EMBEDDINGS_BACKEND's word for it
 ROUTES_MAX = 1_000
+NO_NAMES = ("", AUTO, DEFAULT_ALIAS)  # of an embedder
 _SAFE_IN_HEADER = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
@@ -172,11 +173,7 @@ class Registry:
         self._decided.clear()
 
     def route(self, model: str, backend_header: bytes, capability: str, path: str = "") -> Route:
-        """The route of a request of which the policy need not know more.
-
-        Raises:
-            ApiError: as `named_route` and `policy_route`.
-        """
+        """The route of a request of which the policy need not know more; raises ApiError as the two below."""
         named = self.named_route(model, backend_header, capability, path)
         return named if named is not None else self.policy_route(Facts(), model, capability, path)
 
@@ -185,15 +182,13 @@ class Registry:
 
         None where it names nothing: `policy_route` has its route. `path` is that of the request, if it is not usual
         for its capability.
-
-        Raises:
-            ApiError: as `decide`; 400 when the class cannot do this, 503 when no backend is of the class.
+        Raises ApiError as `decide`; 400 when the class cannot do this, 503 when no backend is of the class.
         """
         key = (model, backend_header, path or capability)
         route = self._routes.get(key)
         if route is not None:
             return route
-        if capability in ("embeddings", "rerank") and not backend_header and _names_none(model):
+        if capability in ("embeddings", "rerank") and not backend_header and model.casefold() in NO_NAMES:
             decision: Decision | None = decide_embedder(self.names)
         else:
             decision = decide(model, backend_header.decode("latin-1"), capability, self.names)
@@ -208,8 +203,7 @@ class Registry:
     def policy_route(self, facts: Facts, model: str, capability: str, path: str = "") -> Route:
         """The route of a request that names nothing; `model` is how it says so.
 
-        Raises:
-            ApiError: as `decide_by_policy`, and as `named_route`.
+        Raises ApiError as `decide_by_policy`, and as `named_route`.
         """
         return self._decide_once(decide_by_policy(facts, self.names, self.rules), capability, model, path)
 
@@ -219,15 +213,9 @@ class Registry:
         return next((one for one in hosts if one.protocol.tokens is not None and one.is_usable), None)
 
     def route_in_class(self, model: str, backend_header: bytes, capability: str, usual: str, path: str) -> Route:
-        """The route of a request of a kind that has a class of its own, such as images.
-
-        Raises:
-            ApiError: as `route`.
-        """
+        """The route of a request of a kind that has a class of its own, such as images; raises ApiError as `route`."""
         if len(model) > MODEL_MAX_CHARS:  # a form's field, which no schema has checked
-            raise ApiError(
-                400, f"'model': send at most {MODEL_MAX_CHARS} characters", param="model", code="invalid_value"
-            )
+            raise invalid_value("model", f"send at most {MODEL_MAX_CHARS} characters")
         decision = decide_in_class(model, backend_header.decode("latin-1"), capability, usual, self.names)
         return self._decide_once(decision, capability, model, path)
 
@@ -253,9 +241,7 @@ class Registry:
         """Takes a slot of the least-loaded usable backend but `failed`; who takes it calls its `release`.
 
         None where all slots are taken, or others wait for them already.
-
-        Raises:
-            ApiError: 503 none is ready.
+        Raises ApiError 503 when no backend is ready.
         """
         if route.queue is not None and len(route.queue):
             return None
@@ -285,27 +271,15 @@ class Registry:
     def _slots(self, backend_class: str, capability: str) -> tuple[Slots, ...]:
         backends = self._by_class.get(backend_class)
         if backends is None:
-            raise ApiError(
-                503,
-                f"No backend of class '{backend_class}' is configured for {capability}",
-                code="backend_not_ready",
-                headers=retry_after(RETRY_NOT_READY_SEC),
-            )
+            message = f"No backend of class '{backend_class}' is configured for {capability}"
+            raise ApiError(503, message, code="backend_not_ready", headers=retry_after(RETRY_NOT_READY_SEC))
         slots = tuple(backend.slots[capability] for backend in backends if capability in backend.slots)
         if not slots:
             able = sorted({backend.record.backend_class for backend in self.backends if capability in backend.slots})
             hint = f"; these do: {', '.join(able)}" if able else ""
-            raise ApiError(
-                400,
-                f"Backend '{backend_class}' does not support {capability}{hint}",
-                param="model",
-                code="capability_not_supported",
-            )
+            message = f"Backend '{backend_class}' does not support {capability}{hint}"
+            raise ApiError(400, message, param="model", code="capability_not_supported")
         return slots
-
-
-def _names_none(model: str) -> bool:
-    return model.casefold() in ("", AUTO, DEFAULT_ALIAS)
 
 
 def _headers(decision: Decision) -> tuple[tuple[bytes, bytes], ...]:

@@ -38,8 +38,7 @@ class Routes:
         `request` is what the policy looks at where it has to decide; `path` that of the exchange, where it is not the
         capability's own. Raises also ClientDisconnected: the client disconnected while tokens were counted.
         """
-        header = exchange.headers.get(b"x-backend", b"")
-        with self._known_to(exchange, model):
+        with self._known_to(exchange, model) as header:
             route = self._registry.named_route(model, header, capability, path)
         if route is None:
             # A completion has no messages: what it calls so is a field that only its backend may know.
@@ -50,8 +49,7 @@ class Routes:
 
     def named(self, exchange: Request, capability: str, model: str, request: Mapping[str, Any]) -> Route:
         """The route of a request that the policy knows nothing of."""
-        header = exchange.headers.get(b"x-backend", b"")
-        with self._known_to(exchange, model):
+        with self._known_to(exchange, model) as header:
             route = self._registry.route(model, header, capability)
         return self._allowed(exchange, route, model, request)
 
@@ -64,16 +62,15 @@ class Routes:
         request: Mapping[str, Any] = MappingProxyType({}),
     ) -> Route:
         """As `named`, for kinds of requests that have a class of backends of their own: `usual`."""
-        header = exchange.headers.get(b"x-backend", b"")
-        with self._known_to(exchange, model):
+        with self._known_to(exchange, model) as header:
             route = self._registry.route_in_class(model, header, capability, usual, exchange.scope["path"])
         return self._allowed(exchange, route, model, request)
 
     @contextmanager
-    def _known_to(self, exchange: Request, model: str) -> Iterator[None]:
-        """Where `model` is unknown, those that the 404 names are the caller's own."""
+    def _known_to(self, exchange: Request, model: str) -> Iterator[bytes]:
+        """Yields `X-Backend`. Where `model` is unknown, those that the 404 names are the caller's own."""
         try:
-            yield
+            yield exchange.headers.get(b"x-backend", b"")
         except ApiError as error:
             if error.status != 404 or exchange.caller is None:
                 raise

@@ -47,11 +47,6 @@ class Slots:
         self.on_abort: Callable[[], object] | None = None
         self.inflight = 0
 
-    def bound(self, limit: int, cooldown_ms: int) -> None:
-        """Takes over the limits of a record."""
-        self.limit = limit
-        self.on_abort = self._cool_down if cooldown_ms and limit < sys.maxsize else None
-
     @property
     def is_free(self) -> bool:
         return self.inflight < self.limit and self.backend.ready
@@ -69,10 +64,10 @@ class Slots:
         if self.queue is not None:
             self.queue.wake(self)
 
-    def _cool_down(self) -> None:
+    def cool_down(self) -> None:
         """After an abort the backend may go on for a while: one slot more counts as taken for so long."""
         if self.heir is not None:
-            self.heir._cool_down()
+            self.heir.cool_down()
             return
         self.inflight += 1
         asyncio.get_running_loop().call_later(self.backend.record.cooldown_ms / 1000, self.release)
@@ -111,7 +106,8 @@ class Backend:
                 slots = Slots(self, capability)
             if old is not None and old is not slots:  # answers under way are still read as the old protocol has them
                 slots.inflight, old.heir = old.inflight, slots
-            slots.bound(record.concurrency_limits.get(capability, sys.maxsize), record.cooldown_ms)
+            slots.limit = record.concurrency_limits.get(capability, sys.maxsize)
+            slots.on_abort = slots.cool_down if record.cooldown_ms and slots.limit < sys.maxsize else None
             self.slots[capability] = self._all_slots[capability] = slots
 
     @property

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 TIMEOUT_SEC = 2.0  # one core of a small machine counts 900 kB in 0.4 to 1.3 s
 COUNTED_MAX_BYTES = 1_000_000
-TOKEN_MAX_BYTES = 8  # in a list: seven digits, since no vocabulary has ten million, and a comma
+TOKEN_MAX_BYTES = 8  # seven digits, as no vocabulary has ten million, and a comma; a text has no more tokens than bytes
 
 
 async def count(backend: Backend, model: str, request: Mapping[str, Any]) -> int | None:
@@ -31,16 +31,12 @@ async def count(backend: Backend, model: str, request: Mapping[str, Any]) -> int
         return None
     try:
         async with asyncio.timeout(TIMEOUT_SEC):
-            return counting.read(request, await _ask(backend, target, body))
+            response = await backend.pool.request(b"POST", target, backend.request_headers, body)
+            answer = await response.read(TOKEN_MAX_BYTES * len(body))
+        if response.status != 200:
+            raise AnswerError(f"status {response.status}")
+        return counting.read(request, answer)
     except (AnswerError, UpstreamError, TimeoutError) as error:
         why = str(error) or f"no answer within {TIMEOUT_SEC:g} s"
         log.info("backend %s did not count a prompt's tokens; the gateway estimates them: %s", backend.name, why)
         return None
-
-
-async def _ask(backend: Backend, target: bytes, body: bytes) -> bytes:
-    response = await backend.pool.request(b"POST", target, backend.request_headers, body)
-    answer = await response.read(TOKEN_MAX_BYTES * len(body))  # no text has more tokens than bytes
-    if response.status != 200:
-        raise AnswerError(f"status {response.status}")
-    return answer

@@ -14,8 +14,7 @@ _VALUE = JSONDecoder(strict=False, parse_int=str, parse_float=str, parse_constan
 def members(text: str) -> dict[str, str]:
     """The members of a JSON object, the values as text; the last of two with the same name.
 
-    Raises:
-        ValueError: `text` is no JSON object, or one too deep to look into.
+    Raises ValueError where `text` is no JSON object, or one too deep to look into.
     """
     return dict(_parts(text, "{", "}"))
 

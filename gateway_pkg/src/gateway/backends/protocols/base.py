@@ -174,17 +174,12 @@ class StreamTranslator(Protocol):
     def feed(self, data: bytes) -> list[bytes]:
         """Whole server-sent events of OpenAI's API for what has arrived, `data: [DONE]` after the last one.
 
-        Raises:
-            AnswerError: the backend told of an error, or sent what its protocol does not have.
+        Raises AnswerError where the backend told of an error, or sent what its protocol does not have.
         """
         ...
 
     def end(self) -> list[bytes]:
-        """What is left at the clean end of the backend's stream.
-
-        Raises:
-            AnswerError: the stream was not complete.
-        """
+        """What is left at the clean end of the backend's stream; raises AnswerError where that was not complete."""
         ...
 
 

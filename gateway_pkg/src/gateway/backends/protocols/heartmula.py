@@ -20,9 +20,7 @@ def music_request(request: Mapping[str, Any], model: str) -> dict[str, Any]:
     """The server's request: `input` is another name of `prompt`, a list of tags becomes comma-separated.
 
     `model` is "" where the server has the choice; every other field is forwarded as it came.
-
-    Raises:
-        ApiError: 400, no words to make music of, or two different ones.
+    Raises ApiError 400 where there are no words to make music of, or two different ones.
     """
     if not any(request.get(name) for name in WORDS):
         raise ApiError(400, "Say what to play: one of prompt, lyrics, style or input", param="prompt", code="missing")

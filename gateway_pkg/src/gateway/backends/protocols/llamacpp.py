@@ -23,8 +23,7 @@ _TOKENS = re.compile(rb'\s*\{\s*"tokens"\s*:\s*\[[\d,\s]*\]\s*\}\s*')
 def chat(request: Mapping[str, Any], body: bytes) -> bytes:
     """An object `tool_choice`, which the server would take for `auto`, as `required` and no tool but the named one.
 
-    Raises:
-        ApiError: 400, it names no function of `tools`.
+    Raises ApiError 400 where it names no function of `tools`.
     """
     if not isinstance(request.get("tool_choice"), dict):
         return body

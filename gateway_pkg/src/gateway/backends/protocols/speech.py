@@ -42,9 +42,7 @@ def speech_request(request: Mapping[str, Any], model: str) -> dict[str, Any]:
     """OpenAI's request: `text` and `format` are other names of `input` and `response_format`.
 
     `model` is "" where the server has the choice; every other field is forwarded as it came.
-
-    Raises:
-        ApiError: 400, nothing to say, or two different values for one field.
+    Raises ApiError 400 where there is nothing to say, or two different values for one field.
     """
     wanted = {name: value for name, value in request.items() if name != "model" and value is not None}
     for other, name in (("text", "input"), ("format", "response_format")):
@@ -106,8 +104,7 @@ def speech_done() -> bytes:
 def transcript(wanted: str, content_type: str, body: bytes) -> tuple[str, bytes]:
     """Content type and body for the client that asked for format `wanted`; as they came wherever they are of it.
 
-    Raises:
-        AnswerError: no transcript, or not in that format and not to be had from the answer.
+    Raises AnswerError for no transcript, or one not in that format and not to be had from the answer.
     """
     media = content_type.partition(";")[0].strip().lower()
     if media == "application/json":

@@ -7,8 +7,7 @@ Pause and is sent an empty one. `converse` does the talking.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from gateway.backends.protocols.base import ErrorStatus, json_and_texts, json_object
 from gateway.wire.stepwise import LongTexts
@@ -16,8 +15,7 @@ from gateway.wire.stepwise import LongTexts
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """One request. `path` is below the backend's base_url; one that begins with /v1 loses it where that has a path."""
 
     method: str
@@ -26,13 +24,11 @@ class Ask:
     content_type: str = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer of any status, as it came."""
 
     status: int

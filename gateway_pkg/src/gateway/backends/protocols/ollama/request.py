@@ -112,8 +112,7 @@ def embedding(request: Mapping[str, Any], model: str) -> Json:
 def forced_function(request: Mapping[str, Any]) -> Json | None:
     """The one function that `tool_choice` asks for, which Ollama is held to by the schema of its arguments.
 
-    Raises:
-        ApiError: a choice that this cannot do.
+    Raises ApiError for a choice that this cannot do.
     """
     choice = request.get("tool_choice")
     if choice in (None, "auto", "none"):
