@@ -112,7 +112,7 @@ def listen(url: str, steps: Steps[Painting], until: str = "") -> Heard:
             step = next(steps)
             while True:
                 if not isinstance(step, Ask):
-                    time.sleep(step.seconds)
+                    time.sleep(step.seconds if step is not None else 0)
                     step = steps.send(Reply(0, "", b""))
                     continue
                 headers = {"Content-Type": step.content_type} if step.body else {}

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from gateway.backends.failures import wrong_type
-from gateway.backends.protocols.base import AnswerError, check_inside, json_object, json_object_in_steps, written
+from gateway.backends.protocols.base import AnswerError, check_inside, event, json_object, json_object_in_steps
 from gateway.backends.request import Request
 from gateway.backends.slots import Slots
 from gateway.backends.usage import usage_of
@@ -89,7 +89,7 @@ class Answer:
         if adapter is None:
             content = await self.completion()
             chunk = as_chunk(content) if self._slots.capability == "chat" else content
-            yield b"data: " + written(chunk) + b"\n\ndata: [DONE]\n\n"
+            yield event(chunk) + b"data: [DONE]\n\n"
             return
         translator = adapter.stream(self._slots.capability, self._request, self._model)
         try:

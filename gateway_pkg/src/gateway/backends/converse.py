@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from gateway import background
 from gateway.backends.protocols.base import AnswerError, ErrorStatus
-from gateway.backends.protocols.steps import NOTHING, Abandoned, Ask, Pause, Reply, Steps
+from gateway.backends.protocols.steps import NOTHING, Abandoned, Ask, Reply, Step, Steps
 from gateway.backends.slots import Backend
 from gateway.wire.connection import OnAbort
 from gateway.wire.errors import ConnectFailed, UpstreamClosed, UpstreamError
@@ -65,9 +65,9 @@ async def settled() -> None:
         await asyncio.wait(_farewells)
 
 
-async def _do(backend: Backend, step: Ask | Pause, max_response_bytes: int, only_once: bool = False) -> Reply:
-    if isinstance(step, Pause):
-        await asyncio.sleep(step.seconds)
+async def _do(backend: Backend, step: Step, max_response_bytes: int, only_once: bool = False) -> Reply:
+    if not isinstance(step, Ask):
+        await asyncio.sleep(step.seconds if step is not None else 0)
         return NOTHING
     headers = backend.auth_headers
     if step.body:
@@ -90,7 +90,7 @@ def _abandon(backend: Backend, steps: Steps[Any], max_response_bytes: int) -> No
     task.add_done_callback(_farewells.discard)
 
 
-async def _take_leave(backend: Backend, steps: Steps[Any], step: Ask | Pause, max_response_bytes: int) -> None:
+async def _take_leave(backend: Backend, steps: Steps[Any], step: Step, max_response_bytes: int) -> None:
     try:
         async with asyncio.timeout(FAREWELL_SEC):
             while True:

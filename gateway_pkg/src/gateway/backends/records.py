@@ -96,18 +96,14 @@ class BackendRecord(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _is_spoken(self) -> Self:
-        spoken = BY_NAME[self.protocol].capabilities
+    def _fits_its_protocol(self) -> Self:
+        protocol = BY_NAME[self.protocol]
+        spoken = ", ".join(sorted(protocol.capabilities))
         for capability in self.supported_capabilities:
-            if capability not in spoken:
-                raise ValueError(f"protocol '{self.protocol}' has no {capability}; it has {', '.join(sorted(spoken))}")
-        return self
-
-    @model_validator(mode="after")
-    def _is_probed_where_it_answers(self) -> Self:
+            if capability not in protocol.capabilities:
+                raise ValueError(f"protocol '{self.protocol}' has no {capability}; it has {spoken}")
         if "health" not in self.model_fields_set:
-            path = BY_NAME[self.protocol].probe
-            self.health = Health(liveness=path, readiness=path)
+            self.health = Health(liveness=protocol.probe, readiness=protocol.probe)
         return self
 
     @field_validator("api_key")

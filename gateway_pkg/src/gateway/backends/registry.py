@@ -100,7 +100,7 @@ class Registry:
         gone = [backend for backend in known.values() if backend not in self.backends]
         for backend in gone:
             backend.pool.retire()
-        self._leaving = tuple(backend for backend in gone if backend.is_busy)
+        self._leaving = tuple(backend for backend in gone if any(slots.inflight for slots in backend.all_slots))
         self._by_class = {}
         for backend in self.backends:
             self._by_class.setdefault(backend.record.backend_class, []).append(backend)

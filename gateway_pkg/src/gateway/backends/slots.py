@@ -116,10 +116,6 @@ class Backend:
         return self._all_slots.values()
 
     @property
-    def is_busy(self) -> bool:
-        return any(slots.inflight for slots in self._all_slots.values())
-
-    @property
     def origin(self) -> Origin:
         return self.pool.origin
 

@@ -11,7 +11,7 @@ from gateway.backends.protocols import a1111, comfyui, image_parts, invokeai, ne
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.image_formats import SEGMENTS_MAX, has_alpha, kind_of, size_of
 from gateway.backends.protocols.image_request import ImageRequest, Painting, Upload, read_request
-from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Reply, Steps
+from gateway.backends.protocols.steps import Abandoned, Ask, Reply, Steps
 from gateway.errors import ApiError
 from gateway.features.images import mock
 from gateway.features.images.choice import choose_model
@@ -183,7 +183,7 @@ def test_any_answers_end_in_images_or_a_known_error(kind: str, replies: list[tup
     try:
         step = next(steps)
         for status, body in replies:
-            while isinstance(step, Pause):
+            while not isinstance(step, Ask):
                 step = steps.send(Reply(0, "", b""))
             step = steps.send(Reply(status, "application/json", body))
     except StopIteration as end:

@@ -10,7 +10,7 @@ import orjson
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.image_parts import image_bytes
 from gateway.backends.protocols.image_request import GUIDANCE, STEPS, ImageRequest, Options, Painting
-from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Steps, paced
+from gateway.backends.protocols.steps import Abandoned, Ask, Pause, Steps
 from gateway.backends.protocols.wire_protocol import WireProtocol
 from gateway.errors import invalid_value
 from gateway.wire.stepwise import encoded
@@ -79,9 +79,9 @@ def _in_base64(request: ImageRequest) -> Steps[dict[str, Any]]:
     """The images of an edit, as the server's fields."""
     images: dict[str, Any] = {}
     if request.images:
-        images["init_images"] = [(yield from paced(encoded(request.images[0].data)))]
+        images["init_images"] = [(yield from encoded(request.images[0].data))]
     if request.mask is not None:
-        images["mask"] = yield from paced(encoded(request.mask.data))
+        images["mask"] = yield from encoded(request.mask.data)
     return images
 
 

@@ -99,6 +99,11 @@ def written(content: Any) -> bytes:
         raise AnswerError("JSON that is nested too deeply") from None
 
 
+def event(content: Any) -> bytes:
+    """One server-sent event with what is made of an answer; raises as `written`."""
+    return b"data: " + written(content) + b"\n\n"
+
+
 def quoted(content: Any, chars: int) -> str:
     """The beginning of what a backend says, as text."""
     if isinstance(content, str):

@@ -7,7 +7,7 @@ from uuid import uuid4
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.image_formats import kind_of
 from gateway.backends.protocols.image_request import Upload
-from gateway.backends.protocols.steps import Ask, Steps, paced
+from gateway.backends.protocols.steps import Ask, Steps
 from gateway.wire.stepwise import decoded
 
 Part = tuple[str, str | Upload]
@@ -16,7 +16,7 @@ Part = tuple[str, str | Upload]
 def image_bytes(text: str | memoryview) -> Steps[bytes]:
     """The image in a base64 text, which may have a `data:` prefix; raises AnswerError for anything else."""
     try:
-        data = yield from paced(decoded(text))
+        data = yield from decoded(text)
     except ValueError:
         raise AnswerError("b64_json that is not base64") from None
     check_image(data)

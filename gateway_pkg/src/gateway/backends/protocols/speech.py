@@ -7,9 +7,7 @@ import re
 from collections.abc import Generator, Mapping
 from typing import Any
 
-import orjson
-
-from gateway.backends.protocols.base import AnswerError, json_and_texts, json_value, quoted
+from gateway.backends.protocols.base import AnswerError, event, json_and_texts, json_value, quoted
 from gateway.errors import ApiError
 from gateway.wire.stepwise import decoded
 
@@ -93,12 +91,12 @@ def audio_in_json(body: bytes) -> Generator[None, None, bytes]:
 
 def speech_delta(audio: bytes) -> bytes:
     """One event of OpenAI's `stream_format` sse."""
-    return _event({"type": "speech.audio.delta", "audio": base64.b64encode(audio).decode()})
+    return event({"type": "speech.audio.delta", "audio": base64.b64encode(audio).decode()})
 
 
 def speech_done() -> bytes:
     """The last one. Without usage: a server that sends plain audio tells none."""
-    return _event({"type": "speech.audio.done"})
+    return event({"type": "speech.audio.done"})
 
 
 def transcript(wanted: str, content_type: str, body: bytes) -> tuple[str, bytes]:
@@ -131,13 +129,9 @@ def transcript_events(body: bytes) -> bytes:
     if not isinstance(text, str):
         raise AnswerError(f"JSON without a text: {_words(content)}")
     rest = {name: content[name] for name in ("usage", "logprobs") if content.get(name) is not None}
-    return _event({"type": "transcript.text.delta", "delta": text}) + _event(
+    return event({"type": "transcript.text.delta", "delta": text}) + event(
         {"type": "transcript.text.done", "text": text, **rest}
     )
-
-
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(content) + b"\n\n"
 
 
 def _words(content: Any) -> str:

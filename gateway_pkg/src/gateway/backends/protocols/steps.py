@@ -1,7 +1,7 @@
 """Talks of several requests with one backend, as steps without I/O: submit, poll, fetch.
 
-What is said is a generator, so that a test reads it byte by byte: it yields an Ask and is sent the Reply, or yields a
-Pause and is sent an empty one. `converse` does the talking.
+What is said is a generator, so that a test reads it byte by byte: it yields an Ask and is sent the Reply, or yields
+another Step and is sent an empty one. `converse` does the talking.
 """
 
 from __future__ import annotations
@@ -54,16 +54,6 @@ class Abandoned(Exception):
     """Thrown into the steps when nobody waits for their end any more; they may ask once more, to stop their job."""
 
 
-Steps = Generator[Ask | Pause, Reply, T]
+Step = Ask | Pause | None  # None as `wire.stepwise` yields it: the event loop has its turn
+Steps = Generator[Step, Reply, T]
 NOTHING = Reply(0, "", b"")
-
-
-def paced(work: Generator[None, None, T]) -> Steps[T]:
-    """What `work` returns; the event loop has its turn where it stops."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        yield Pause(0)

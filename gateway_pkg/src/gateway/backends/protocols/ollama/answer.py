@@ -11,9 +11,9 @@ from gateway.backends.protocols.base import (
     Adapter,
     AnswerError,
     Outgoing,
+    event,
     json_object,
     json_object_in_steps,
-    written,
 )
 from gateway.backends.protocols.ollama import request as outgoing
 from gateway.backends.usage import count_of
@@ -109,11 +109,11 @@ class OllamaStream:
         choice = {"index": 0, **self._reader.event(data, line), "finish_reason": None}
         if done:
             choice["finish_reason"] = self._reader.finish_reason(line)
-        events.append(_event({**self._head, "choices": [choice]}))
+        events.append(event({**self._head, "choices": [choice]}))
         if done:
             self.usage = _usage(line)
             if self._include_usage and self.usage is not None:
-                events.append(_event({**self._head, "choices": [], "usage": self.usage}))
+                events.append(event({**self._head, "choices": [], "usage": self.usage}))
             events.append(DONE)
             self.is_done = True
 
@@ -319,7 +319,3 @@ def _text(said: Json, name: str) -> str:
     if text is not None and not isinstance(text, str):
         raise AnswerError(f"'{name}' other than a text")
     return text or ""
-
-
-def _event(content: Json) -> bytes:
-    return b"data: " + written(content) + b"\n\n"
