@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from gateway.backends.failures import wrong_type
@@ -21,23 +22,19 @@ EVENTS_TYPE = b"text/event-stream"
 CheckEnd = Callable[[Response, EventCutter, bytes], None]
 
 
+@dataclass(slots=True, eq=False)
 class Answer:
     """An answer under way. `request` is what it answers, as the client sent it; `model` is the upstream model.
 
     What is read tells the exchange its usage. All that reads raises UpstreamError and AnswerError.
     """
 
-    __slots__ = ("_exchange", "_limit", "_model", "_request", "_response", "_slots")
-
-    def __init__(
-        self, exchange: Request, slots: Slots, request: Mapping[str, Any], model: str, response: Response, limit: int
-    ) -> None:
-        self._exchange = exchange
-        self._slots = slots
-        self._request = request
-        self._model = model
-        self._response = response
-        self._limit = limit
+    _exchange: Request
+    _slots: Slots
+    _request: Mapping[str, Any]
+    _model: str
+    _response: Response
+    _limit: int
 
     async def completion(self) -> dict[str, Any]:
         """The whole answer to a chat or a completion."""

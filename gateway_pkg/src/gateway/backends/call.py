@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping
 from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -222,18 +223,16 @@ class Dispatcher:
         )
 
 
+@dataclass(slots=True, eq=False)
 class Call:
     """A request at work: `slots` are those of the backend that works for it. See `Dispatcher.call`."""
 
-    __slots__ = ("_began", "_dispatcher", "_exchange", "_response", "_route", "slots")
-
-    def __init__(self, dispatcher: Dispatcher, exchange: Request, route: Route, slots: Slots) -> None:
-        self.slots = slots
-        self._dispatcher = dispatcher
-        self._exchange = exchange
-        self._route = route
-        self._response: Response | None = None
-        self._began = perf_counter()
+    _dispatcher: Dispatcher
+    _exchange: Request
+    _route: Route
+    slots: Slots
+    _response: Response | None = None
+    _began: float = field(default_factory=perf_counter)
 
     @property
     def ms(self) -> float:

@@ -15,6 +15,7 @@ import asyncio
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,16 +28,14 @@ if TYPE_CHECKING:
 SWITCH_TURNS = 4
 
 
+@dataclass(slots=True, eq=False)
 class _Waiter:
     """`granted` is None for one whose place another token's request has taken."""
 
-    __slots__ = ("arrival", "granted", "line", "model")
-
-    def __init__(self, granted: asyncio.Future[Slots | None], line: _Line, model: str, arrival: int) -> None:
-        self.granted = granted
-        self.line: _Line | None = line  # None once it waits no longer
-        self.model = model
-        self.arrival = arrival
+    granted: asyncio.Future[Slots | None]
+    line: _Line | None  # None once it waits no longer
+    model: str
+    arrival: int
 
 
 class _Key(NamedTuple):

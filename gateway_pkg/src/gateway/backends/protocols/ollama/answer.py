@@ -7,14 +7,7 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from gateway.backends.protocols.base import (
-    Adapter,
-    AnswerError,
-    Outgoing,
-    event,
-    json_object,
-    json_object_in_steps,
-)
+from gateway.backends.protocols.base import Adapter, AnswerError, Outgoing, event, json_object, json_object_in_steps
 from gateway.backends.protocols.ollama import request as outgoing
 from gateway.backends.usage import count_of
 from gateway.wire import rawjson
