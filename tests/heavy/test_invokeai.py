@@ -113,7 +113,7 @@ def listen(url: str, steps: Steps[Painting], until: str = "") -> Heard:
             while True:
                 if not isinstance(step, Ask):
                     time.sleep(step.seconds if step is not None else 0)
-                    step = steps.send(Reply(0, "", b""))
+                    step = steps.send(Reply(0, b""))
                     continue
                 headers = {"Content-Type": step.content_type} if step.body else {}
                 answer = client.request(step.method, step.path, content=step.body or None, headers=headers)
@@ -125,7 +125,7 @@ def listen(url: str, steps: Steps[Painting], until: str = "") -> Heard:
                     step = steps.throw(Abandoned())
                     until = ""
                 else:
-                    step = steps.send(Reply(answer.status_code, kind, answer.content))
+                    step = steps.send(Reply(answer.status_code, answer.content))
         except (StopIteration, Abandoned, AnswerError, ApiError):
             return list(heard.values())
 

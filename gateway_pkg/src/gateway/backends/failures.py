@@ -17,7 +17,6 @@ from gateway.wire.errors import ConnectFailed, PoolExhausted, UpstreamClosed, Up
 QUOTED_CHARS = 500
 CODE_CHARS = 100
 PARSED_MAX_BYTES = 1 << 16  # of an error's body; of a longer body the client gets the beginning
-REFUSES_THE_GATEWAY = (401, 403, 407)  # about the gateway's own key, not the client's
 
 
 class Effect(Enum):
@@ -99,8 +98,14 @@ def _name(error: UpstreamError | AnswerError) -> str:
     match error:
         case ErrorInside():
             return "an error in status 200"
-        case ErrorStatus():
-            return _name_of_status(error.status)
+        case ErrorStatus(status=401 | 403 | 407):  # about the gateway's own key, not the client's
+            return "status 401, 403 or 407"
+        case ErrorStatus(status=429 | 503 as status):
+            return f"status {status}"
+        case ErrorStatus(status=status) if status < 400:
+            return "status below 400"
+        case ErrorStatus(status=status):
+            return "another status below 500" if status < 500 else "another status"
         case PoolExhausted():
             return "no connection came free"
         case ConnectFailed():
@@ -112,16 +117,6 @@ def _name(error: UpstreamError | AnswerError) -> str:
         case UpstreamError():
             return "no HTTP, or too much"
     return "another answer than was asked for"
-
-
-def _name_of_status(status: int) -> str:
-    if status in (429, 503):
-        return f"status {status}"
-    if status < 400:
-        return "status below 400"
-    if status < 500:
-        return "status 401, 403 or 407" if status in REFUSES_THE_GATEWAY else "another status below 500"
-    return "another status"
 
 
 def wrong_type(content_type: bytes, wanted: str) -> AnswerError:

@@ -184,8 +184,8 @@ def test_any_answers_end_in_images_or_a_known_error(kind: str, replies: list[tup
         step = next(steps)
         for status, body in replies:
             while not isinstance(step, Ask):
-                step = steps.send(Reply(0, "", b""))
-            step = steps.send(Reply(status, "application/json", body))
+                step = steps.send(Reply(0, b""))
+            step = steps.send(Reply(status, body))
     except StopIteration as end:
         assert all(kind_of(image) for image in end.value.images)
     except (AnswerError, ApiError):
@@ -207,9 +207,9 @@ def test_a1111_interrupts_its_own_task_only() -> None:
                     asked.append(step.path)
                     if step.path == "/internal/progress":
                         assert orjson.loads(step.body)["id_task"] == task
-                        step = steps.send(Reply(200, "", orjson.dumps(next(answers))))
+                        step = steps.send(Reply(200, orjson.dumps(next(answers))))
                         continue
-                step = steps.send(Reply(200, "", b"{}"))
+                step = steps.send(Reply(200, b"{}"))
         except Abandoned:
             return asked
 
@@ -226,35 +226,35 @@ def test_a1111_without_pages_is_left_alone() -> None:
     assert isinstance(step, Ask)
     assert step.path == "/internal/progress"
     with pytest.raises(Abandoned):
-        steps.send(Reply(404, "application/json", b'{"detail":"Not Found"}'))
+        steps.send(Reply(404, b'{"detail":"Not Found"}'))
 
 
 def test_invokeai_keeps_no_upload_of_a_job_that_was_left() -> None:
     steps = TALKS["invokeai edit"]()
     next(steps)
-    steps.send(Reply(200, "", orjson.dumps({"models": [{"name": "a", "base": "sd-1"}]})))
-    enqueue = steps.send(Reply(201, "", b'{"image_name": "source.png"}'))
+    steps.send(Reply(200, orjson.dumps({"models": [{"name": "a", "base": "sd-1"}]})))
+    enqueue = steps.send(Reply(201, b'{"image_name": "source.png"}'))
     assert isinstance(enqueue, Ask)
     batch = orjson.loads(enqueue.body)["batch"]["batch_id"]
     cancel = steps.throw(Abandoned())
     assert isinstance(cancel, Ask)
     assert (cancel.path, orjson.loads(cancel.body)) == (f"{invokeai.QUEUE}/cancel_by_batch_ids", {"batch_ids": [batch]})
-    assert steps.send(Reply(200, "", b"{}")) == Ask("DELETE", "/api/v1/images/i/source.png")
+    assert steps.send(Reply(200, b"{}")) == Ask("DELETE", "/api/v1/images/i/source.png")
     with pytest.raises(Abandoned):
-        steps.send(Reply(500, "", b""))
+        steps.send(Reply(500, b""))
 
 
-@pytest.mark.parametrize("queue", [Reply(500, "", b""), Reply(200, "", b"<html>")])
+@pytest.mark.parametrize("queue", [Reply(500, b""), Reply(200, b"<html>")])
 def test_failure_of_a_graph_is_told_whatever_the_queue_says_then(queue: Reply) -> None:
     steps = comfyui.paint(request())
     next(steps)
-    steps.send(Reply(200, "", b'["a.safetensors"]'))
-    steps.send(Reply(200, "", b'{"prompt_id": "1"}'))
+    steps.send(Reply(200, b'["a.safetensors"]'))
+    steps.send(Reply(200, b'{"prompt_id": "1"}'))
     error = ["execution_error", {"exception_message": "out of memory"}]
     entry = {"status": {"status_str": "error", "messages": [error]}}
-    delete = steps.send(Reply(200, "", orjson.dumps({"1": entry})))
+    delete = steps.send(Reply(200, orjson.dumps({"1": entry})))
     assert delete == Ask("POST", "/queue", b'{"delete":["1"]}')
-    assert steps.send(Reply(200, "", b"")) == Ask("GET", "/queue")
+    assert steps.send(Reply(200, b"")) == Ask("GET", "/queue")
     with pytest.raises(AnswerError, match="out of memory"):
         steps.send(queue)
 

@@ -55,7 +55,11 @@ def paint(request: ImageRequest) -> Steps[Painting]:
 def _asked(request: ImageRequest, sent: dict[str, Any]) -> Steps[Painting]:
     task = f"task({uuid4().hex})"
     route = "img2img" if request.images else "txt2img"
-    given = yield from _in_base64(request)
+    given: dict[str, Any] = {}
+    if request.images:
+        given["init_images"] = [(yield from encoded(request.images[0].data))]
+    if request.mask is not None:
+        given["mask"] = yield from encoded(request.mask.data)
     body = orjson.dumps({**sent, **given, "force_task_id": task, "send_images": True, "save_images": False})
     given.clear()
     try:
@@ -73,16 +77,6 @@ def _asked(request: ImageRequest, sent: dict[str, Any]) -> Steps[Painting]:
     for text in map(str, images[: request.n]):
         found += [(yield from image_bytes(texts.get(text, text)))]
     return Painting(found, sent, {"seeds": _seeds(answer.get("info"))})
-
-
-def _in_base64(request: ImageRequest) -> Steps[dict[str, Any]]:
-    """The images of an edit, as the server's fields."""
-    images: dict[str, Any] = {}
-    if request.images:
-        images["init_images"] = [(yield from encoded(request.images[0].data))]
-    if request.mask is not None:
-        images["mask"] = yield from encoded(request.mask.data)
-    return images
 
 
 def _interrupted(task: str) -> Steps[None]:

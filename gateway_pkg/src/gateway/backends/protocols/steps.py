@@ -32,7 +32,6 @@ class Reply(NamedTuple):
     """An answer of any status, as it came."""
 
     status: int
-    content_type: str
     body: bytes
 
     def content(self) -> bytes:
@@ -56,4 +55,4 @@ class Abandoned(Exception):
 
 Step = Ask | Pause | None  # None as `wire.stepwise` yields it: the event loop has its turn
 Steps = Generator[Step, Reply, T]
-NOTHING = Reply(0, "", b"")
+NOTHING = Reply(0, b"")
