@@ -47,7 +47,7 @@ class TokenUsage:
         self._shift = 0  # from a window's slots to quarter seconds since 1970
         self._saved_to = -math.inf  # ticks until which the windows are stored
         self._day = 0
-        self._fresh: Counter[str] = Counter()  # spent since the counts were last asked for or stored
+        self._fresh: dict[str, int] = {}  # spent since the counts were last asked for or stored
         self._used: Counter[str] = Counter()
         self._used_before: dict[str, int] = {}  # by shown name, tokens that an earlier release counted
         self._unsaved: Counter[tuple[int, str]] = Counter()
@@ -58,7 +58,7 @@ class TokenUsage:
         self._turn_day()
 
     def spend(self, name: str, tokens: int) -> None:
-        self._fresh[name] += tokens
+        self._fresh[name] = self._fresh.get(name, 0) + tokens
 
     def today(self, name: str) -> int:
         """Tokens used since midnight UTC."""
