@@ -6,20 +6,42 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 
+from release.build import build_wheel
 from tests.clients.appliance import Appliance
+from tests.support.ansible_run import ROOT
 from tests.support.ports import free_ports
 from tests.support.waiting import PATIENCE_SEC, until
 
 TOKEN = "a-token-of-this-test-0123456789"
 Record = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`gateway` of the wheel, in a virtual environment that holds nothing but it and what it depends on."""
+    place = tmp_path_factory.mktemp("wheel")
+    wheel = build_wheel(ROOT / "gateway_pkg", place)
+    uv = Path(sys.executable).with_name("uv")
+    install: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", place / "venv" / "bin" / "python"]
+    commands: tuple[list[str | Path], ...] = (
+        [uv, "venv", "--quiet", "--python", sys.executable, place / "venv"],
+        [*install, "--require-hashes", "-r", ROOT / "release" / "locks" / "gateway.txt"],
+        [*install, "--no-deps", wheel],
+    )
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    return place / "venv" / "bin" / "gateway"
 
 
 def backends(url: str) -> dict[str, dict[str, Record]]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 
-from release.build import build_wheel
 from tests.clients import servers, upstream
-from tests.clients.alone import fronting, record
+from tests.clients.alone import fronting, program, record
 from tests.clients.appliance import Appliance, existing, provisioned
 from tests.clients.recorder import Recorder, recording
 from tests.clients.upstream import ToolCaller, tool_caller
-from tests.support.ansible_run import ROOT
+
+__all__ = ["program"]
 
 
 @pytest.fixture(scope="session")
@@ -34,24 +32,6 @@ def client(appliance: Appliance) -> Iterator[openai.OpenAI]:
     """OpenAI's SDK, unmodified, without its own retries so that a test sees every answer."""
     with openai.OpenAI(base_url=appliance.url, api_key=appliance.token, max_retries=0, timeout=60) as client:
         yield client
-
-
-@pytest.fixture(scope="session")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`gateway` of the wheel, in a virtual environment that holds nothing but it and what it depends on."""
-    place = tmp_path_factory.mktemp("wheel")
-    wheel = build_wheel(ROOT / "gateway_pkg", place)
-    uv = Path(sys.executable).with_name("uv")
-    install: list[str | Path] = [uv, "pip", "install", "--quiet", "--python", place / "venv" / "bin" / "python"]
-    commands: tuple[list[str | Path], ...] = (
-        [uv, "venv", "--quiet", "--python", sys.executable, place / "venv"],
-        [*install, "--require-hashes", "-r", ROOT / "release" / "locks" / "gateway.txt"],
-        [*install, "--no-deps", wheel],
-    )
-    for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    return place / "venv" / "bin" / "gateway"
 
 
 @pytest.fixture(scope="session")

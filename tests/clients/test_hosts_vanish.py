@@ -12,7 +12,8 @@ import pytest
 
 from tests.clients.alone import fronting, record
 from tests.clients.appliance import Appliance
-from tests.support.podman_hosts import Fleet, Host, Network, eventually, podman, why_unavailable
+from tests.support.podman_hosts import Fleet, Host, Network, podman, why_unavailable
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
 
@@ -72,7 +73,7 @@ def serve(host: Host) -> None:
     copy = host.start("sh", "-c", "cat >/root/pacer.py")
     copy.communicate((HERE / "pacer.py").read_text())
     host.run(f"nohup python3 /root/pacer.py {PORT} >/root/log 2>&1 &")
-    eventually(lambda: host.fetches("127.0.0.1", PORT))
+    until(lambda: host.fetches("127.0.0.1", PORT))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def pair(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
         pair = Pair(fleet)
         place = tmp_path_factory.mktemp("pair")
         with fronting(program, place, pair.records(), None, **IMPATIENT) as gateway, client(gateway) as pair.http:
-            eventually(lambda: pair.is_back("one") and pair.is_back("two"))
+            until(lambda: pair.is_back("one") and pair.is_back("two"))
             yield pair
     finally:
         fleet.close()
@@ -127,5 +128,5 @@ def test_a_host_vanishes_mid_stream_and_comes_back(pair: Pair, vanish: object) -
             assert "pair" in received[-1]
             # It may be tried once more before it is known to be gone; then the other one serves all.
             assert {status for status, _ in (pair.ask() for _ in range(2))} <= {200, 503, 504}
-            eventually(lambda: all(pair.ask() == (200, other) for _ in range(3)))
-    eventually(lambda: pair.is_back(name))
+            until(lambda: all(pair.ask() == (200, other) for _ in range(3)))
+    until(lambda: pair.is_back(name))

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from tests.support.chat_script import completion, delta, usage_chunk
+from tests.support.pieces import ended
 
 GOLDEN = Path(__file__).parent / "dialects"
 Json = dict[str, Any]
@@ -63,7 +64,8 @@ class Responses:
     def chat(self, request: bytes) -> Json:
         checked = parse(request, REQUEST)
         check(checked)
-        chat: Json = done(response_to_chat(checked, done(read_items(checked, make_ids(self.id)))))
+        items, _ = ended(read_items(checked, make_ids(self.id)))
+        chat: Json = ended(response_to_chat(checked, items))[0]
         return chat
 
     def answers(self, request: Json, chunks: list[Json], whole: Json) -> tuple[bytes, Json]:
@@ -78,15 +80,6 @@ class Responses:
 
 
 DIALECTS: Mapping[str, Any] = {"messages": Messages(), "responses": Responses()}
-
-
-def done(steps: Generator[None, None, Any]) -> Any:
-    """What the steps return."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def timeless(response: Json) -> Json:

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
-import yaml
 
 from tests.support.chat_script import chat_script
-from tests.support.gateways import TOKEN, Gateway, gateway, two_hosts, write_files
+from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.sampling import sample
 from tests.support.sockets import connect, read_until, send
 from tests.support.upstream import upstream
@@ -28,6 +27,7 @@ from tests.support.wire import (
     Ending,
     Script,
     Wire,
+    by_ollama,
     chunked,
     event,
     framed,
@@ -115,19 +115,9 @@ WAYS = [Way(path, stream, native) for native in (False, True) for path in PATHS 
 STREAMS = [way for way in WAYS if way.stream]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Wire]:
-    with wire() as running:
-        yield running
-
-
 def write_backends(home: Path, server: Wire) -> None:
     """Classes `test` and `native` of the server in its two protocols."""
-    write_files(home, server.url)
-    here = yaml.safe_load((home / "backends.yaml").read_text())["backends"]["test@here"]
-    native = {**here, "protocol": "ollama", "base_url": server.url.removesuffix("/v1")}
-    records = {"test@here": here, "native@here": {**native, "class": "native"}}
-    (home / "backends.yaml").write_text(yaml.safe_dump({"backends": records}))
+    write_files(home, server.url, {"native@here": by_ollama(server)})
 
 
 @pytest.fixture(scope="module")
@@ -568,14 +558,6 @@ def test_client_that_leaves_before_its_backend_is_asked(tmp_path: Path) -> None:
             for number in range(30):
                 assert running.log_entry(_is(f"leaving-{number}"))["status"] == 499
             running.wait_until_idle()
-
-
-def test_host_that_another_stood_in_for_has_failed(tmp_path: Path) -> None:
-    with upstream() as gone, upstream() as there, two_hosts(tmp_path, gone.url, there.url) as running:
-        gone.always = "die-before"
-        assert running.chat("echo").status_code == 200
-        failures = 'gateway_upstream_failures_total{backend="test@here",kind="closed"} 1.0'
-        assert failures in running.client.get("/metrics").text
 
 
 @pytest.mark.parametrize("way", STREAMS, ids=str)

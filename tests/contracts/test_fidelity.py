@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.faces.ollama import go_json
 from tests.support.gateways import Gateway, gateway, write_files
 from tests.support.ollama_lines import ndjson, recorded_shapes
 from tests.support.sampling import SEED, cases
-from tests.support.wire import EVENTS, NDJSON, Script, Wire, head, wire
+from tests.support.wire import EVENTS, NDJSON, Script, Wire, by_ollama, head
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RECORDED = {path.stem: path.read_bytes() for path in sorted(Path(__file__).with_name("recorded").glob("*.sse"))}
@@ -39,18 +38,9 @@ EVENTS_A_STREAM = 400
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Wire]:
-    with wire() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, server: Wire) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("fidelity")
-    write_files(home, server.url)
-    here = yaml.safe_load((home / "backends.yaml").read_text())["backends"]["test@here"]
-    native = {**here, "class": "native", "protocol": "ollama", "base_url": server.url.removesuffix("/v1")}
-    (home / "backends.yaml").write_text(yaml.safe_dump({"backends": {"test@here": here, "native@here": native}}))
+    write_files(home, server.url, {"native@here": by_ollama(server)})
     with gateway(home) as running:
         yield running
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,24 +17,10 @@ from tests.support.studio import (
     NAMES_OF,
     SAMPLED,
     Studio,
-    open_studio,
     refusal,
     usual,
 )
-from tests.support.upstream import Upstream
 from tests.support.waiting import until
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Studio]:
-    with open_studio(tmp_path_factory.mktemp("images"), backend) as whole:
-        yield whole
-
-
-@pytest.fixture
-def studio(whole: Studio) -> Studio:
-    return whole.cleared()
-
 
 # A prompt, or a model, that makes each of them work until it is stopped.
 SLOW: dict[str, dict[str, str]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 
 import pytest
 from gateway.backends.protocols.image_formats import size_of
@@ -16,21 +15,8 @@ from tests.support.studio import (
     PICTURE,
     SAMPLED,
     Studio,
-    open_studio,
     refusal,
 )
-from tests.support.upstream import Upstream
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Studio]:
-    with open_studio(tmp_path_factory.mktemp("images"), backend) as whole:
-        yield whole
-
-
-@pytest.fixture
-def studio(whole: Studio) -> Studio:
-    return whole.cleared()
 
 
 @pytest.mark.proves(

@@ -22,23 +22,15 @@ from gateway.errors import ApiError
 from tests.support.environments import environment
 from tests.support.faces.images import fits, loads, png, shape
 from tests.support.faces.invokeai import InvokeAI
+from tests.support.invokeai_tests import *  # noqa: F403 - tests and fixtures, for pytest to find
+from tests.support.invokeai_tests import MODEL, generate
 from tests.support.ports import free_ports
 from tests.support.upstream import running
 from tests.support.waiting import until
-from tests.system import test_images_invokeai as doubled
 
 HERE = Path(__file__).parent
 START_SEC = 300
 CONFIG = "schema_version: 4.0.3\nhost: 127.0.0.1\nport: {port}\ndevice: cpu\nprecision: float32\n"
-
-painter = doubled.painter
-test_images_have_the_size = doubled.test_images_have_the_size_that_was_asked_for_and_none_is_left_there
-test_batch = doubled.test_images_of_a_batch_are_those_of_its_seeds_in_order
-test_model_by_name = doubled.test_model_by_name
-test_options_of_the_sampler = doubled.test_options_of_the_sampler
-test_edit = doubled.test_edit
-test_client_that_leaves_stops_the_work = doubled.test_client_that_leaves_stops_the_work
-test_image_by_url = doubled.test_image_by_url
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +38,7 @@ def invoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server with one model of random weights."""
     python = environment(HERE / "invokeai.txt", HERE / "torch.txt") / "python"
     root = tmp_path_factory.mktemp("invokeai")
-    model = root / doubled.MODEL
+    model = root / MODEL
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     subprocess.run([python, HERE / "sd1_model.py", model], check=True, env=env, capture_output=True)
     (port,) = free_ports(1)
@@ -56,7 +48,7 @@ def invoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             url = f"http://127.0.0.1:{port}"
             with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
-                _wait_until_up(client, process, root / "server.log")
+                until(lambda: _version(client, process, root / "server.log"), "InvokeAI is not up", START_SEC)
                 _install(client, model)
             yield url
         finally:
@@ -68,23 +60,18 @@ def invoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 process.wait()
 
 
-def _wait_until_up(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
-    began = time.monotonic()
-    while time.monotonic() < began + START_SEC:
-        assert process.poll() is None, log.read_text()[-2000:]
-        try:
-            version = client.get("/api/v1/app/version").json()["version"]
-        except httpx.TransportError:
-            time.sleep(0.2)
-            continue
-        print(f"InvokeAI {version} was up after {time.monotonic() - began:.0f} s")
-        return
-    raise AssertionError(log.read_text()[-2000:])
+def _version(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> str:
+    """What it says its version is; empty before it is up."""
+    assert process.poll() is None, log.read_text()[-2000:]
+    try:
+        return str(client.get("/api/v1/app/version").json()["version"])
+    except httpx.TransportError:
+        return ""
 
 
 def _install(client: httpx.Client, model: Path) -> None:
     source = {"source": str(model), "inplace": "true"}
-    client.post("/api/v2/models/install", params=source, json={"name": doubled.MODEL}).raise_for_status()
+    client.post("/api/v2/models/install", params=source, json={"name": MODEL}).raise_for_status()
     models = {"model_type": "main"}
     until(lambda: client.get("/api/v2/models/", params=models).json()["models"], "the model is not installed", 60)
 
@@ -166,5 +153,5 @@ def test_figures(painter: httpx.Client) -> None:
     """Prints how long images take; nothing is asserted of it."""
     for size, steps, n in (("64x64", 2, 1), ("512x512", 4, 1), ("64x64", 2, 4)):
         began = time.monotonic()
-        assert doubled.generate(painter, size=size, steps=steps, n=n).status_code == 200
+        assert generate(painter, size=size, steps=steps, n=n).status_code == 200
         print(f"{n} of {size} in {steps} steps: {time.monotonic() - began:.1f} s")

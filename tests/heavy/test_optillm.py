@@ -8,12 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.clients import conftest, servers, test_optillm
+from tests.clients import servers
+from tests.clients.alone import program
 from tests.clients.fidelity import events, payload
+from tests.clients.optillm_tests import *  # noqa: F403 - tests and fixtures, for pytest to find
+from tests.clients.optillm_tests import ASK
 from tests.support.faces import optillm
 
-program = conftest.program
-gateway, recorder, sdk = test_optillm.gateway, test_optillm.recorder, test_optillm.sdk
+__all__ = ["program"]
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +24,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with servers.llamacpp(place) as upstream, servers.optillm(place, upstream) as url:
         yield url
 
-
-test_an_approach = test_optillm.test_an_approach_is_named_by_the_model
-test_answers_pass = test_optillm.test_answers_pass_byte_for_byte
-test_streams_pass = test_optillm.test_streams_pass_byte_for_byte
-test_a_500 = test_optillm.test_a_truncated_answer_that_is_a_500
-test_words = test_optillm.test_a_truncated_answer_that_is_words
 
 CASES = [
     {"model": f"{prefix}{optillm.MODEL}", "max_tokens": tokens, **fields}
@@ -47,7 +43,7 @@ def shape(value: Any) -> Any:
 
 def answered(url: str, body: dict[str, Any]) -> Any:
     """Status, content type and form of an answer, the finish reasons as they are."""
-    request = {**body, "messages": test_optillm.ASK, "temperature": 0}
+    request = {**body, "messages": ASK, "temperature": 0}
     answer = httpx.post(f"{url}/chat/completions", json=request, timeout=300, trust_env=False)
     kind = answer.headers["content-type"].partition(";")[0]
     parts = [payload(event) for event in events(answer.content)] if kind == "text/event-stream" else [answer.json()]

@@ -4,9 +4,9 @@ import json
 import math
 from typing import Any
 
-from tests.support.podman_hosts import eventually
 from tests.support.remote_client import CURL_TIMED_OUT, Caller
 from tests.support.services import EXPECTED
+from tests.support.waiting import until
 
 QUESTION = {"model": "default", "messages": [{"role": "user", "content": "Say something about the sea."}]}
 
@@ -71,5 +71,5 @@ def test_a_killed_model_ends_the_stream_with_an_error_and_comes_back(host: Any, 
         assert status == 200 or (status, answer["error"]["code"]) == (503, "backend_not_ready"), answer
         return status == 200
 
-    eventually(is_back, 60)
+    until(is_back, seconds=60)
     assert host.service("llamacpp").systemd_properties["MainPID"] not in ("0", before)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.support.ansible_run import ROOT, ansible_playbook
-from tests.support.podman_hosts import eventually
 from tests.support.remote_client import Caller
+from tests.support.waiting import until
 
 TALE = {"prompt": "Once upon a time", "ignore_eos": True}
 
@@ -51,7 +51,7 @@ def test_a_new_alias_is_served_by_the_same_process_while_a_stream_goes_on(
     assert '"error"' not in rest
 
     request = {"model": "tale", "max_tokens": 99, **TALE}
-    eventually(lambda: inside.post("/v1/completions", request)[0] == 200)  # the next probe finds the model again
+    until(lambda: inside.post("/v1/completions", request)[0] == 200)  # the next probe finds the model again
     _, answer = inside.post("/v1/completions", request)
     assert answer["usage"]["completion_tokens"] == 4
     assert host.service("gateway").systemd_properties["MainPID"] == gateway

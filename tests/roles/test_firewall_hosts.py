@@ -13,7 +13,8 @@ import pytest
 
 from tests.roles.firewall_site import DECLARED, OTHER, Site, table
 from tests.support.ansible_run import Run
-from tests.support.podman_hosts import Fleet, eventually, why_unavailable
+from tests.support.podman_hosts import Fleet, why_unavailable
+from tests.support.waiting import until
 
 pytestmark = [
     pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable())),
@@ -66,13 +67,13 @@ class Cases(Site):
         """A connection to the server `shut` from inside, established before there is any rule."""
         server = self.servers["shut"]
         server.run(SLOW_SERVER)
-        eventually(lambda: server.run(f"ss -Hltn sport = :{FLOW}").stdout)
+        until(lambda: server.run(f"ss -Hltn sport = :{FLOW}").stdout)
         talk = (
             f"import socket; s = socket.create_connection(('{server.address(self.inner)}', {FLOW})); "
             "input(); s.sendall(b'still on'); print(s.recv(8))"
         )
         client = self.inside.start("python3", "-c", talk)
-        eventually(lambda: server.run(f"ss -Htn state established sport = :{FLOW}").stdout)
+        until(lambda: server.run(f"ss -Htn state established sport = :{FLOW}").stdout)
         return client
 
 
@@ -164,7 +165,7 @@ def test_a_default_drop_keeps_the_ports_that_it_is_told_to(site: Cases, second: 
 def test_rules_that_shut_ssh_out_are_taken_back(site: Cases, second: Run) -> None:
     assert second.counts("shut")["failed"] == 1
     assert "shut out SSH" in second.output
-    eventually(lambda: table(site.servers["shut"]) == site.kept[0])
+    until(lambda: table(site.servers["shut"]) == site.kept[0])
     assert site.servers["shut"].run("cat /etc/appliance/firewall.nft").stdout == site.kept[1]
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.roles.service_contract.machines import Machine, Machines, MacMachine, SystemdMachine
-from tests.support.podman_hosts import eventually, why_unavailable
+from tests.support.podman_hosts import why_unavailable
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.xdist_group("service_contract")
 
@@ -83,7 +84,7 @@ def test_a_change_of_what_it_can_read_again_is_told_to_the_same_process(machines
     assert all(machine.ask("llamacpp")["text"] == "first" for machine in machines)
     assert machines.changed() == [1] * len(machines), machines.output
     for machine in machines:
-        eventually(lambda: machine.ask("llamacpp").get("text") == "second")  # noqa: B023 - called in this turn
+        until(lambda: machine.ask("llamacpp").get("text") == "second")  # noqa: B023 - called in this turn
     assert not any(machines.changed()), machines.output
     assert [machine.pids() for machine in machines] == before, "a run that changes nothing restarts nothing"
 
@@ -94,7 +95,7 @@ def test_a_killed_process_comes_back(machines: Machines) -> None:
         for machine, pid in zip(machines, before, strict=True):
             machine.shell("kill", "-9", str(pid))
         for machine, pid in zip(machines, before, strict=True):
-            eventually(lambda: machine.pid("llamacpp") not in (0, pid))  # noqa: B023 - called in this turn
+            until(lambda: machine.pid("llamacpp") not in (0, pid))  # noqa: B023 - called in this turn
 
 
 def test_a_service_that_is_not_healthy_fails_with_its_log(machines: Machines) -> None:
@@ -112,7 +113,7 @@ def test_a_service_that_is_not_healthy_fails_with_its_log(machines: Machines) ->
         for machine in machines:
             machine.write(f"{machine.product}/server.py", server)
     for machine in machines:
-        eventually(lambda: machine.pid("llamacpp"))  # noqa: B023 - called in this turn
+        until(lambda: machine.pid("llamacpp"))  # noqa: B023 - called in this turn
     assert not any(machines.changed()), machines.output
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.podman_hosts import eventually
+from tests.support.waiting import until
 
 ROLE = Path(__file__).parents[2] / "roles/service"
 LABEL = "com.example.job"
@@ -96,7 +96,7 @@ def mac(tmp_path: Path) -> Iterator[Mac]:
     yield mac
     if mac.loaded():
         mac.launchctl("bootout", f"system/{LABEL}")
-        eventually(lambda: not mac.loaded())
+        until(lambda: not mac.loaded())
 
 
 def test_the_simulation_has_the_exit_codes_of_launchctl(mac: Mac) -> None:
@@ -106,11 +106,11 @@ def test_the_simulation_has_the_exit_codes_of_launchctl(mac: Mac) -> None:
     mac.plist.write_text(mac.content(program=STUBBORN, ExitTimeOut=3600))
     assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 0
     assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 5
-    eventually((mac.directory / "ready").exists)
+    until((mac.directory / "ready").exists)
     assert mac.launchctl("bootout", target)[0] == 36
     assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 5  # still draining
     os.kill(mac.pid(), signal.SIGKILL)
-    eventually(lambda: not mac.loaded())
+    until(lambda: not mac.loaded())
     mac.plist.write_text(mac.content())
     assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 5  # just gone
     assert mac.launchctl("bootstrap", "system", str(mac.plist))[0] == 0
@@ -126,17 +126,17 @@ def test_a_job_loaded_from_an_older_definition_is_replaced_though_the_file_is_ri
     assert mac.present()["changed"]
     wanted = mac.plist.read_text()
     mac.present(ExitTimeOut=1)
-    before = eventually(mac.pid)
+    before = until(mac.pid)
     mac.plist.write_text(wanted)
     assert mac.present()["changed"]
-    assert eventually(mac.pid) != before
+    assert until(mac.pid) != before
     assert not mac.present()["changed"]
 
 
 def test_a_job_that_somebody_disabled_is_enabled(mac: Mac) -> None:
     mac.launchctl("disable", f"system/{LABEL}")
     assert mac.present()["changed"]
-    assert eventually(mac.pid)
+    assert until(mac.pid)
     assert not mac.present()["changed"]
     mac.launchctl("disable", f"system/{LABEL}")
     before = mac.pid()
@@ -146,10 +146,10 @@ def test_a_job_that_somebody_disabled_is_enabled(mac: Mac) -> None:
 
 def test_a_process_that_ignores_sigterm_is_waited_for(mac: Mac) -> None:
     mac.present(program=STUBBORN)
-    eventually((mac.directory / "ready").exists)
+    until((mac.directory / "ready").exists)
     stubborn = mac.pid()
     assert mac.present()["changed"]
-    assert eventually(mac.pid) != stubborn
+    assert until(mac.pid) != stubborn
     with pytest.raises(ProcessLookupError):
         os.kill(stubborn, 0)
 
@@ -168,7 +168,7 @@ def test_a_job_that_launchd_refuses_is_one_message(mac: Mac) -> None:
 
 def test_removed_twice(mac: Mac) -> None:
     mac.present()
-    pid = eventually(mac.pid)
+    pid = until(mac.pid)
     assert mac.module(state="absent")["changed"]
     assert not mac.plist.exists() and not mac.loaded()
     with pytest.raises(ProcessLookupError):

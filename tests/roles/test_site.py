@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from tests.support.ansible_run import ROOT, Run, ansible_playbook
-from tests.support.podman_hosts import eventually
 from tests.support.services import on_free_ports
+from tests.support.waiting import until
 
 
 class Site:
@@ -90,7 +90,7 @@ def test_the_life_of_an_appliance(site: Site) -> None:
     assert "another" not in site.models()
     site.write_aliases({"another": "llamacpp:smollm2-135m-instruct"})
     site.play("site.yml", "--tags", "install-gateway").succeeded()
-    eventually(lambda: "another" in site.models())
+    until(lambda: "another" in site.models())
     assert site.gateway_pid() == before, "aliases are reloaded"
 
     del site.declaration["all"]["children"]["llamacpp"]

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from tests.support.upstream import DONE, MODELS, Seen, Upstream, _answer, _chunk, _until_left, _write, running
 
 Chunk = dict[str, Any]
@@ -63,7 +65,7 @@ class ChatScript(Upstream):
     def requests(self) -> list[Any]:
         return [seen.json for seen in self.seen]
 
-    async def _answer_probe(self, writer: asyncio.StreamWriter) -> None:
+    async def _answer_probe(self, path: str, writer: asyncio.StreamWriter) -> None:
         await _answer(writer, 200, {"object": "list", "data": [{"id": model} for model in self.models]})
 
     async def _act(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -114,4 +116,10 @@ async def _stream(chunks: Sequence[Chunk | str], reader: asyncio.StreamReader, w
 @contextmanager
 def chat_script() -> Iterator[ChatScript]:
     with running(ChatScript()) as script:
+        yield script
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[ChatScript]:
+    with chat_script() as script:
         yield script

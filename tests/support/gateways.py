@@ -112,17 +112,17 @@ class Gateway:
         return [json.loads(line) for line in whole.splitlines()]
 
 
-def write_files(home: Path, url: str, **record: Any) -> None:
-    """backends.yaml with one backend of class `test`, aliases, an empty data directory."""
+def write_files(home: Path, url: str, /, also: Mapping[str, Mapping[str, Any]] = {}, **record: Any) -> None:
+    """backends.yaml with one backend of class `test`, aliases, an empty data directory.
+
+    `also` are more backends, by class and place; what a record leaves open is as the first backend's.
+    """
     (home / "data").mkdir(exist_ok=True)
-    backend = {
-        "class": "test",
-        "base_url": url,
-        "supported_capabilities": ["chat", "completions", "embeddings"],
-        "concurrency_limits": {"chat": 64},
-        **record,
-    }
-    (home / "backends.yaml").write_text(yaml.safe_dump({"backends": {"test@here": backend}}))
+    common = {"base_url": url, "supported_capabilities": ["chat", "completions", "embeddings"]}
+    records = {"test@here": {"class": "test", **common, "concurrency_limits": {"chat": 64}, **record}}
+    for name, other in also.items():
+        records[name] = {"class": name.partition("@")[0], **common, **other}
+    (home / "backends.yaml").write_text(yaml.safe_dump({"backends": records}, sort_keys=False))
     aliases = {"default": "test:echo", "fast": {"backend": "test", "model": "echo"}}
     (home / "model_aliases.json").write_text(json.dumps({"aliases": aliases}))
 
@@ -178,12 +178,8 @@ def two_hosts(
     record: Mapping[str, Any] = {},
     **settings: str,
 ) -> Iterator[Gateway]:
-    write_files(home, first, **record)
-    content = yaml.safe_load((home / "backends.yaml").read_text())
-    here = content["backends"]["test@here"]
-    content["backends"]["test@there"] = {**here, "base_url": second, "stream_usage": usage_told_by[1]}
-    here["stream_usage"] = usage_told_by[0]
-    (home / "backends.yaml").write_text(yaml.safe_dump(content))
+    there = {"concurrency_limits": {"chat": 64}, **record, "base_url": second, "stream_usage": usage_told_by[1]}
+    write_files(home, first, {"test@there": there}, **record, stream_usage=usage_told_by[0])
     with gateway(home, None, **settings) as running:
         yield running
 

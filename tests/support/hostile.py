@@ -34,7 +34,7 @@ class Hostile(Upstream):
     _slow: int = 0
     probes: tuple[str, ...] = ("/health", "/models", "/api/version", "/api/tags", "/api/ps")
 
-    async def _answer_probe(self, writer: asyncio.StreamWriter) -> None:
+    async def _answer_probe(self, path: str, writer: asyncio.StreamWriter) -> None:
         names = ["late", *(f"{NEAR}{number:05}" for number in range(self.models))]
         data = [{"id": name, "object": "model"} for name in names]
         tags = [{"name": name, "model": name} for name in names]

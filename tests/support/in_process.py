@@ -21,8 +21,7 @@ from gateway.features.face import Feature
 from gateway.wire.protocol import EXTENSION, NAMED_HEADERS
 
 from tests.support.gateways import TOKEN
-from tests.support.scripted import until
-from tests.support.waiting import PATIENCE_SEC
+from tests.support.waiting import PATIENCE_SEC, until_async
 
 Ending = Literal["keep", "close", "reset"]  # of the connection, behind an answer
 Answer = Callable[[str, str, bytes], bytes]  # a whole HTTP answer, for method, path and body
@@ -230,7 +229,7 @@ async def in_process(
     }
     app = App(load_settings(None, features, **given), features)
     await app.start()
-    await until(lambda: all(one.last_check is not None for one in app.registry.backends))  # and probed no more
+    await until_async(lambda: all(one.last_check is not None for one in app.registry.backends))  # and probed no more
     gateway = InProcess(app, double)
     logging.getLogger().addHandler(gateway.alarms)
     loop.set_exception_handler(lambda _, context: gateway.alarms.told.append(repr(context)))

@@ -8,9 +8,9 @@ from typing import Any
 
 from gateway.backends.protocols.base import Adapter
 from gateway.backends.protocols.ollama.answer import OllamaAdapter
-from hypothesis import strategies as st
 
 from tests.support.faces.ollama import go_json
+from tests.support.pieces import json_values
 
 Json = dict[str, Any]
 ADAPTER: Adapter = OllamaAdapter()
@@ -19,11 +19,7 @@ COUNTS = {"prompt_eval_count": 7, "eval_count": 5}
 LAST = {**HEAD, "message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop", **COUNTS}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {}}}}}
 OTHER = {"type": "function", "function": {"name": "g"}}
-ANY_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda some: st.lists(some, max_size=3) | st.dictionaries(st.text(), some, max_size=3),
-    max_leaves=5,
-)
+ANY_JSON = json_values(is_finite=True)
 
 
 def ndjson(*lines: Json) -> bytes:

@@ -1,10 +1,12 @@
-"""Data that comes in pieces, and work that is done in steps."""
+"""Data that comes in pieces, work that is done in steps, and JSON of any kind."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from hypothesis import strategies as st
+
+TEXT = st.text(max_size=8)
 
 
 @st.composite
@@ -22,3 +24,13 @@ def ended(steps: Any) -> tuple[Any, int]:
             stops += 1
     except StopIteration as end:
         return end.value, stops
+
+
+def json_values(keys: st.SearchStrategy[str] = TEXT, *, is_finite: bool = False) -> st.SearchStrategy[Any]:
+    """Small JSON values whose objects have such keys."""
+    numbers = st.integers() | st.floats(allow_nan=not is_finite, allow_infinity=not is_finite)
+    return st.recursive(
+        st.none() | st.booleans() | numbers | TEXT,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+        max_leaves=8,
+    )

@@ -7,13 +7,13 @@ import json
 import os
 import secrets
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+
+from tests.support.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "localhost/appliance-host:12"
@@ -62,15 +62,6 @@ async def main():
 asyncio.run(main())
 print(json.dumps(found))
 """
-
-
-def eventually(check: Callable[[], Any], within: float = 30.0) -> Any:
-    """The first true result of `check`; AssertionError when there is none in time."""
-    deadline = time.monotonic() + within
-    while not (result := check()):
-        assert time.monotonic() < deadline, f"not true within {within} s"
-        time.sleep(0.2)
-    return result
 
 
 @dataclass(frozen=True)
@@ -137,7 +128,7 @@ class Host:
     def serve(self, port: int) -> None:
         """Start an HTTP server on all addresses and wait until it listens."""
         self.run(f"systemd-run --quiet --unit=serve-{port} python3 -m http.server {port} --directory /var/empty")
-        eventually(lambda: self.run(f"curl -s -o /dev/null http://127.0.0.1:{port}/", check=False).returncode == 0)
+        until(lambda: self.run(f"curl -s -o /dev/null http://127.0.0.1:{port}/", check=False).returncode == 0)
 
     def restart(self) -> None:
         podman("restart", "--time", "5", self.name)
@@ -146,7 +137,7 @@ class Host:
     def wait(self) -> None:
         """Until systemd has started everything that it is to start."""
         state = "systemctl is-system-running"
-        eventually(lambda: self.run(state, check=False).stdout.strip() in ("running", "degraded"))
+        until(lambda: self.run(state, check=False).stdout.strip() in ("running", "degraded"))
 
 
 @dataclass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -12,11 +14,12 @@ from typing import Any
 
 import pytest
 import uvloop
+from gateway.wire import dial
 from gateway.wire.connection import Connection, Response
 from gateway.wire.http1 import Pool
 from gateway.wire.origin import Origin
 
-from tests.support.waiting import PATIENCE_SEC
+from tests.support.waiting import PATIENCE_SEC, until_async
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -44,6 +47,22 @@ def run(request: pytest.FixtureRequest) -> Run:
     return partial(run_on, request.param)
 
 
+def pytest_pycollect_makeitem(name: str, obj: Any) -> None:
+    """Has each test that is a coroutine ask for `run`."""
+    if name.startswith("test_") and inspect.iscoroutinefunction(obj):
+        pytest.mark.usefixtures("run")(obj)
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs such a test."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    asked = inspect.signature(pyfuncitem.obj).parameters
+    run_it: Any = pyfuncitem.funcargs["run"]
+    run_it(partial(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in asked}))
+    return True
+
+
 @pytest.fixture(scope="session")
 def frozen() -> Iterator[None]:
     """What was there before is not looked at by the collector, so that a test may ask it for what it has made."""
@@ -60,13 +79,6 @@ def no_collector(frozen: None) -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Returns when `condition` holds."""
-    async with asyncio.timeout(PATIENCE_SEC):
-        while not condition():  # noqa: ASYNC110 - a count of the pool's has no event to wait for
-            await asyncio.sleep(0.002)
 
 
 class Peer:
@@ -169,7 +181,7 @@ async def pool(server: Backend, url: str = "http://127.0.0.1", **options: Any) -
         yield client
     finally:
         await client.close()
-        await until(lambda: client.open_connections == 0 and client.waiting == 0)
+        await until_async(lambda: client.open_connections == 0 and client.waiting == 0)
 
 
 def stopped(client: Pool) -> Connection:
@@ -197,3 +209,14 @@ async def served(client: Pool, server: Backend) -> Peer:
     await peer.answer(OK)
     assert await (await task).read(2) == b"ok"
     return peer
+
+
+def two_families(monkeypatch: pytest.MonkeyPatch, on_family: Callable[..., Any], second_after: float) -> None:
+    """Gives each name two addresses, of which `on_family` dials one; the second after so many seconds."""
+
+    async def families(_: Origin) -> list[int]:
+        return [socket.AF_INET6, socket.AF_INET]
+
+    monkeypatch.setattr(dial, "SECOND_FAMILY_AFTER", second_after)
+    monkeypatch.setattr(dial, "_families", families)
+    monkeypatch.setattr(dial, "_dial_family", on_family)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 
 from tests.support.faces.a1111 import A1111
@@ -95,9 +96,16 @@ def refusal(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
     return error
 
 
-@contextmanager
-def open_studio(home: Path, chat: Upstream) -> Iterator[Studio]:
+@pytest.fixture(scope="module")
+def whole_studio(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Studio]:
+    home = tmp_path_factory.mktemp("images")
     with ExitStack() as stack:
         servers = {kind: stack.enter_context(running(make())) for kind, make in KINDS.items()}
-        write_backends(home, chat, servers)
+        write_backends(home, backend, servers)
         yield Studio(stack.enter_context(gateway(home, IMAGES_BACKEND_CLASS="openai")), servers)
+
+
+@pytest.fixture
+def studio(whole_studio: Studio) -> Studio:
+    """The module's studio, with nothing seen yet."""
+    return whole_studio.cleared()

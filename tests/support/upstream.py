@@ -92,8 +92,8 @@ class Upstream:
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 method, path, _ = request.split(" ")
                 seen = Seen(path, headers, body, method=method)
-                if f"{method} {path}".endswith(self.probes):
-                    await self._answer_probe(writer)
+                if self._is_probe(f"{method} {path}"):
+                    await self._answer_probe(path, writer)
                 else:
                     self.seen.append(seen)
                     try:
@@ -106,7 +106,10 @@ class Upstream:
         finally:
             writer.close()
 
-    async def _answer_probe(self, writer: asyncio.StreamWriter) -> None:
+    def _is_probe(self, request: str) -> bool:
+        return request.endswith(self.probes)
+
+    async def _answer_probe(self, path: str, writer: asyncio.StreamWriter) -> None:
         models = {"object": "list", "data": [{"id": model, "object": "model"} for model in MODELS]}
         await _answer(writer, 200 if self.healthy else 503, models)
 

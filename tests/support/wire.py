@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pytest
+
 from tests.support.upstream import Seen, Upstream, _answer, running
 from tests.support.waiting import until
 
@@ -35,23 +37,15 @@ class Wire(Upstream):
     script: Script = Script(())
     written: int = 0
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                request, *lines = head.decode().split("\r\n")
-                method, path, _ = request.split(" ")
-                headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines if line)}
-                body = await reader.readexactly(int(headers.get("content-length", "0")))
-                if method == "GET":
-                    await _answer(writer, 200, _probed(path))
-                    continue
-                self.seen.append(Seen(path, headers, body))
-                if not await self._play(self.script, reader, writer):
-                    return
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+    def _is_probe(self, request: str) -> bool:
+        return request.startswith("GET ")
+
+    async def _answer_probe(self, path: str, writer: asyncio.StreamWriter) -> None:
+        await _answer(writer, 200, _probed(path))
+
+    async def _act(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not await self._play(self.script, reader, writer):
+            raise ConnectionResetError
 
     async def _play(self, script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection is kept."""
@@ -110,6 +104,17 @@ def wire() -> Iterator[Wire]:
     """Runs one until the end of the block."""
     with running(Wire()) as double:
         yield double
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Wire]:
+    with wire() as running:
+        yield running
+
+
+def by_ollama(server: Wire) -> dict[str, str]:
+    """The record of the same server by Ollama's protocol."""
+    return {"protocol": "ollama", "base_url": server.url.removesuffix("/v1")}
 
 
 def settle(count: Callable[[], int]) -> int:

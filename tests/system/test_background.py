@@ -31,7 +31,8 @@ from opentelemetry.sdk.trace.export import SpanExportResult
 
 from tests.support.gateways import gateway, write_files
 from tests.support.registries import record, registry
-from tests.support.scripted import Run, until
+from tests.support.scripted import Run
+from tests.support.waiting import until_async
 from tests.support.wire import JSON, Script, framed, wire
 
 
@@ -76,7 +77,7 @@ async def token_usage(home: Path, patch: pytest.MonkeyPatch) -> None:
         await usage.start(database)
         usage.spend("a", 5)
         store = FailsOnce(database, "write", patch)
-        await until(lambda: store.calls >= 2)
+        await until_async(lambda: store.calls >= 2)
         await usage.stop()
         assert await database.read(lambda c: c.execute("SELECT sum(tokens) FROM token_usage").get) == 5
 
@@ -95,7 +96,7 @@ async def responses_sweep(home: Path, patch: pytest.MonkeyPatch) -> None:
         store = ResponseStore(database, 60, 1000)
         write = FailsOnce(database, "write", patch)
         await store.start()
-        await until(lambda: write.calls >= 2)
+        await until_async(lambda: write.calls >= 2)
         await store.stop()
 
 
@@ -103,7 +104,7 @@ async def media_sweep(home: Path, patch: pytest.MonkeyPatch) -> None:
     store = MediaStore(ImageSettings(ui_image_dir=home / "media"))
     sweep = FailsOnce(store, "sweep", patch)
     await store.start()
-    await until(lambda: sweep.calls >= 2)
+    await until_async(lambda: sweep.calls >= 2)
     await store.stop()
 
 
@@ -113,9 +114,9 @@ async def event_loop_lag(home: Path, patch: pytest.MonkeyPatch) -> None:
     histogram = Histogram(LAG_BOUNDS)
     sampler = LagSampler(histogram)
     await sampler.start()
-    await until(lambda: background.failures["event_loop_lag"] > 0)
+    await until_async(lambda: background.failures["event_loop_lag"] > 0)
     patch.undo()
-    await until(lambda: histogram.count > 0)
+    await until_async(lambda: histogram.count > 0)
     await sampler.stop()
 
 
@@ -123,7 +124,7 @@ async def prober(home: Path, patch: pytest.MonkeyPatch) -> None:
     prober = Prober(registry(a=record(1)), 0.01, 1)
     probe = FailsOnce(prober, "_probe", patch)
     await prober.start()
-    await until(lambda: probe.calls >= 2)
+    await until_async(lambda: probe.calls >= 2)
     await prober.stop()
 
 
@@ -140,8 +141,8 @@ async def request_log(home: Path, patch: pytest.MonkeyPatch) -> None:
     log = LineLog(home / "log", 1000, 1)
     FailsOnce(log, "_append", patch)
     log.write(b"lost\n")
-    await until(lambda: log.dropped == 1)
-    await until(lambda: log._writing is None)
+    await until_async(lambda: log.dropped == 1)
+    await until_async(lambda: log._writing is None)
     log.write(b"kept\n")
     await log.close()
     assert (home / "log").read_bytes() == b"kept\n"
@@ -191,7 +192,7 @@ def test_a_wait_that_is_cancelled_is_not_the_end_of_the_task(run: Run) -> None:
             await gone
 
         task = background.start("x", work)
-        await until(lambda: rounds >= 2)
+        await until_async(lambda: rounds >= 2)
         await background.end(task)
         assert task.cancelled()
 
@@ -226,22 +227,19 @@ def test_an_absurd_count_is_absent(number: Any) -> None:
     assert usage_of({"prompt_tokens": 1, "completion_tokens": number or 2**54}) is None
 
 
-def test_what_was_spent_fits_the_database(run: Run, tmp_path: Path) -> None:
-    async def test() -> None:
-        for _ in range(2):
-            async with AsyncExitStack() as stack:
-                database = await stack.enter_async_context(opened(tmp_path))
-                usage = TokenUsage()
-                await usage.start(database)
-                stack.push_async_callback(usage.stop)
-                for _ in range(3):
-                    usage.spend("a", 2**62)
-                usage.spend("b", 1)
-            async with opened(tmp_path) as database:
-                rows = await database.read(lambda c: list(c.execute("SELECT caller, tokens FROM token_usage")))
-        assert rows == [("a", TOKENS_MAX), ("b", 2)]
-
-    run(test)
+async def test_what_was_spent_fits_the_database(tmp_path: Path) -> None:
+    for _ in range(2):
+        async with AsyncExitStack() as stack:
+            database = await stack.enter_async_context(opened(tmp_path))
+            usage = TokenUsage()
+            await usage.start(database)
+            stack.push_async_callback(usage.stop)
+            for _ in range(3):
+                usage.spend("a", 2**62)
+            usage.spend("b", 1)
+        async with opened(tmp_path) as database:
+            rows = await database.read(lambda c: list(c.execute("SELECT caller, tokens FROM token_usage")))
+    assert rows == [("a", TOKENS_MAX), ("b", 2)]
     assert background.failures == {}
 
 

@@ -13,10 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
-import yaml
 
 from tests.support.gateways import Gateway, gateway, write_files
-from tests.support.wire import EVENTS, JSON, NDJSON, Script, Wire, chunked, framed, wire
+from tests.support.wire import EVENTS, JSON, NDJSON, Script, Wire, by_ollama, chunked, framed
 
 # For a gateway on asyncio's own loop: writes the longest step since the file was removed.
 WATCH = """
@@ -139,21 +138,11 @@ class Watched(Gateway):
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Wire]:
-    with wire() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, server: Wire) -> Iterator[Watched]:
     home = tmp_path_factory.mktemp("big")
     (home / "sitecustomize.py").write_text(WATCH)
-    write_files(home, server.url)
-    here = yaml.safe_load((home / "backends.yaml").read_text())["backends"]["test@here"]
-    native = {**here, "class": "native", "protocol": "ollama", "base_url": server.url.removesuffix("/v1")}
-    speech = {**here, "class": "speech", "supported_capabilities": ["tts", "images"]}
-    records = {"test@here": here, "native@here": native, "speech@here": speech}
-    (home / "backends.yaml").write_text(yaml.safe_dump({"backends": records}))
+    speech = {"supported_capabilities": ["tts", "images"]}
+    write_files(home, server.url, {"native@here": by_ollama(server), "speech@here": speech})
     with gateway(home, PYTHONPATH=str(home), STEPS=str(home / "steps")) as running:
         watched = Watched(**vars(running))
         watched.steps = home / "steps"

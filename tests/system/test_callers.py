@@ -21,7 +21,6 @@ from gateway.storage import Database
 
 from tests.support.gateways import Gateway, gateway, write_files
 from tests.support.last_release import last_release_file
-from tests.support.scripted import Run
 from tests.support.upstream import Upstream
 
 PAIR = ("test-token-of-a-pair-71532", "test-token-of-a-pair-103403")  # found by trying 100,000
@@ -59,57 +58,51 @@ JOB_BEFORE = (
 )
 
 
-def test_rows_are_each_ones_own_and_those_of_the_release_before_stay(run: Run, tmp_path: Path) -> None:
-    async def test() -> None:
-        later = int(time.time()) + 60
-        with last_release_file(tmp_path / "gateway.sqlite") as connection:
-            connection.execute(*as_before("resp_old", SHOWN))
-            connection.execute(JOB_BEFORE, ("music-old", later, "old.mp3", SHOWN))
-        async with opened(tmp_path) as database:
-            store = ResponseStore(database, 60, 10_000)
-            jobs = MusicJobs(database, ttl_sec=60, most=9, most_per_owner=9)
-            await store.put(ONE, {"id": "resp_new", "output": []}, [])
-            await jobs.keep(Job("music-new", ONE, 1, later, "succeeded", backend="b", file="new.mp3"))
-            # Went back to the release before, and came again.
-            await database.write(lambda c: c.execute(*as_before("resp_between", SHOWN)))
-            found = await database.read(lambda c: c.execute(FETCH_BEFORE, ("resp_new", SHOWN, 1)).fetchall())
-            assert len(found) == 1
-            for owner, own in ((ONE, True), (OTHER, False)):
-                for response_id, is_there in (("resp_old", True), ("resp_between", True), ("resp_new", own)):
-                    assert (await store.response(owner, response_id) is not None) == is_there
-                assert (await store.find(owner, "resp_new") is not None) == own
-                assert (await jobs.find(owner, "music-old")) is not None
-                assert (await jobs.find(owner, "music-new") is not None) == own
-                assert await jobs.backend_of(owner, "new.mp3") == ("b" if own else None)
-            assert await store.response("named", "resp_old") is None
-            assert not await store.delete(OTHER, "resp_new")
-            assert await store.delete(ONE, "resp_new")
-            await database.write(lambda c: c.execute("DELETE FROM music_jobs"))
-            assert await database.read(lambda c: c.execute("SELECT count(*) FROM whole_owners").get) == 0
-
-    run(test)
+async def test_rows_are_each_ones_own_and_those_of_the_release_before_stay(tmp_path: Path) -> None:
+    later = int(time.time()) + 60
+    with last_release_file(tmp_path / "gateway.sqlite") as connection:
+        connection.execute(*as_before("resp_old", SHOWN))
+        connection.execute(JOB_BEFORE, ("music-old", later, "old.mp3", SHOWN))
+    async with opened(tmp_path) as database:
+        store = ResponseStore(database, 60, 10_000)
+        jobs = MusicJobs(database, ttl_sec=60, most=9, most_per_owner=9)
+        await store.put(ONE, {"id": "resp_new", "output": []}, [])
+        await jobs.keep(Job("music-new", ONE, 1, later, "succeeded", backend="b", file="new.mp3"))
+        # Went back to the release before, and came again.
+        await database.write(lambda c: c.execute(*as_before("resp_between", SHOWN)))
+        found = await database.read(lambda c: c.execute(FETCH_BEFORE, ("resp_new", SHOWN, 1)).fetchall())
+        assert len(found) == 1
+        for owner, own in ((ONE, True), (OTHER, False)):
+            for response_id, is_there in (("resp_old", True), ("resp_between", True), ("resp_new", own)):
+                assert (await store.response(owner, response_id) is not None) == is_there
+            assert (await store.find(owner, "resp_new") is not None) == own
+            assert (await jobs.find(owner, "music-old")) is not None
+            assert (await jobs.find(owner, "music-new") is not None) == own
+            assert await jobs.backend_of(owner, "new.mp3") == ("b" if own else None)
+        assert await store.response("named", "resp_old") is None
+        assert not await store.delete(OTHER, "resp_new")
+        assert await store.delete(ONE, "resp_new")
+        await database.write(lambda c: c.execute("DELETE FROM music_jobs"))
+        assert await database.read(lambda c: c.execute("SELECT count(*) FROM whole_owners").get) == 0
 
 
-def test_each_evicts_its_own(run: Run, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with opened(tmp_path) as database:
-            store = ResponseStore(database, 60, 4 * 60)
-            await database.write(lambda c: c.execute(*as_before("resp_old", SHOWN)))
-            await store.put(ONE, {"id": "resp_one", "output": []}, [])
-            for number in range(9):
-                await store.put(OTHER, {"id": f"resp_{number}", "output": []}, [])
-            assert await store.response(ONE, "resp_one") is not None
-            assert await store.response(ONE, "resp_old") is not None
-            assert await store.response(OTHER, "resp_8") is not None
-            sums = await database.read(lambda c: dict(c.execute("SELECT owner, bytes FROM responses_of_owners")))
-            assert sums.keys() == {ONE, OTHER, SHOWN}
-            total = await database.read(lambda c: c.execute("SELECT bytes FROM responses_total").get)
-            assert sum(sums.values()) == total
-
-    run(test)
+async def test_each_evicts_its_own(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        store = ResponseStore(database, 60, 4 * 60)
+        await database.write(lambda c: c.execute(*as_before("resp_old", SHOWN)))
+        await store.put(ONE, {"id": "resp_one", "output": []}, [])
+        for number in range(9):
+            await store.put(OTHER, {"id": f"resp_{number}", "output": []}, [])
+        assert await store.response(ONE, "resp_one") is not None
+        assert await store.response(ONE, "resp_old") is not None
+        assert await store.response(OTHER, "resp_8") is not None
+        sums = await database.read(lambda c: dict(c.execute("SELECT owner, bytes FROM responses_of_owners")))
+        assert sums.keys() == {ONE, OTHER, SHOWN}
+        total = await database.read(lambda c: c.execute("SELECT bytes FROM responses_total").get)
+        assert sum(sums.values()) == total
 
 
-def test_counts_are_each_ones_own_in_both_releases(run: Run, tmp_path: Path) -> None:
+async def test_counts_are_each_ones_own_in_both_releases(tmp_path: Path) -> None:
     now, day = 20_000.5 * DAY_SEC, 20_000
     slot = int(now * 4) - 8
 
@@ -140,16 +133,12 @@ def test_counts_are_each_ones_own_in_both_releases(run: Run, tmp_path: Path) -> 
             await database.write(lambda c: c.execute(add, (SHOWN, slot, 1)))
             return seen
 
-    run(lambda: process({ONE: 0, OTHER: 0}, {ONE: 0, OTHER: 0}, ONE, ONE, OTHER))
-    run(lambda: process({ONE: 200, OTHER: 100}, {ONE: 2, OTHER: 1}, ONE))
-
-    async def back() -> None:
-        assert await release_before() == (400, 4)
-
-    run(back)
+    await process({ONE: 0, OTHER: 0}, {ONE: 0, OTHER: 0}, ONE, ONE, OTHER)
+    await process({ONE: 200, OTHER: 100}, {ONE: 2, OTHER: 1}, ONE)
+    assert await release_before() == (400, 4)
     # What nobody can tell whose it is counts for both.
-    run(lambda: process({ONE: 307, OTHER: 107}, {ONE: 4, OTHER: 2}, OTHER))
-    run(lambda: process({ONE: 307, OTHER: 207}, {ONE: 4, OTHER: 3}))
+    await process({ONE: 307, OTHER: 107}, {ONE: 4, OTHER: 2}, OTHER)
+    await process({ONE: 307, OTHER: 207}, {ONE: 4, OTHER: 3})
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from gateway.backends.slots import Backend
 from gateway.wire.errors import ProtocolViolation, UpstreamClosed, UpstreamError
 
 from tests.support import scripted
-from tests.support.scripted import OK, Run, cancelled, until
+from tests.support.scripted import OK, Run, cancelled
+from tests.support.waiting import until_async
 
 LIMIT = 100
 
@@ -45,67 +46,57 @@ def job(said: list[str]) -> Steps[bytes]:
         raise
 
 
-def test_steps_are_asked_one_after_the_other(run: Run) -> None:
-    async def test() -> None:
-        said: list[str] = []
-        async with backend() as (server, known):
-            talk = asyncio.create_task(converse(known, job(said), max_response_bytes=LIMIT))
-            peer = await server.accept()
-            first = await peer.answer(b"HTTP/1.1 201 OK\r\nContent-Length: 0\r\n\r\n")
-            second = await peer.answer(OK)
-            assert await talk == b"ok"
-        assert first.startswith(b"POST /jobs HTTP/1.1\r\n")
-        assert b"\r\nAuthorization: Bearer key\r\nContent-Type: application/json\r\n" in first
-        assert first.endswith(b"\r\n\r\n{}")
-        assert second.startswith(b"GET /jobs/1 HTTP/1.1\r\n")
-        assert b"Content-Type" not in second
-        assert said == ["201"]
-
-    run(test)
+async def test_steps_are_asked_one_after_the_other() -> None:
+    said: list[str] = []
+    async with backend() as (server, known):
+        talk = asyncio.create_task(converse(known, job(said), max_response_bytes=LIMIT))
+        peer = await server.accept()
+        first = await peer.answer(b"HTTP/1.1 201 OK\r\nContent-Length: 0\r\n\r\n")
+        second = await peer.answer(OK)
+        assert await talk == b"ok"
+    assert first.startswith(b"POST /jobs HTTP/1.1\r\n")
+    assert b"\r\nAuthorization: Bearer key\r\nContent-Type: application/json\r\n" in first
+    assert first.endswith(b"\r\n\r\n{}")
+    assert second.startswith(b"GET /jobs/1 HTTP/1.1\r\n")
+    assert b"Content-Type" not in second
+    assert said == ["201"]
 
 
-def test_cancelled_talk_takes_its_leave_in_the_background(run: Run) -> None:
-    async def test() -> None:
-        said: list[str] = []
-        aborted: list[bool] = []
-        async with backend() as (server, known):
-            steps, on_abort = job(said), lambda: aborted.append(True)
-            talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_abort=on_abort))
-            peer = await server.accept()
-            await peer.request()
-            await cancelled(talk)
-            await peer.gone()
-            assert (said, aborted) == ([], [True])
-            other = await server.accept()
-            assert (await other.answer(OK)).startswith(b"DELETE /jobs/1 ")
-            await settled()
-            assert said == ["cancelled"]
-
-    run(test)
+async def test_cancelled_talk_takes_its_leave_in_the_background() -> None:
+    said: list[str] = []
+    aborted: list[bool] = []
+    async with backend() as (server, known):
+        steps, on_abort = job(said), lambda: aborted.append(True)
+        talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_abort=on_abort))
+        peer = await server.accept()
+        await peer.request()
+        await cancelled(talk)
+        await peer.gone()
+        assert (said, aborted) == ([], [True])
+        other = await server.accept()
+        assert (await other.answer(OK)).startswith(b"DELETE /jobs/1 ")
+        await settled()
+        assert said == ["cancelled"]
 
 
 @pytest.mark.parametrize("has_begun", [False, True])
-def test_failure_of_a_connection_takes_its_leave_too(run: Run, has_begun: bool) -> None:
+async def test_failure_of_a_connection_takes_its_leave_too(has_begun: bool) -> None:
     """A talk that has begun is begun on no other host: it counts as sent twice."""
-
-    async def test() -> None:
-        said: list[str] = []
-        async with backend() as (server, known):
-            steps, on_abort = job(said), lambda: said.append("the gateway did not abort")
-            talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_abort=on_abort))
+    said: list[str] = []
+    async with backend() as (server, known):
+        steps, on_abort = job(said), lambda: said.append("the gateway did not abort")
+        talk = asyncio.create_task(converse(known, steps, max_response_bytes=LIMIT, on_abort=on_abort))
+        peer = await server.accept()
+        if has_begun:
+            await peer.answer(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             peer = await server.accept()
-            if has_begun:
-                await peer.answer(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-                peer = await server.accept()
-            await peer.request()
-            peer.reset()
-            with pytest.raises(UpstreamClosed) as raised:
-                await talk
-            assert (raised.value.sendings > 1) == has_begun
-            await (await server.accept()).answer(OK)
-            await until(lambda: said[has_begun:] == ["cancelled"])
-
-    run(test)
+        await peer.request()
+        peer.reset()
+        with pytest.raises(UpstreamClosed) as raised:
+            await talk
+        assert (raised.value.sendings > 1) == has_begun
+        await (await server.accept()).answer(OK)
+        await until_async(lambda: said[has_begun:] == ["cancelled"])
 
 
 def test_leave_that_hangs_is_given_up(
@@ -127,19 +118,16 @@ def test_leave_that_hangs_is_given_up(
     assert "a job of backend 'test' was not cancelled" in caplog.text
 
 
-def test_steps_that_have_nothing_to_stop_end_at_once(run: Run) -> None:
+async def test_steps_that_have_nothing_to_stop_end_at_once() -> None:
     def steps() -> Steps[None]:
         yield Ask("GET", "/")
 
-    async def test() -> None:
-        async with backend() as (server, known):
-            talk = asyncio.create_task(converse(known, steps(), max_response_bytes=LIMIT))
-            await (await server.accept()).request()
-            await cancelled(talk)
-            await settled()
-            assert server.accepted == 1
-
-    run(test)
+    async with backend() as (server, known):
+        talk = asyncio.create_task(converse(known, steps(), max_response_bytes=LIMIT))
+        await (await server.accept()).request()
+        await cancelled(talk)
+        await settled()
+        assert server.accepted == 1
 
 
 def test_answer_is_bounded(run: Run) -> None:
@@ -161,29 +149,23 @@ def test_answer_is_bounded(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("status", "seen"), [(400, 400), (422, 400), (503, 503)])
-def test_a_refusal_has_its_status_and_words(run: Run, status: int, seen: int) -> None:
-    async def test() -> None:
-        async with backend() as (server, known):
-            talk = asyncio.create_task(converse(known, job([]), max_response_bytes=LIMIT))
-            peer = await server.accept()
-            await peer.answer(OK)
-            await peer.answer(b'HTTP/1.1 %d X\r\nContent-Length: 16\r\n\r\n{"detail": "no"}' % status)
-            with pytest.raises(ErrorStatus) as raised:
-                await talk
-            assert (raised.value.status, raised.value.body) == (seen, b'{"detail": "no"}')
-
-    run(test)
+async def test_a_refusal_has_its_status_and_words(status: int, seen: int) -> None:
+    async with backend() as (server, known):
+        talk = asyncio.create_task(converse(known, job([]), max_response_bytes=LIMIT))
+        peer = await server.accept()
+        await peer.answer(OK)
+        await peer.answer(b'HTTP/1.1 %d X\r\nContent-Length: 16\r\n\r\n{"detail": "no"}' % status)
+        with pytest.raises(ErrorStatus) as raised:
+            await talk
+        assert (raised.value.status, raised.value.body) == (seen, b'{"detail": "no"}')
 
 
-def test_no_backend_is_an_upstream_error(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as (_, known):
-            pass
-        with pytest.raises(UpstreamError):
-            await converse(known, job([]), max_response_bytes=LIMIT)
-        await settled()
-
-    run(test)
+async def test_no_backend_is_an_upstream_error() -> None:
+    async with backend() as (_, known):
+        pass
+    with pytest.raises(UpstreamError):
+        await converse(known, job([]), max_response_bytes=LIMIT)
+    await settled()
 
 
 DEEP = b'{"a":' * 1_000 + b"1" + b"}" * 1_000  # a parser takes it; json.dumps ends in a RecursionError

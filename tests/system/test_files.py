@@ -18,7 +18,6 @@ from gateway.routing.settings import RoutingSettings
 from gateway.web.settings import RequestSettings
 
 from tests.support.gateways import write_files
-from tests.support.ports import free_ports
 
 GOOD = "backends: {a: {class: test, base_url: 'http://127.0.0.1:1/v1', supported_capabilities: [chat]"
 
@@ -219,13 +218,6 @@ def test_paths_that_are_left_empty_are_not_set(tmp_path: Path) -> None:
         assert [getattr(settings[section], name.lower()) for name in several] == [None] * len(several)
 
 
-def test_process_refuses_in_one_line(refused: Callable[..., str], tmp_path: Path) -> None:
-    write_files(tmp_path, "http://127.0.0.1:9/v1", base_ulr="x")
-    errors = refused()
-    assert "base_ulr" in errors
-    assert len(errors.splitlines()) == 1
-
-
 def test_taken_port_is_a_refusal(refused: Callable[..., str], tmp_path: Path) -> None:
     import socket
 
@@ -251,20 +243,3 @@ def test_misspelt_key_is_one_problem(tmp_path: Path) -> None:
     (problem,) = caught.value.problems
     assert "bas_url: unknown key" in problem
     assert "did you mean 'base_url'?" in problem
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"GATEWAY_TLS_CERT_PATH": "backends.yaml"}, "set both, or neither"),
-        ({"GATEWAY_TLS_CERT_PATH": "backends.yaml", "GATEWAY_TLS_KEY_PATH": "backends.yaml"}, "give two PEM files"),
-        ({"GATEWAY_TLS_CERT_PATH": "no.pem", "GATEWAY_TLS_KEY_PATH": "no.pem"}, "No such file"),
-    ],
-)
-def test_wrong_certificates(refused: Callable[..., str], tmp_path: Path, settings: dict[str, str], says: str) -> None:
-    write_files(tmp_path, "http://127.0.0.1:9/v1")
-    port, observe_port = map(str, free_ports(2))
-    paths = {name: str(tmp_path / value) for name, value in settings.items()}
-    errors = refused(GATEWAY_PORT=port, OBSERVABILITY_PORT=observe_port, **paths)
-    assert says in errors
-    assert len(errors.splitlines()) == 1

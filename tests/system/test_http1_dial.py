@@ -18,7 +18,7 @@ from gateway.wire.http1 import Pool, Timeouts
 from gateway.wire.origin import Origin
 
 from tests.support.authority import LOCAL, Authority
-from tests.support.scripted import OK, Backend, Run, backend, pool
+from tests.support.scripted import OK, Backend, backend, pool, two_families
 
 
 async def get(client: Pool, server: Backend) -> bytes:
@@ -29,55 +29,40 @@ async def get(client: Pool, server: Backend) -> bytes:
     return request
 
 
-def test_nobody_listens(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server:
-            pass
-        for host in ("127.0.0.1", "localhost", f"{'x' * 70}.invalid"):
-            async with pool(server, f"http://{host}") as client:
-                with pytest.raises(ConnectFailed, match=host) as error:
-                    await client.request(b"GET", b"/", b"")
-                assert not error.value.sent_first_byte
-
-    run(test)
-
-
-def test_no_connection_in_time(run: Run) -> None:
-    async def test() -> None:
-        timeouts = Timeouts(connect=0.1)
-        async with backend() as server, pool(server, "https://127.0.0.1", timeouts=timeouts) as client:
-            with pytest.raises(ConnectFailed, match="no connection within"):
+async def test_nobody_listens() -> None:
+    async with backend() as server:
+        pass
+    for host in ("127.0.0.1", "localhost", f"{'x' * 70}.invalid"):
+        async with pool(server, f"http://{host}") as client:
+            with pytest.raises(ConnectFailed, match=host) as error:
                 await client.request(b"GET", b"/", b"")
-            await (await server.accept()).gone()
-            assert client.open_connections == 0
-
-    run(test)
+            assert not error.value.sent_first_byte
 
 
-def test_ipv6(run: Run) -> None:
-    async def test() -> None:
-        async with backend("::1") as server, pool(server, "http://[::1]") as client:
-            assert b"Host: [::1]:%d\r\n" % server.port in await get(client, server)
+async def test_no_connection_in_time() -> None:
+    timeouts = Timeouts(connect=0.1)
+    async with backend() as server, pool(server, "https://127.0.0.1", timeouts=timeouts) as client:
+        with pytest.raises(ConnectFailed, match="no connection within"):
+            await client.request(b"GET", b"/", b"")
+        await (await server.accept()).gone()
+        assert client.open_connections == 0
 
-    run(test)
+
+async def test_ipv6() -> None:
+    async with backend("::1") as server, pool(server, "http://[::1]") as client:
+        assert b"Host: [::1]:%d\r\n" % server.port in await get(client, server)
 
 
-def test_a_name(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server, "http://localhost") as client:
-            assert b"Host: localhost:%d\r\n" % server.port in await get(client, server)
-
-    run(test)
+async def test_a_name() -> None:
+    async with backend() as server, pool(server, "http://localhost") as client:
+        assert b"Host: localhost:%d\r\n" % server.port in await get(client, server)
 
 
 @pytest.mark.parametrize("ipv6", ["answers", "refuses", "is a black hole"])
-def test_a_name_with_both_families_is_reached_on_either(run: Run, ipv6: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_with_both_families_is_reached_on_either(ipv6: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The name and the black hole are made here; the sockets are real."""
     given_up = []
     connect = dial._dial_family
-
-    async def families(_: Origin) -> list[int]:
-        return [socket.AF_INET6, socket.AF_INET]
 
     async def on_family(
         origin: Origin, factory: Callable[[], Connection], tls: ssl.SSLContext | None, family: int
@@ -91,118 +76,90 @@ def test_a_name_with_both_families_is_reached_on_either(run: Run, ipv6: str, mon
         host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
         return await connect(replace(origin, host=host), factory, tls, family)
 
-    monkeypatch.setattr(dial, "SECOND_FAMILY_AFTER", 0.05)
-    monkeypatch.setattr(dial, "_families", families)
-    monkeypatch.setattr(dial, "_dial_family", on_family)
-
-    async def test() -> None:
-        address = "::1" if ipv6 == "answers" else "127.0.0.1"
-        async with backend(address) as server, pool(server, "http://both.test") as client:
-            await get(client, server)
-            assert (server.accepted, client.open_connections) == (1, 1)
-            assert bool(given_up) == (ipv6 == "is a black hole")
-        async with pool(server, "http://both.test") as client:
-            with pytest.raises(ConnectFailed):  # with nobody left on either, or in time
-                client.timeouts = Timeouts(connect=0.2)
-                await client.request(b"GET", b"/", b"")
-
-    run(test)
+    two_families(monkeypatch, on_family, 0.05)
+    address = "::1" if ipv6 == "answers" else "127.0.0.1"
+    async with backend(address) as server, pool(server, "http://both.test") as client:
+        await get(client, server)
+        assert (server.accepted, client.open_connections) == (1, 1)
+        assert bool(given_up) == (ipv6 == "is a black hole")
+    async with pool(server, "http://both.test") as client:
+        with pytest.raises(ConnectFailed):  # with nobody left on either, or in time
+            client.timeouts = Timeouts(connect=0.2)
+            await client.request(b"GET", b"/", b"")
 
 
-def test_of_two_families_that_connect_at_once_one_is_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_two_families_that_connect_at_once_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = dial._dial_family
 
-    async def families(_: Origin) -> list[int]:
-        return [socket.AF_INET6, socket.AF_INET]
+    both_connected = asyncio.Barrier(2)
 
-    async def test() -> None:
-        both_connected = asyncio.Barrier(2)
+    async def on_family(
+        origin: Origin, factory: Callable[[], Connection], tls: ssl.SSLContext | None, _family: int
+    ) -> Connection:
+        connection = await connect(replace(origin, host="127.0.0.1"), factory, tls, socket.AF_INET)
+        await both_connected.wait()
+        return connection
 
-        async def on_family(
-            origin: Origin, factory: Callable[[], Connection], tls: ssl.SSLContext | None, _family: int
-        ) -> Connection:
-            connection = await connect(replace(origin, host="127.0.0.1"), factory, tls, socket.AF_INET)
-            await both_connected.wait()
-            return connection
-
-        monkeypatch.setattr(dial, "SECOND_FAMILY_AFTER", 0.01)
-        monkeypatch.setattr(dial, "_families", families)
-        monkeypatch.setattr(dial, "_dial_family", on_family)
-        async with backend() as server, pool(server, "http://both.test") as client:
-            task = asyncio.create_task(client.request(b"GET", b"/", b""))
-            peers = [await server.accept(), await server.accept()]
-            answers = [asyncio.create_task(peer.answer(OK)) for peer in peers]
-            assert await (await task).read(2) == b"ok"
-            results = await asyncio.gather(*answers, return_exceptions=True)
-            assert sorted(type(result).__name__ for result in results) in (
-                ["IncompleteReadError", "bytes"],
-                ["ConnectionResetError", "bytes"],
-            )
-            assert client.open_connections == 1
-
-    run(test)
+    two_families(monkeypatch, on_family, 0.01)
+    async with backend() as server, pool(server, "http://both.test") as client:
+        task = asyncio.create_task(client.request(b"GET", b"/", b""))
+        peers = [await server.accept(), await server.accept()]
+        answers = [asyncio.create_task(peer.answer(OK)) for peer in peers]
+        assert await (await task).read(2) == b"ok"
+        results = await asyncio.gather(*answers, return_exceptions=True)
+        assert sorted(type(result).__name__ for result in results) in (
+            ["IncompleteReadError", "bytes"],
+            ["ConnectionResetError", "bytes"],
+        )
+        assert client.open_connections == 1
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-def test_tls(run: Run, host: str, tmp_path: Path) -> None:
+async def test_tls(host: str, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-
-    async def test() -> None:
-        async with (
-            backend(tls=authority.server(*LOCAL)) as server,
-            pool(server, f"https://{host}", ssl_context=authority.client()) as client,
-        ):
-            task = asyncio.create_task(client.request(b"POST", b"/", b"", b"x" * 300_000))
-            peer = await server.accept()
-            assert (await peer.answer(OK)).endswith(b"x" * 300_000)
-            assert await (await task).read(2) == b"ok"
-            task = asyncio.create_task(client.request(b"GET", b"/", b""))
-            await peer.answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n")
-            response = await task
-            assert (await response.next_chunk(), server.accepted) == (b"ab", 1)
-            reading = asyncio.create_task(response.next_chunk())
-            await asyncio.sleep(0)
-            reading.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await reading
-            await peer.gone()
-
-    run(test)
+    async with (
+        backend(tls=authority.server(*LOCAL)) as server,
+        pool(server, f"https://{host}", ssl_context=authority.client()) as client,
+    ):
+        task = asyncio.create_task(client.request(b"POST", b"/", b"", b"x" * 300_000))
+        peer = await server.accept()
+        assert (await peer.answer(OK)).endswith(b"x" * 300_000)
+        assert await (await task).read(2) == b"ok"
+        task = asyncio.create_task(client.request(b"GET", b"/", b""))
+        await peer.answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n")
+        response = await task
+        assert (await response.next_chunk(), server.accepted) == (b"ab", 1)
+        reading = asyncio.create_task(response.next_chunk())
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await peer.gone()
 
 
-def test_a_certificate_of_an_unknown_authority_is_refused(run: Run, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with (
-            backend(tls=Authority(tmp_path).server(*LOCAL)) as server,
-            pool(server, "https://127.0.0.1") as client,
-        ):
-            with pytest.raises(ConnectFailed, match=r"(?i)certificate verify failed"):
-                await client.request(b"GET", b"/", b"")
-            assert client.open_connections == 0
-
-    run(test)
+async def test_a_certificate_of_an_unknown_authority_is_refused(tmp_path: Path) -> None:
+    async with (
+        backend(tls=Authority(tmp_path).server(*LOCAL)) as server,
+        pool(server, "https://127.0.0.1") as client,
+    ):
+        with pytest.raises(ConnectFailed, match=r"(?i)certificate verify failed"):
+            await client.request(b"GET", b"/", b"")
+        assert client.open_connections == 0
 
 
-def test_a_certificate_for_another_name_is_refused(run: Run, tmp_path: Path) -> None:
+async def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
-
-    async def test() -> None:
-        async with (
-            backend(tls=authority.server(x509.DNSName("elsewhere.test"))) as server,
-            pool(server, "https://localhost", ssl_context=authority.client()) as client,
-        ):
-            with pytest.raises(ConnectFailed, match=r"(?i)mismatch"):
-                await client.request(b"GET", b"/", b"")
-
-    run(test)
+    async with (
+        backend(tls=authority.server(x509.DNSName("elsewhere.test"))) as server,
+        pool(server, "https://localhost", ssl_context=authority.client()) as client,
+    ):
+        with pytest.raises(ConnectFailed, match=r"(?i)mismatch"):
+            await client.request(b"GET", b"/", b"")
 
 
-def test_plain_text_on_a_tls_port_is_refused(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server, "https://127.0.0.1") as client:
-            task = asyncio.create_task(client.request(b"GET", b"/", b""))
-            await (await server.accept()).send(OK)
-            with pytest.raises(ConnectFailed):
-                await task
-
-    run(test)
+async def test_plain_text_on_a_tls_port_is_refused() -> None:
+    async with backend() as server, pool(server, "https://127.0.0.1") as client:
+        task = asyncio.create_task(client.request(b"GET", b"/", b""))
+        await (await server.accept()).send(OK)
+        with pytest.raises(ConnectFailed):
+            await task

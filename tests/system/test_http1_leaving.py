@@ -8,195 +8,166 @@ import pytest
 from gateway.wire.errors import ConnectFailed, ProtocolViolation, UpstreamClosed, UpstreamTimeout
 from gateway.wire.http1 import Timeouts
 
-from tests.support.scripted import OK, Run, backend, cancelled, get, pool, served, stopped, until
+from tests.support.scripted import OK, backend, cancelled, get, pool, served, stopped
+from tests.support.waiting import until_async
 
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-def test_cancel_while_connecting(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server, "https://127.0.0.1") as client:
-            task = get(client)  # the server never answers the TLS hello
-            peer = await server.accept()
-            await peer.reader.readexactly(1)
-            assert client.open_connections == 1
+async def test_cancel_while_connecting() -> None:
+    async with backend() as server, pool(server, "https://127.0.0.1") as client:
+        task = get(client)  # the server never answers the TLS hello
+        peer = await server.accept()
+        await peer.reader.readexactly(1)
+        assert client.open_connections == 1
+        await cancelled(task)
+        assert client.open_connections == 0
+        await peer.gone()
+
+
+async def test_cancel_before_the_first_byte() -> None:
+    async with backend() as server, pool(server) as client:
+        for kept in (False, True):
+            if kept:
+                peer = await served(client, server)
+            task = get(client)
+            if not kept:
+                peer = await server.accept()
+            await peer.request()
             await cancelled(task)
             assert client.open_connections == 0
             await peer.gone()
-
-    run(test)
-
-
-def test_cancel_before_the_first_byte(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server) as client:
-            for kept in (False, True):
-                if kept:
-                    peer = await served(client, server)
-                task = get(client)
-                if not kept:
-                    peer = await server.accept()
-                await peer.request()
-                await cancelled(task)
-                assert client.open_connections == 0
-                await peer.gone()
-
-    run(test)
 
 
 @pytest.mark.parametrize("reading", ["next_chunk", "read"])
-def test_cancel_in_the_body(run: Run, reading: str) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server) as client:
-            task = get(client)
-            peer = await server.accept()
-            await peer.answer(STREAM + b"1\r\nx\r\n")
-            response = await task
-            assert await response.next_chunk() == b"x"
-            read = response.next_chunk() if reading == "next_chunk" else response.read(100)
-            body = asyncio.create_task(read)
-            await asyncio.sleep(0)
-            await cancelled(body)
-            assert client.open_connections == 0
+async def test_cancel_in_the_body(reading: str) -> None:
+    async with backend() as server, pool(server) as client:
+        task = get(client)
+        peer = await server.accept()
+        await peer.answer(STREAM + b"1\r\nx\r\n")
+        response = await task
+        assert await response.next_chunk() == b"x"
+        read = response.next_chunk() if reading == "next_chunk" else response.read(100)
+        body = asyncio.create_task(read)
+        await asyncio.sleep(0)
+        await cancelled(body)
+        assert client.open_connections == 0
+        await peer.gone()
+        with pytest.raises(UpstreamClosed):
+            await response.next_chunk()
+
+
+async def test_cancel_as_the_answer_arrives_keeps_the_connection_good() -> None:
+    async with backend() as server, pool(server) as client:
+        peer = await served(client, server)
+        task = get(client)
+        await peer.request()
+        (connection,) = client._joined
+        connection.data_received(OK)
+        await cancelled(task)
+        assert client.open_connections == 1
+        task = get(client)
+        await peer.answer(OK)
+        assert await (await task).read(2) == b"ok"
+
+
+async def test_close_shows_the_backend_that_nobody_listens() -> None:
+    async with backend() as server, pool(server) as client:
+        task = get(client)
+        peer = await server.accept()
+        await peer.answer(STREAM)
+        response = await task
+        reading = asyncio.create_task(response.next_chunk())
+        await asyncio.sleep(0)
+        response.close()
+        response.close()
+        assert client.open_connections == 0
+        with pytest.raises(UpstreamClosed):
+            await reading
+        await peer.gone()
+
+
+async def test_closing_the_pool_ends_everything() -> None:
+    async with backend() as server, pool(server, max_connections=2) as client:
+        streaming, waiting_for_head, queued = get(client), get(client), get(client)
+        peers = [await server.accept(), await server.accept()]
+        await peers[0].answer(STREAM)
+        response = await streaming
+        await client.close()
+        assert not client._joined, "a socket is still open"
+        with pytest.raises(UpstreamClosed):
+            await response.next_chunk()
+        with pytest.raises(UpstreamClosed):
+            await waiting_for_head
+        with pytest.raises(ConnectFailed):
+            await queued
+        with pytest.raises(ConnectFailed, match="closed"):
+            await client.request(b"GET", b"/", b"")
+        for peer in peers:
             await peer.gone()
-            with pytest.raises(UpstreamClosed):
-                await response.next_chunk()
-
-    run(test)
 
 
-def test_cancel_as_the_answer_arrives_keeps_the_connection_good(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server) as client:
-            peer = await served(client, server)
-            task = get(client)
-            await peer.request()
-            (connection,) = client._joined
-            connection.data_received(OK)
-            await cancelled(task)
-            assert client.open_connections == 1
-            task = get(client)
-            await peer.answer(OK)
-            assert await (await task).read(2) == b"ok"
-
-    run(test)
+async def test_two_readers_are_a_mistake() -> None:
+    async with backend() as server, pool(server) as client:
+        task = get(client)
+        peer = await server.accept()
+        await peer.answer(STREAM)
+        response = await task
+        reading = asyncio.create_task(response.next_chunk())
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError):
+            await response.next_chunk()
+        await peer.send(b"1\r\nx\r\n")
+        assert await reading == b"x"
 
 
-def test_close_shows_the_backend_that_nobody_listens(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server) as client:
-            task = get(client)
-            peer = await server.accept()
-            await peer.answer(STREAM)
-            response = await task
-            reading = asyncio.create_task(response.next_chunk())
-            await asyncio.sleep(0)
-            response.close()
-            response.close()
-            assert client.open_connections == 0
-            with pytest.raises(UpstreamClosed):
-                await reading
-            await peer.gone()
-
-    run(test)
+async def test_no_answer_in_time() -> None:
+    async with backend() as server, pool(server, timeouts=Timeouts(first_byte=0.1)) as client:
+        task = get(client)
+        peer = await server.accept()
+        await peer.request()
+        with pytest.raises(UpstreamTimeout, match="no response head within") as error:
+            await task
+        assert error.value.phase == "first_byte"
+        await peer.gone()
+        assert client.open_connections == 0
 
 
-def test_closing_the_pool_ends_everything(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server, max_connections=2) as client:
-            streaming, waiting_for_head, queued = get(client), get(client), get(client)
-            peers = [await server.accept(), await server.accept()]
-            await peers[0].answer(STREAM)
-            response = await streaming
-            await client.close()
-            assert not client._joined, "a socket is still open"
-            with pytest.raises(UpstreamClosed):
-                await response.next_chunk()
-            with pytest.raises(UpstreamClosed):
-                await waiting_for_head
-            with pytest.raises(ConnectFailed):
-                await queued
-            with pytest.raises(ConnectFailed, match="closed"):
-                await client.request(b"GET", b"/", b"")
-            for peer in peers:
-                await peer.gone()
-
-    run(test)
+async def test_an_interim_answer_buys_no_time() -> None:
+    async with backend() as server, pool(server) as client:
+        task = get(client)
+        peer = await server.accept()
+        await peer.request()
+        connection = stopped(client)
+        deadline = connection.deadline
+        await peer.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP")
+        await until_async(lambda: connection.head_bytes > 0)
+        connection.check(deadline)
+        with pytest.raises(UpstreamTimeout, match="no response head within") as error:
+            await task
+        assert error.value.phase == "first_byte"
+        await peer.gone()
+        assert client.open_connections == 0
 
 
-def test_two_readers_are_a_mistake(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server) as client:
-            task = get(client)
-            peer = await server.accept()
-            await peer.answer(STREAM)
-            response = await task
-            reading = asyncio.create_task(response.next_chunk())
-            await asyncio.sleep(0)
-            with pytest.raises(RuntimeError):
-                await response.next_chunk()
+async def test_silence_in_the_body() -> None:
+    idle = 100.0
+    async with backend() as server, pool(server, timeouts=Timeouts(first_byte=200, idle=idle)) as client:
+        task = get(client)
+        peer = await server.accept()
+        await peer.answer(STREAM)
+        response = await task
+        connection, now = stopped(client), asyncio.get_running_loop().time()
+        for _ in range(10):  # longer than both timeouts, never silent
             await peer.send(b"1\r\nx\r\n")
-            assert await reading == b"x"
-
-    run(test)
-
-
-def test_no_answer_in_time(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server, timeouts=Timeouts(first_byte=0.1)) as client:
-            task = get(client)
-            peer = await server.accept()
-            await peer.request()
-            with pytest.raises(UpstreamTimeout, match="no response head within") as error:
-                await task
-            assert error.value.phase == "first_byte"
-            await peer.gone()
-            assert client.open_connections == 0
-
-    run(test)
-
-
-def test_an_interim_answer_buys_no_time(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server) as client:
-            task = get(client)
-            peer = await server.accept()
-            await peer.request()
-            connection = stopped(client)
-            deadline = connection.deadline
-            await peer.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP")
-            await until(lambda: connection.head_bytes > 0)
-            connection.check(deadline)
-            with pytest.raises(UpstreamTimeout, match="no response head within") as error:
-                await task
-            assert error.value.phase == "first_byte"
-            await peer.gone()
-            assert client.open_connections == 0
-
-    run(test)
-
-
-def test_silence_in_the_body(run: Run) -> None:
-    async def test() -> None:
-        idle = 100.0
-        async with backend() as server, pool(server, timeouts=Timeouts(first_byte=200, idle=idle)) as client:
-            task = get(client)
-            peer = await server.accept()
-            await peer.answer(STREAM)
-            response = await task
-            connection, now = stopped(client), asyncio.get_running_loop().time()
-            for _ in range(10):  # longer than both timeouts, never silent
-                await peer.send(b"1\r\nx\r\n")
-                assert await response.next_chunk() == b"x"
-                connection.check(now := now + 0.9 * idle)
-            connection.check(now + idle)
-            with pytest.raises(UpstreamTimeout, match="no byte of the body for") as error:
-                await response.next_chunk()
-            assert error.value.phase == "idle"
-            assert client.open_connections == 0
-            await peer.gone()
-
-    run(test)
+            assert await response.next_chunk() == b"x"
+            connection.check(now := now + 0.9 * idle)
+        connection.check(now + idle)
+        with pytest.raises(UpstreamTimeout, match="no byte of the body for") as error:
+            await response.next_chunk()
+        assert error.value.phase == "idle"
+        assert client.open_connections == 0
+        await peer.gone()
 
 
 @pytest.mark.parametrize(
@@ -211,35 +182,32 @@ def test_silence_in_the_body(run: Run) -> None:
         (b"", "refused", False),
     ],
 )
-def test_abort_is_told_where_this_side_ends_an_answer(run: Run, sent: bytes, ends: str, is_aborted: bool) -> None:
-    async def test() -> None:
-        told: list[bool] = []
-        async with backend() as server, pool(server) as client:
-            task = asyncio.create_task(client.request(b"GET", b"/", b"", on_abort=lambda: told.append(True)))
-            peer = await server.accept()
-            await peer.request()
-            if ends == "refused":
+async def test_abort_is_told_where_this_side_ends_an_answer(sent: bytes, ends: str, is_aborted: bool) -> None:
+    told: list[bool] = []
+    async with backend() as server, pool(server) as client:
+        task = asyncio.create_task(client.request(b"GET", b"/", b"", on_abort=lambda: told.append(True)))
+        peer = await server.accept()
+        await peer.request()
+        if ends == "refused":
+            peer.reset()
+            with pytest.raises(UpstreamClosed):
+                await task
+            return
+        await peer.send(sent)
+        response = await task
+        match ends:
+            case "timed out":
+                stopped(client).check(float("inf"))
+            case "violated":
+                await peer.send(b"xyz\r\n")  # no size of a chunk
+                with pytest.raises(ProtocolViolation):
+                    await response.next_chunk()
+            case "cut by the backend":
                 peer.reset()
                 with pytest.raises(UpstreamClosed):
-                    await task
-                return
-            await peer.send(sent)
-            response = await task
-            match ends:
-                case "timed out":
-                    stopped(client).check(float("inf"))
-                case "violated":
-                    await peer.send(b"xyz\r\n")  # no size of a chunk
-                    with pytest.raises(ProtocolViolation):
-                        await response.next_chunk()
-                case "cut by the backend":
-                    peer.reset()
-                    with pytest.raises(UpstreamClosed):
-                        await response.next_chunk()
-                case "over":
-                    response.is_over = True
-            response.close()
-            response.close()
-            assert told == [True] * is_aborted
-
-    run(test)
+                    await response.next_chunk()
+            case "over":
+                response.is_over = True
+        response.close()
+        response.close()
+        assert told == [True] * is_aborted

@@ -7,26 +7,23 @@ import asyncio
 import pytest
 from gateway.wire.origin import Origin
 
-from tests.support.scripted import OK, Run, backend, pool
+from tests.support.scripted import OK, backend, pool
 
 
-def test_request_goes_out_as_given_with_host_and_length(run: Run) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server) as client:
-            task = asyncio.create_task(client.request(b"POST", b"/v1/x?a=b", b"x-a: 1\r\nx-b:2\r\n", b"body"))
-            peer = await server.accept()
-            host = f"127.0.0.1:{server.port}".encode()
-            expected = b"POST /v1/x?a=b HTTP/1.1\r\nHost: %b\r\nx-a: 1\r\nx-b:2\r\nContent-Length: 4\r\n\r\nbody" % host
-            assert await peer.answer(OK) == expected
-            assert await (await task).read(2) == b"ok"
-            task = asyncio.create_task(client.request(b"GET", b"/", b""))
-            assert await peer.answer(OK) == b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host
-            await (await task).read(2)
-            task = asyncio.create_task(client.request(b"POST", b"/", b""))
-            assert b"Content-Length: 0\r\n\r\n" in await peer.answer(OK)
-            await task
-
-    run(test)
+async def test_request_goes_out_as_given_with_host_and_length() -> None:
+    async with backend() as server, pool(server) as client:
+        task = asyncio.create_task(client.request(b"POST", b"/v1/x?a=b", b"x-a: 1\r\nx-b:2\r\n", b"body"))
+        peer = await server.accept()
+        host = f"127.0.0.1:{server.port}".encode()
+        expected = b"POST /v1/x?a=b HTTP/1.1\r\nHost: %b\r\nx-a: 1\r\nx-b:2\r\nContent-Length: 4\r\n\r\nbody" % host
+        assert await peer.answer(OK) == expected
+        assert await (await task).read(2) == b"ok"
+        task = asyncio.create_task(client.request(b"GET", b"/", b""))
+        assert await peer.answer(OK) == b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host
+        await (await task).read(2)
+        task = asyncio.create_task(client.request(b"POST", b"/", b""))
+        assert b"Content-Length: 0\r\n\r\n" in await peer.answer(OK)
+        await task
 
 
 @pytest.mark.parametrize(
@@ -56,14 +53,11 @@ def test_request_goes_out_as_given_with_host_and_length(run: Run) -> None:
         (b"GET", b"/", b"transfer-encoding: chunked\r\n"),
     ],
 )
-def test_what_would_break_a_request_is_not_sent(run: Run, method: bytes, target: bytes, headers: bytes) -> None:
-    async def test() -> None:
-        async with backend() as server, pool(server) as client:
-            with pytest.raises(ValueError, match=r"method|target|header"):
-                await client.request(method, target, headers)
-            assert (server.accepted, client.open_connections) == (0, 0)
-
-    run(test)
+async def test_what_would_break_a_request_is_not_sent(method: bytes, target: bytes, headers: bytes) -> None:
+    async with backend() as server, pool(server) as client:
+        with pytest.raises(ValueError, match=r"method|target|header"):
+            await client.request(method, target, headers)
+        assert (server.accepted, client.open_connections) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 from gateway.steps import Steps
 
 from tests.support.authority import LOCAL, Authority
@@ -224,11 +223,8 @@ def test_stop_lets_a_stream_end(tmp_path: Path, backend: Upstream) -> None:
 def test_clients_that_leave_as_their_backend_is_dialled_do_not_hold_the_stop(tmp_path: Path) -> None:
     """One backend accepts, so that some leave in the very moment; the other drops each SYN: its backlog is full."""
     with upstream() as backend, socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
-        write_files(tmp_path, backend.url, concurrency_limits={})
-        records = yaml.safe_load((tmp_path / "backends.yaml").read_text())
         address = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
-        records["backends"]["deaf@here"] = {"class": "deaf", "base_url": address, "supported_capabilities": ["chat"]}
-        (tmp_path / "backends.yaml").write_text(yaml.safe_dump(records))
+        write_files(tmp_path, backend.url, {"deaf@here": {"base_url": address}}, concurrency_limits={})
         fillers = [socket.socket() for _ in range(4)]
         for filler in fillers:
             filler.setblocking(False)

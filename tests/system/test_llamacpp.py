@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.chat_script import ChatScript, chat_script
+from tests.support.chat_script import ChatScript
 from tests.support.gateways import Gateway, gateway, write_files
 
 PARAMETERS = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 10**30}}}
@@ -30,15 +30,9 @@ RESPONSE = {
 
 
 @pytest.fixture(scope="module")
-def script() -> Iterator[ChatScript]:
-    with chat_script() as script:
-        script.paths["/v1/chat/completions/input_tokens"] = lambda _: {"input_tokens": 12}
-        yield script
-
-
-@pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, script: ChatScript) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("llamacpp")
+    script.paths["/v1/chat/completions/input_tokens"] = lambda _: {"input_tokens": 12}
     write_files(home, script.url, protocol="llamacpp")
     with gateway(home) as running:
         yield running

@@ -10,7 +10,7 @@ import anthropic
 import pytest
 from anthropic.types import ToolParam, ToolUseBlock
 
-from tests.support.chat_script import ChatScript, chat_script
+from tests.support.chat_script import ChatScript
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.sockets import send
 
@@ -43,12 +43,6 @@ MIXED: tuple[dict[str, Any], ...] = (
         for index, arguments in enumerate(ARGUMENTS)
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[ChatScript]:
-    with chat_script() as script:
-        yield script
 
 
 @pytest.fixture(scope="module")
@@ -431,12 +425,5 @@ def test_a_count_that_is_none_is_a_502(sdk: anthropic.Anthropic, told: ChatScrip
 
 def test_the_page_describes_it(served: Gateway) -> None:
     page = served.client.get("/openapi.json").json()
-    operation = page["paths"]["/v1/messages"]["post"]
-    schemas = page["components"]["schemas"]
-    request = operation["requestBody"]["content"]["application/json"]["schema"]
-    assert request == {"$ref": "#/components/schemas/MessagesRequest"}
-    assert schemas["MessagesRequest"]["required"] == ["model", "messages", "max_tokens"]
-    error = operation["responses"]["404"]["content"]["application/json"]["schema"]
-    assert error == {"$ref": "#/components/schemas/AnthropicError"}
-    assert schemas["AnthropicError"]["properties"]["type"] == {"const": "error"}
-    assert "text/event-stream" in operation["responses"]["200"]["content"]
+    assert page["components"]["schemas"]["AnthropicError"]["properties"]["type"] == {"const": "error"}
+    assert "text/event-stream" in page["paths"]["/v1/messages"]["post"]["responses"]["200"]["content"]

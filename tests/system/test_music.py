@@ -12,7 +12,6 @@ from typing import Any
 import apsw
 import httpx
 import pytest
-import yaml
 from gateway.features.music.routes import wanted_wait
 
 from tests.support.faces.heartmula import HeartMula
@@ -56,12 +55,9 @@ def nothing_seen(server: HeartMula) -> None:
 
 def write_musician(home: Path, *urls: str, **record: Any) -> None:
     """Backends of the usual class of music, m@0 and so on, beside the one that the gateway's start is known by."""
-    write_files(home, f"{urls[0]}/v1")
-    path = home / "backends.yaml"
-    content = yaml.safe_load(path.read_text())
     common = {"class": "heartmula_music", "protocol": "heartmula", "supported_capabilities": ["music"], **record}
-    content["backends"] |= {f"m@{number}": {**common, "base_url": url} for number, url in enumerate(urls)}
-    path.write_text(yaml.safe_dump(content))
+    musicians = {f"m@{number}": {**common, "base_url": url} for number, url in enumerate(urls)}
+    write_files(home, f"{urls[0]}/v1", musicians)
 
 
 def play(served: Gateway, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
@@ -120,7 +116,7 @@ def test_other_names(playing: Gateway, server: HeartMula) -> None:
     ("fields", "param"),
     [
         ({}, "prompt"),
-        ({"tags": "piano"}, "prompt"),
+        ({"prompt": "", "tags": "piano"}, "prompt"),
         ({"prompt": "a", "input": "b"}, "input"),
         ({"prompt": 5}, "prompt"),
         ({"prompt": "a", "tags": [1]}, "tags"),

@@ -20,7 +20,6 @@ import httptools
 import httpx
 import pytest
 import uvloop
-import yaml
 
 from tests.support.faces.images import png
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
@@ -318,11 +317,8 @@ async def exchange(port: int, data: bytes) -> tuple[list[int], str]:
 def willing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("mutated")
     with running(Willing()) as double:
-        write_files(home, double.url)
-        content = yaml.safe_load((home / "backends.yaml").read_text())
         all_of_them = ["chat", "completions", "embeddings", "rerank", "tts", "transcription"]
-        content["backends"]["test@here"]["supported_capabilities"] = all_of_them
-        (home / "backends.yaml").write_text(yaml.safe_dump(content))
+        write_files(home, double.url, supported_capabilities=all_of_them)
         classes = {"TTS_BACKEND_CLASS": "test", "TRANSCRIPTION_BACKEND_CLASS": "test", "IMAGES_MAX_PIXELS": "10000"}
         with gateway(home, None, **classes) as served:
             yield served

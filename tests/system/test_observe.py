@@ -5,9 +5,6 @@ import errno
 import io
 import os
 import re
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 from gateway.observe.linelog import LineLog
 
+from tests.support.disks import small_disk
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.upstream import Upstream
 from tests.support.waiting import until
@@ -98,18 +96,8 @@ def test_switched_off(tmp_path: Path, backend: Upstream) -> None:
 
 
 def test_optional_backend_that_is_down_is_reported_not_fatal(tmp_path: Path, backend: Upstream) -> None:
-    import yaml
-
-    write_files(tmp_path, backend.url)
-    path = tmp_path / "backends.yaml"
-    content = yaml.safe_load(path.read_text())
-    content["backends"]["gone@here"] = {
-        "class": "gone",
-        "base_url": "http://127.0.0.1:9/v1",
-        "supported_capabilities": ["embeddings"],
-        "optional": True,
-    }
-    path.write_text(yaml.safe_dump(content))
+    gone = {"base_url": "http://127.0.0.1:9/v1", "supported_capabilities": ["embeddings"], "optional": True}
+    write_files(tmp_path, backend.url, {"gone@here": gone})
     with gateway(tmp_path) as running:
         report = running.observe.get("/readyz")
         assert report.status_code == 200
@@ -142,16 +130,6 @@ def test_unwritable_log_drops_lines_and_nothing_else(tmp_path: Path, missing: bo
         return log
 
     assert asyncio.run(run()).dropped == 1
-
-
-@contextmanager
-def small_disk(place: Path, kilobytes: int) -> Iterator[None]:
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", place], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", place], check=True)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small tmpfs needs root")

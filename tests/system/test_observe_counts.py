@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-import yaml
 from gateway.backends.records import BackendRecord
 from gateway.backends.usage import Usage
 from gateway.observe.metrics import (
@@ -151,23 +150,6 @@ def test_a_client_that_leaves_is_counted(served: Gateway, seen: Upstream) -> Non
     entry = served.log_entry(lambda entry: entry.get("upstream_model") == "hang-mid")
     assert entry["abort_reason"] == "client_disconnected"
     assert served.value("gateway_streams_aborted_total", **left) == before + 1
-
-
-def test_a_request_that_went_to_another_host_says_so(tmp_path: Path, backend: Upstream) -> None:
-    with wire() as server:
-        server.script = Script((), "close")
-        write_files(tmp_path, server.url)
-        path = tmp_path / "backends.yaml"
-        content = yaml.safe_load(path.read_text())
-        content["backends"]["test@there"] = {**content["backends"]["test@here"], "base_url": backend.url}
-        path.write_text(yaml.safe_dump(content))
-        with gateway(tmp_path) as running:
-            answer = running.chat("fast")
-            assert answer.status_code == 200
-            entry = running.entry_of(answer)
-            assert entry["retried"] is True
-            assert running.value("gateway_retries_total", backend_class="test") == 1
-            assert entry["backend"] == "test@there"
 
 
 def test_waiting_in_a_queue_is_seen(tmp_path: Path, seen: Upstream) -> None:

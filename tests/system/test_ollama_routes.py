@@ -223,47 +223,45 @@ def test_no_tools_where_none_are_wanted(served: Gateway, seen: Ollama) -> None:
     assert message == {"role": "assistant", "content": "You said: Hi"}
 
 
-@pytest.mark.proves(
-    CHAT,
-    *("n", "logit_bias", "modalities", "audio", "functions", "function_call", "web_search_options", "verbosity"),
-    backend="ollama",
-    refused=True,
-)
+ELSEWHERE = [{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]
+USUAL: dict[str, Json] = {
+    CHAT: {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]},
+    COMPLETIONS: {"model": MODEL, "prompt": "Once"},
+    EMBEDDINGS: {"model": "minilm:latest"},
+}
+REFUSED: list[tuple[str, Json, str]] = [
+    (CHAT, {"n": 2}, "n"),
+    (CHAT, {"logit_bias": {"1": 5}}, "logit_bias"),
+    (CHAT, {"modalities": ["audio"]}, "modalities"),
+    (CHAT, {"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
+    (CHAT, {"functions": [{"name": "f"}]}, "functions"),
+    (CHAT, {"function_call": "auto"}, "function_call"),
+    (CHAT, {"web_search_options": {}}, "web_search_options"),
+    (CHAT, {"verbosity": "high"}, "verbosity"),
+    (CHAT, {"tool_choice": "required", "tools": TOOLS}, "tool_choice"),
+    (CHAT, {"messages": [{"role": "user", "content": ELSEWHERE}]}, "messages.0.content.0.image_url.url"),
+    (COMPLETIONS, {"prompt": ["a", "b"]}, "prompt"),
+    (COMPLETIONS, {"n": 2}, "n"),
+    (COMPLETIONS, {"best_of": 2}, "best_of"),
+    (COMPLETIONS, {"echo": True}, "echo"),
+    (COMPLETIONS, {"logit_bias": {"1": 1}}, "logit_bias"),
+    (EMBEDDINGS, {"input": [1, 2]}, "input"),
+]
+
+
 @pytest.mark.parametrize(
-    "fields",
+    ("path", "fields", "param"),
     [
-        {"n": 2},
-        {"logit_bias": {"1": 5}},
-        {"modalities": ["audio"]},
-        {"audio": {"voice": "alloy", "format": "wav"}},
-        {"functions": [{"name": "f"}]},
-        {"function_call": "auto"},
-        {"web_search_options": {}},
-        {"verbosity": "high"},
+        pytest.param(*row, marks=pytest.mark.proves(row[0], next(iter(row[1])), backend="ollama", refused=True))
+        for row in REFUSED
     ],
-    ids=lambda fields: next(iter(fields)),
 )
-def test_what_ollama_cannot_do_is_refused_by_name(served: Gateway, seen: Ollama, fields: Json) -> None:
-    answer = served.chat(MODEL, **fields)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == next(iter(fields))
+def test_what_ollama_cannot_do_is_refused_by_name(
+    served: Gateway, seen: Ollama, path: str, fields: Json, param: str
+) -> None:
+    answer = served.client.post(path, json=USUAL[path] | fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
     assert seen.seen == []
-
-
-@pytest.mark.proves(CHAT, "tool_choice", backend="ollama", refused=True)
-def test_a_choice_among_several_tools_is_refused(served: Gateway, seen: Ollama) -> None:
-    answer = served.chat(MODEL, tools=TOOLS, tool_choice="required")
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "tool_choice"
-
-
-@pytest.mark.proves(CHAT, "messages", backend="ollama", refused=True)
-def test_images_elsewhere_are_refused(served: Gateway, seen: Ollama) -> None:
-    part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
-    body = {"model": MODEL, "messages": [{"role": "user", "content": [part]}]}
-    answer = served.client.post(CHAT, json=body)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "messages.0.content.0.image_url.url"
 
 
 @pytest.mark.proves(COMPLETIONS, "model", "prompt", "suffix", "stream", "logprobs", "max_tokens", backend="ollama")
@@ -281,18 +279,6 @@ def test_completions(served: Gateway, seen: Ollama) -> None:
     assert [path for path, _ in seen.seen] == ["/api/generate"] * 2
 
 
-@pytest.mark.proves(COMPLETIONS, "prompt", "n", "best_of", "echo", "logit_bias", backend="ollama", refused=True)
-@pytest.mark.parametrize(
-    "fields",
-    [{"prompt": ["a", "b"]}, {"n": 2}, {"best_of": 2}, {"echo": True}, {"logit_bias": {"1": 1}}],
-    ids=lambda fields: next(iter(fields)),
-)
-def test_completions_that_ollama_cannot_do(served: Gateway, seen: Ollama, fields: Json) -> None:
-    answer = served.client.post(COMPLETIONS, json={"model": MODEL, "prompt": "Once"} | fields)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == next(iter(fields))
-
-
 @pytest.mark.proves(EMBEDDINGS, "model", "input", "dimensions", "encoding_format", backend="ollama")
 def test_embeddings(served: Gateway, seen: Ollama) -> None:
     body: Json = {"model": "minilm:latest", "input": ["one", "two words"], "dimensions": 4}
@@ -306,13 +292,6 @@ def test_embeddings(served: Gateway, seen: Ollama) -> None:
     assert (
         completion(served.client.post(EMBEDDINGS, json=body | {"input": "one"}))["data"][0]["embedding"] == vectors[0]
     )
-
-
-@pytest.mark.proves(EMBEDDINGS, "input", backend="ollama", refused=True)
-def test_embeddings_of_token_ids_are_refused(served: Gateway, seen: Ollama) -> None:
-    answer = served.client.post(EMBEDDINGS, json={"model": "minilm:latest", "input": [1, 2]})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "input"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 
-import httpx
 import pytest
 
 from tests.support.gateways import Gateway
@@ -77,13 +76,6 @@ def test_embeddings_do_not_stream(served: Gateway, seen: Upstream) -> None:
     assert served.client.post("/v1/embeddings", json=body | {"stream": False}).json()["object"] == "list"
 
 
-def test_tools_pass_in_both_directions(served: Gateway, seen: Upstream) -> None:
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-    assert served.chat("fast", tools=tools, tool_choice="auto", stream=True).status_code == 200
-    assert seen.wait_for(1)[0].json["tools"] == tools
-    assert served.log_entry(lambda entry: entry.get("has_tools") is True)["stream"] is True
-
-
 def test_models(served: Gateway) -> None:
     listed = served.client.get("/v1/models").json()
     ids = [model["id"] for model in listed["data"]]
@@ -122,14 +114,3 @@ def test_model_name_cannot_forge_a_header(served: Gateway, seen: Upstream) -> No
     answer = served.chat("test:\u00e9\r\nX-Evil: 1")
     assert "x-evil" not in answer.headers
     assert answer.headers["x-model-used"] == "%C3%A9%0D%0AX-Evil: 1"
-
-
-def test_documents_describe_the_hot_routes(served: Gateway) -> None:
-    page = httpx.get(f"http://127.0.0.1:{served.port}/openapi.json", trust_env=False).json()
-    for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
-        operation = page["paths"][path]["post"]
-        assert {"bearer": []} in operation["security"]
-        assert {"200", "400", "401", "404", "413", "429", "502", "503", "504"} <= set(operation["responses"])
-    assert page["components"]["schemas"]["ChatRequest"]["required"] == ["messages"]
-    references = [part.split('"')[0] for part in json.dumps(page).split("#/components/schemas/")[1:]]
-    assert set(references) <= set(page["components"]["schemas"])

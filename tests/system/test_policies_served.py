@@ -306,21 +306,3 @@ def test_tokens_are_shown_nowhere(tmp_path: Path, backend: Upstream) -> None:
     told = json.dumps(entries) + "".join(f"{answer.headers}{answer.text}" for answer in answers)
     for token in (BOT, TOKEN, sha256(BOT.encode()).hexdigest()):
         assert token not in told
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"GATEWAY_TOKEN_POLICIES_JSON": f'{{"{TOKEN}": {{"requests_per_min": 5}}}}'}, "'requests_per_minute'"),
-        ({"GATEWAY_TOKEN_POLICIES_JSON": f'{{"{BOT}": {{}}}}'}, "the gateway accepts no such token"),
-        ({"GATEWAY_TOKEN_POLICIES_JSON": f'{{"{TOKEN}": '}, "not JSON"),
-        ({"GATEWAY_TOKEN_POLICIES_PATH": "/nowhere/policies.json"}, "does not exist"),
-        ({"TRUST_PROXY_CIDRS": "10.0.0.0/33"}, "TRUST_PROXY_CIDRS"),
-    ],
-)
-def test_what_refuses_to_start(refused: Any, tmp_path: Path, settings: dict[str, str], says: str) -> None:
-    write_files(tmp_path, "http://127.0.0.1:9/v1")
-    errors = refused(**settings)
-    assert says in errors
-    assert TOKEN not in errors
-    assert BOT not in errors

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from tests.support.authority import LOCAL, Authority
-from tests.support.scripted import Run, until
+from tests.support.waiting import until_async
 
 GET = b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n"
 BODY = b"POST /%b HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"
@@ -97,27 +97,23 @@ ENDS = {
 @pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "TLS"])
 @pytest.mark.parametrize("is_reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize(("sent", "answer"), ENDS.values(), ids=ENDS)
-def test_nothing_of_a_connection_outlives_it(
-    run: Run, tmp_path: Path, sent: bytes, answer: bytes, is_reset: bool, is_tls: bool
+async def test_nothing_of_a_connection_outlives_it(
+    tmp_path: Path, sent: bytes, answer: bytes, is_reset: bool, is_tls: bool
 ) -> None:
     """Its memory, its handlers: with requests pipelined, each of them learns the end."""
     authority = Authority(tmp_path)
     tls = (authority.server(*LOCAL), authority.client()) if is_tls else (None, None)
-
-    async def test() -> None:
-        async with serving(tls[0]) as served:
-            reader, writer = await asyncio.open_connection("127.0.0.1", served.port, ssl=tls[1])
-            writer.write(sent)
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
-                await reader.readuntil(answer) if answer else await until(lambda: bool(served.connections))
-            if is_reset:
-                writer.transport.abort()
-            else:
-                writer.close()
-            await until(lambda: not served.state.connections and not served.state.tasks)
-            await until(lambda: served.connections[0]() is None)
-
-    run(test)
+    async with serving(tls[0]) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port, ssl=tls[1])
+        writer.write(sent)
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(answer) if answer else await until_async(lambda: bool(served.connections))
+        if is_reset:
+            writer.transport.abort()
+        else:
+            writer.close()
+        await until_async(lambda: not served.state.connections and not served.state.tasks)
+        await until_async(lambda: served.connections[0]() is None)
 
 
 # What a request may look like. The parser refuses most of it; that it goes on doing so is a test, too.
@@ -184,22 +180,18 @@ async def answers(served: Server, sent: bytes, pieces: int = 1) -> bytes:
 
 
 @pytest.mark.parametrize(("sent", "status"), REFUSED.values(), ids=REFUSED)
-def test_a_request_that_two_could_read_differently_is_refused(run: Run, sent: bytes, status: bytes) -> None:
+async def test_a_request_that_two_could_read_differently_is_refused(sent: bytes, status: bytes) -> None:
     """In words, whatever follows it; and behind an answer that is outstanding by the connection's end alone."""
-
-    async def test() -> None:
-        async with serving() as served:
-            for pieces in (1, 7):
-                head, _, body = (await answers(served, sent + GET % b"smuggled", pieces)).partition(b"\r\n\r\n")
-                assert head.startswith(b"HTTP/1.1 " + status)
-                assert b"\r\nconnection: close" in head
-                assert json.loads(body)["error"]["message"]
-            received = await answers(served, GET % b"" + sent + GET % b"smuggled")
-            assert received.startswith(HEAD)
-            assert received.count(HEAD) == 1
-            assert b"smuggled" not in str(served.ended).encode()
-
-    run(test)
+    async with serving() as served:
+        for pieces in (1, 7):
+            head, _, body = (await answers(served, sent + GET % b"smuggled", pieces)).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 " + status)
+            assert b"\r\nconnection: close" in head
+            assert json.loads(body)["error"]["message"]
+        received = await answers(served, GET % b"" + sent + GET % b"smuggled")
+        assert received.startswith(HEAD)
+        assert received.count(HEAD) == 1
+        assert b"smuggled" not in str(served.ended).encode()
 
 
 TRAILED = CHUNKED % b"" + b"2\r\nhi\r\n0\r\nAuthorization: Bearer x\r\nHost: y\r\nExpect: 100-continue\r\n\r\n"
@@ -219,21 +211,17 @@ TAKEN = {
 
 @pytest.mark.parametrize(("sent", "body"), TAKEN.values(), ids=TAKEN)
 @pytest.mark.parametrize("pieces", [1, 50])
-def test_what_is_taken_ends_where_it_says(run: Run, sent: bytes, body: bytes, pieces: int) -> None:
+async def test_what_is_taken_ends_where_it_says(sent: bytes, body: bytes, pieces: int) -> None:
     """The request behind it is never part of it; of trailers nothing is seen."""
     is_last = b"HTTP/1.0" in sent or b"close" in sent or b"h2c" in sent
-
-    async def test() -> None:
-        async with serving() as served:
-            last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") % b"last"
-            received = await answers(served, sent if is_last else sent + last, pieces)
-            assert served.bodies[0] == body
-            assert received.count(HEAD) == len(served.ended) == (1 if is_last else 2)
-            assert b"\r\nconnection: close\r\n" in received
-            assert not {name for name, _ in served.headers[0]} & {b"authorization", b"expect"}
-            assert all(sum(name == b"host" for name, _ in headers) < 2 for headers in served.headers)
-
-    run(test)
+    async with serving() as served:
+        last = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") % b"last"
+        received = await answers(served, sent if is_last else sent + last, pieces)
+        assert served.bodies[0] == body
+        assert received.count(HEAD) == len(served.ended) == (1 if is_last else 2)
+        assert b"\r\nconnection: close\r\n" in received
+        assert not {name for name, _ in served.headers[0]} & {b"authorization", b"expect"}
+        assert all(sum(name == b"host" for name, _ in headers) < 2 for headers in served.headers)
 
 
 ENDLESS = {
@@ -249,43 +237,33 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize(("begin", "endless"), ENDLESS.values(), ids=ENDLESS)
-def test_what_moves_a_request_on_by_nothing_is_bounded(run: Run, begin: bytes, endless: bytes) -> None:
-    async def test() -> None:
-        async with serving() as served:
-            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-            writer.write(begin)
-            for _ in range(3 * REQUEST_HEAD_MAX_BYTES // len(endless)):
-                writer.write(endless)
-                await writer.drain()
-            assert (await reader.readline()).startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
-            assert b"\r\nconnection: close\r\n" in await reader.read()
-            writer.close()
-
-    run(test)
+async def test_what_moves_a_request_on_by_nothing_is_bounded(begin: bytes, endless: bytes) -> None:
+    async with serving() as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(begin)
+        for _ in range(3 * REQUEST_HEAD_MAX_BYTES // len(endless)):
+            writer.write(endless)
+            await writer.drain()
+        assert (await reader.readline()).startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
+        assert b"\r\nconnection: close\r\n" in await reader.read()
+        writer.close()
 
 
-def test_only_so_many_requests_wait_on_one_connection(run: Run) -> None:
+async def test_only_so_many_requests_wait_on_one_connection() -> None:
     """All of one read: those that are taken are answered, in their order, and the last says that it is the last."""
-
-    async def test() -> None:
-        async with serving() as served:
-            received = await answers(served, GET % b"" * 5000)
-            assert received.count(HEAD) == len(served.ended) == protocol.PIPELINED_MAX + 1
-            assert received.count(b"connection: close") == 1
-
-    run(test)
+    async with serving() as served:
+        received = await answers(served, GET % b"" * 5000)
+        assert received.count(HEAD) == len(served.ended) == protocol.PIPELINED_MAX + 1
+        assert received.count(b"connection: close") == 1
 
 
-def test_a_client_that_leaves_with_requests_waiting_is_noticed(run: Run) -> None:
-    async def test() -> None:
-        async with serving() as served:
-            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-            writer.write(GET % b"stream" + GET % b"" * protocol.PIPELINED_READING)
-            await reader.readuntil(STREAM_HEAD)
-            writer.close()
-            await until(lambda: served.ended == ["stream"])
-
-    run(test)
+async def test_a_client_that_leaves_with_requests_waiting_is_noticed() -> None:
+    async with serving() as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(GET % b"stream" + GET % b"" * protocol.PIPELINED_READING)
+        await reader.readuntil(STREAM_HEAD)
+        writer.close()
+        await until_async(lambda: served.ended == ["stream"])
 
 
 # Early answers
@@ -295,79 +273,62 @@ def test_a_client_that_leaves_with_requests_waiting_is_noticed(run: Run) -> None
 @pytest.mark.parametrize(
     "begin", [CHUNKED % b"early", b"POST / HTTP/1.1\r\nHost: x\r\nno header\r\n\r\n"], ids=["early", "refused"]
 )
-def test_who_sends_all_before_it_reads_has_its_answer(run: Run, tmp_path: Path, begin: bytes, is_tls: bool) -> None:
+async def test_who_sends_all_before_it_reads_has_its_answer(tmp_path: Path, begin: bytes, is_tls: bool) -> None:
     authority = Authority(tmp_path)
     tls = (authority.server(*LOCAL), authority.client()) if is_tls else (None, None)
-
-    async def test() -> None:
-        async with serving(tls[0]) as served:
-            reader, writer = await asyncio.open_connection("127.0.0.1", served.port, ssl=tls[1])
-            writer.write(begin)
-            for _ in range(100):
-                writer.write(b"10000\r\n" + bytes(65536) + b"\r\n")
-                await writer.drain()
-            assert (await reader.readline()).startswith(b"HTTP/1.1 ")
-            assert b"\r\nconnection: close\r\n" in await reader.read()
-            writer.close()
-            await until(lambda: not served.state.connections)
-
-    run(test)
+    async with serving(tls[0]) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port, ssl=tls[1])
+        writer.write(begin)
+        for _ in range(100):
+            writer.write(b"10000\r\n" + bytes(65536) + b"\r\n")
+            await writer.drain()
+        assert (await reader.readline()).startswith(b"HTTP/1.1 ")
+        assert b"\r\nconnection: close\r\n" in await reader.read()
+        writer.close()
+        await until_async(lambda: not served.state.connections)
 
 
 @pytest.mark.parametrize(("bound", "value"), [("LINGER_MAX_BYTES", 100_000), ("LINGER_MAX_SEC", 0.2)])
-def test_what_comes_after_an_answer_is_bounded(
-    run: Run, monkeypatch: pytest.MonkeyPatch, bound: str, value: float
-) -> None:
+async def test_what_comes_after_an_answer_is_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, value: float) -> None:
     monkeypatch.setattr(ending, bound, value)
     monkeypatch.setattr(ending, "LINGER_QUIET_SEC", 0.1)
     calls: list[int] = []
     monkeypatch.setattr(Protocol, "on_body", lambda _, body: calls.append(len(body)))
-
-    async def test() -> None:
-        async with serving() as served:
-            _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-            writer.write(CHUNKED % b"early")
-            await until(lambda: served.ended == ["early"])
-            with suppress(ConnectionError):
-                while True:
-                    writer.write(b"1\r\nx\r\n" * (10_000 if bound == "LINGER_MAX_BYTES" else 1))
-                    await writer.drain()
-                    await asyncio.sleep(0.001)
-            await until(lambda: not served.state.connections)
-            assert calls == []  # nothing of it is parsed
-            writer.close()
-
-    run(test)
+    async with serving() as served:
+        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(CHUNKED % b"early")
+        await until_async(lambda: served.ended == ["early"])
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"1\r\nx\r\n" * (10_000 if bound == "LINGER_MAX_BYTES" else 1))
+                await writer.drain()
+                await asyncio.sleep(0.001)
+        await until_async(lambda: not served.state.connections)
+        assert calls == []  # nothing of it is parsed
+        writer.close()
 
 
-def test_who_goes_silent_after_an_answer_is_let_go(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_goes_silent_after_an_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ending, "LINGER_QUIET_SEC", 0.1)
-
-    async def test() -> None:
-        async with serving() as served:
-            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-            writer.write(BODY % b"early")
-            assert (await reader.read()).endswith(b"ok")
-            await until(lambda: not served.state.connections)
-            writer.close()
-
-    run(test)
+    async with serving() as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(BODY % b"early")
+        assert (await reader.read()).endswith(b"ok")
+        await until_async(lambda: not served.state.connections)
+        writer.close()
 
 
-def test_a_connection_is_closed_after_a_while_without_a_request(run: Run) -> None:
-    async def test() -> None:
-        async with serving() as served:
-            served.keep_alive = 0.1
-            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-            for _ in range(2):
-                writer.write(GET % b"")
-                await reader.readuntil(b"ok")
-            writer.write(b"GET / HT")  # its head has its own time
-            connection = served.connections[0]
-            await until(lambda: (known := connection()) is not None and known._idle_timer is None)
-            writer.write(b"TP/1.1\r\nHost: x\r\n\r\n")
+async def test_a_connection_is_closed_after_a_while_without_a_request() -> None:
+    async with serving() as served:
+        served.keep_alive = 0.1
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        for _ in range(2):
+            writer.write(GET % b"")
             await reader.readuntil(b"ok")
-            assert await reader.read() == b""
-            writer.close()
-
-    run(test)
+        writer.write(b"GET / HT")  # its head has its own time
+        connection = served.connections[0]
+        await until_async(lambda: (known := connection()) is not None and known._idle_timer is None)
+        writer.write(b"TP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"ok")
+        assert await reader.read() == b""
+        writer.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import httpx
 import pytest
 from openai.types.responses import Response as ResponseType
 
-from tests.support.chat_script import DIE, HANG, USAGE, ChatScript, chat_script, completion, delta, words
+from tests.support.chat_script import DIE, HANG, USAGE, ChatScript, completion, delta, words
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
+from tests.support.waiting import until
 
 PATH = "/v1/responses"
 OTHER = "another-token-0123456789"
@@ -22,24 +22,18 @@ TOOL = {"type": "function", "name": "f", "description": "d", "parameters": {"typ
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ChatScript]:
-    with chat_script() as chats:
-        yield chats
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, server: ChatScript) -> Iterator[Gateway]:
+def served(tmp_path_factory: pytest.TempPathFactory, script: ChatScript) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("gateway")
-    write_files(home, server.url)
+    write_files(home, script.url)
     with gateway(home, GATEWAY_BEARER_TOKENS=f"{TOKEN},{OTHER}") as running:
         yield running
 
 
 @pytest.fixture
-def chats(server: ChatScript) -> ChatScript:
-    server.answers.clear()
-    server.seen.clear()
-    return server
+def chats(script: ChatScript) -> ChatScript:
+    script.answers.clear()
+    script.seen.clear()
+    return script
 
 
 def ask(served: Gateway, given: Any = "Hi", **fields: Any) -> httpx.Response:
@@ -424,15 +418,9 @@ def test_kept_across_a_restart_until_it_expires(tmp_path: Path, chats: ChatScrip
     with gateway(tmp_path, RESPONSES_TTL_SEC="1") as running:
         assert running.client.get(f"{PATH}/{kept['id']}").json() == kept
         short = answer(running)
-        deadline = time.monotonic() + 10
-        while running.client.get(f"{PATH}/{short['id']}").status_code == 200:
-            assert time.monotonic() < deadline, "it does not expire"
-            time.sleep(0.05)
+        until(lambda: running.client.get(f"{PATH}/{short['id']}").status_code != 200, "it does not expire")
     with gateway(tmp_path) as running:  # a start sweeps
-        deadline = time.monotonic() + 5
-        while ids(tmp_path) != {kept["id"]}:
-            assert time.monotonic() < deadline, "it is not swept"
-            time.sleep(0.02)
+        until(lambda: ids(tmp_path) == {kept["id"]}, "it is not swept")
 
 
 def ids(home: Path) -> set[str]:

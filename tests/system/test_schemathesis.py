@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.support.chat_script import ChatScript
 from tests.support.faces.a1111 import A1111
@@ -76,21 +75,19 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("everything")
     with ExitStack() as stack:
         models = stack.enter_context(running(Models()))
-        write_files(home, models.url, supported_capabilities=["chat", "completions", "embeddings", "rerank"])
-        path = home / "backends.yaml"
-        content = yaml.safe_load(path.read_text())
-        for backend_class, protocol, prefix, server, capabilities in (
-            ("gpu_heavy", "a1111", "/v1", A1111(), ["images"]),
-            ("pocket_tts", "openai", "", SpeechServer(), ["tts", "transcription"]),
-            ("heartmula_music", "heartmula", "", Musician(is_released=True), ["music"]),
-        ):
-            content["backends"][f"{backend_class}@here"] = {
-                "class": backend_class,
+        others = {
+            f"{backend_class}@here": {
                 "protocol": protocol,
                 "base_url": stack.enter_context(running(server)).url.removesuffix(prefix),
                 "supported_capabilities": capabilities,
             }
-        path.write_text(yaml.safe_dump(content))
+            for backend_class, protocol, prefix, server, capabilities in (
+                ("gpu_heavy", "a1111", "/v1", A1111(), ["images"]),
+                ("pocket_tts", "openai", "", SpeechServer(), ["tts", "transcription"]),
+                ("heartmula_music", "heartmula", "", Musician(is_released=True), ["music"]),
+            )
+        }
+        write_files(home, models.url, others, supported_capabilities=["chat", "completions", "embeddings", "rerank"])
         yield stack.enter_context(gateway(home, TRANSCRIPTION_BACKEND_CLASS="pocket_tts", MUSIC_WAIT_SEC="0.1"))
 
 

@@ -13,11 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import uvloop
-import yaml
 
 from tests.bench.load import Budget, Target, keep_busy
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
@@ -33,7 +32,6 @@ LEAVERS = ROUND // 5
 CLIENTS, LEAVING_AT_ONCE = 16, 32
 CONNECTIONS = 64  # to a backend, also idle ones
 MEMORY_KB = 3_000 if IS_FULL else 6_000  # a short run has not seen all that is kept once
-ROUND_SEC = 10 * PATIENCE_SEC
 LEAVE_WITHIN_SEC = 0.01
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="macOS does not tell what a process holds")
@@ -62,16 +60,10 @@ PHASES = {
 def soaked(tmp_path: Path) -> Iterator[Gateway]:
     with ExitStack() as stack:
         good, silent = stack.enter_context(neighbour()), stack.enter_context(deaf())
-        limits = {"concurrency_limits": {"chat": 512}, "max_connections": CONNECTIONS}
-        write_files(tmp_path, good.url, **limits)
-        content = yaml.safe_load((tmp_path / "backends.yaml").read_text())
-        here = content["backends"]["test@here"]
+        limits: dict[str, Any] = {"concurrency_limits": {"chat": 512}, "max_connections": CONNECTIONS}
         queued = {"concurrency_limits": {"chat": 1}, "queue": {"max": 1000, "timeout_sec": 60}}
-        content["backends"] |= {
-            "deaf": {**here, "class": "deaf", "base_url": f"http://127.0.0.1:{silent.port}/v1"},
-            "queued": {**here, "class": "queued", **queued},
-        }
-        (tmp_path / "backends.yaml").write_text(yaml.safe_dump(content))
+        others = {"deaf": {**limits, "base_url": f"http://127.0.0.1:{silent.port}/v1"}, "queued": {**limits, **queued}}
+        write_files(tmp_path, good.url, others, **limits)
         settings = {"HEALTH_CHECK_INTERVAL_SEC": "600"}
         running = stack.enter_context(gateway(tmp_path, None, **settings))
         silent.stop_hearing()

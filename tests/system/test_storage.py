@@ -20,9 +20,9 @@ from gateway.app import schema
 from gateway.errors import Refusal
 from gateway.storage import Database, Migration, Schema, StorageError
 
+from tests.support.disks import small_disk
 from tests.support.gateways import gateway, write_files
 from tests.support.ports import free_ports
-from tests.support.scripted import Run
 from tests.support.upstream import Upstream
 from tests.support.waiting import PATIENCE_SEC
 
@@ -77,25 +77,21 @@ async def texts(database: Database) -> list[str]:
     return await database.read(lambda connection: [row[0] for row in connection.execute("SELECT text FROM notes")])
 
 
-def test_what_is_written_is_read_and_stays(run: Run, tmp_path: Path) -> None:
+async def test_what_is_written_is_read_and_stays(tmp_path: Path) -> None:
     path = tmp_path / "x.sqlite"
-
-    async def test() -> None:
-        async with opened(path) as database:
-            assert await database.write(lambda connection: connection.execute(COUNTS).get) is None
-            await add(database, "one")
-            assert await texts(database) == ["one"]
-        async with opened(path) as database:
-            assert await texts(database) == ["one"]
-
-    run(test)
+    async with opened(path) as database:
+        assert await database.write(lambda connection: connection.execute(COUNTS).get) is None
+        await add(database, "one")
+        assert await texts(database) == ["one"]
+    async with opened(path) as database:
+        assert await texts(database) == ["one"]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.sqlite"], "the log is not folded in"
 
 
 @pytest.mark.parametrize(("most", "commits"), [(200, 1), (20, 3)])
-def test_writes_that_wait_share_a_transaction_and_keep_their_order(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, commits: int
+async def test_writes_that_wait_share_a_transaction_and_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, commits: int
 ) -> None:
     monkeypatch.setattr(storage, "BATCH_MAX", most)
     commits_seen = 0
@@ -105,67 +101,61 @@ def test_writes_that_wait_share_a_transaction_and_keep_their_order(
         commits_seen += 1
         return False  # go on
 
-    async def test() -> None:
-        async with opened(tmp_path / "x.sqlite") as database:
-            begun, release = threading.Event(), threading.Event()
+    async with opened(tmp_path / "x.sqlite") as database:
+        begun, release = threading.Event(), threading.Event()
 
-            def block(connection: apsw.Connection) -> None:
-                begun.set()
-                release.wait(PATIENCE_SEC)
-                connection.set_commit_hook(see)
+        def block(connection: apsw.Connection) -> None:
+            begun.set()
+            release.wait(PATIENCE_SEC)
+            connection.set_commit_hook(see)
 
-            blocked = asyncio.ensure_future(database.write(block))
-            await asyncio.to_thread(begun.wait, PATIENCE_SEC)
-            waiting = [asyncio.ensure_future(add(database, str(number))) for number in range(50)]
-            await asyncio.sleep(0)
-            release.set()
-            await asyncio.gather(blocked, *waiting)
-            assert await texts(database) == [str(number) for number in range(50)]
-            assert commits_seen == 1 + commits
-
-    run(test)
-
-
-def test_closing_it_ends_what_is_under_way(run: Run, tmp_path: Path) -> None:
-    async def test() -> None:
-        database = Database(tmp_path / "x.sqlite", named(NOTES))
-        await database.open()
-        begun, may_write, may_read = threading.Barrier(3), threading.Event(), threading.Event()
-
-        def write(_: apsw.Connection) -> None:
-            begun.wait(PATIENCE_SEC)
-            may_write.wait(PATIENCE_SEC)
-
-        def read(connection: apsw.Connection) -> int:
-            begun.wait(PATIENCE_SEC)
-            may_read.wait(PATIENCE_SEC)
-            return int(connection.execute("SELECT count(*) FROM notes").get)
-
-        writing = asyncio.ensure_future(database.write(write))
-        reading = asyncio.ensure_future(database.read(read))
+        blocked = asyncio.ensure_future(database.write(block))
         await asyncio.to_thread(begun.wait, PATIENCE_SEC)
-        waiting = asyncio.ensure_future(add(database, "waits"))
+        waiting = [asyncio.ensure_future(add(database, str(number))) for number in range(50)]
         await asyncio.sleep(0)
-        closing = asyncio.ensure_future(database.close())
-        await asyncio.sleep(0)
-        try:
-            may_write.set()
-            await asyncio.gather(writing, waiting)
-            await asyncio.wait((closing,), timeout=0.05)
-            assert not closing.done()
-            may_read.set()
-            assert await reading == 1
-            async with asyncio.timeout(PATIENCE_SEC):
-                await closing
-        finally:
-            database._queue.put(None)  # a writer that has missed its end would keep the test's from coming
-        async with opened(tmp_path / "x.sqlite") as again:
-            assert await texts(again) == ["waits"]
-
-    run(test)
+        release.set()
+        await asyncio.gather(blocked, *waiting)
+        assert await texts(database) == [str(number) for number in range(50)]
+        assert commits_seen == 1 + commits
 
 
-def test_a_write_that_fails_undoes_itself_and_no_other(run: Run, tmp_path: Path) -> None:
+async def test_closing_it_ends_what_is_under_way(tmp_path: Path) -> None:
+    database = Database(tmp_path / "x.sqlite", named(NOTES))
+    await database.open()
+    begun, may_write, may_read = threading.Barrier(3), threading.Event(), threading.Event()
+
+    def write(_: apsw.Connection) -> None:
+        begun.wait(PATIENCE_SEC)
+        may_write.wait(PATIENCE_SEC)
+
+    def read(connection: apsw.Connection) -> int:
+        begun.wait(PATIENCE_SEC)
+        may_read.wait(PATIENCE_SEC)
+        return int(connection.execute("SELECT count(*) FROM notes").get)
+
+    writing = asyncio.ensure_future(database.write(write))
+    reading = asyncio.ensure_future(database.read(read))
+    await asyncio.to_thread(begun.wait, PATIENCE_SEC)
+    waiting = asyncio.ensure_future(add(database, "waits"))
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(database.close())
+    await asyncio.sleep(0)
+    try:
+        may_write.set()
+        await asyncio.gather(writing, waiting)
+        await asyncio.wait((closing,), timeout=0.05)
+        assert not closing.done()
+        may_read.set()
+        assert await reading == 1
+        async with asyncio.timeout(PATIENCE_SEC):
+            await closing
+    finally:
+        database._queue.put(None)  # a writer that has missed its end would keep the test's from coming
+    async with opened(tmp_path / "x.sqlite") as again:
+        assert await texts(again) == ["waits"]
+
+
+async def test_a_write_that_fails_undoes_itself_and_no_other(tmp_path: Path) -> None:
     class Mine(Exception):
         pass
 
@@ -173,124 +163,102 @@ def test_a_write_that_fails_undoes_itself_and_no_other(run: Run, tmp_path: Path)
         connection.execute("INSERT INTO notes (text) VALUES ('lost')")
         raise Mine
 
-    async def test() -> None:
-        async with opened(tmp_path / "x.sqlite") as database:
-            first, mine, twice, last = await asyncio.gather(
-                add(database, "a"), database.write(fails), add(database, "b", "b"), add(database, "c"),
-                return_exceptions=True,
-            )  # fmt: skip
-            assert first is None
-            assert last is None
-            assert isinstance(mine, Mine)
-            assert isinstance(twice, StorageError)
-            assert "UNIQUE" in str(twice)
-            assert await texts(database) == ["a", "c"]
-
-    run(test)
+    async with opened(tmp_path / "x.sqlite") as database:
+        first, mine, twice, last = await asyncio.gather(
+            add(database, "a"), database.write(fails), add(database, "b", "b"), add(database, "c"),
+            return_exceptions=True,
+        )  # fmt: skip
+        assert first is None
+        assert last is None
+        assert isinstance(mine, Mine)
+        assert isinstance(twice, StorageError)
+        assert "UNIQUE" in str(twice)
+        assert await texts(database) == ["a", "c"]
 
 
-def test_a_transaction_that_cannot_be_ended_is_undone(run: Run, tmp_path: Path) -> None:
+async def test_a_transaction_that_cannot_be_ended_is_undone(tmp_path: Path) -> None:
     def spoils(connection: apsw.Connection) -> None:
         connection.execute("INSERT INTO notes (text) VALUES ('lost')")
         connection.execute("RELEASE work")  # the writer's own savepoint
 
-    async def test() -> None:
-        async with opened(tmp_path / "x.sqlite") as database:
-            with pytest.raises(StorageError, match="no such savepoint"):
-                await database.write(spoils)
-            await add(database, "next")
-            assert await texts(database) == ["next"]
-
-    run(test)
+    async with opened(tmp_path / "x.sqlite") as database:
+        with pytest.raises(StorageError, match="no such savepoint"):
+            await database.write(spoils)
+        await add(database, "next")
+        assert await texts(database) == ["next"]
 
 
-def test_cancelled_before_it_began_it_is_not_done(run: Run, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with opened(tmp_path / "x.sqlite") as database:
-            begun, release = threading.Event(), threading.Event()
+async def test_cancelled_before_it_began_it_is_not_done(tmp_path: Path) -> None:
+    async with opened(tmp_path / "x.sqlite") as database:
+        begun, release = threading.Event(), threading.Event()
 
-            def block(_: apsw.Connection) -> None:
-                begun.set()
-                release.wait(PATIENCE_SEC)
+        def block(_: apsw.Connection) -> None:
+            begun.set()
+            release.wait(PATIENCE_SEC)
 
-            blocked = asyncio.ensure_future(database.write(block))
-            await asyncio.to_thread(begun.wait, PATIENCE_SEC)
-            waiting = asyncio.ensure_future(add(database, "no"))
-            await asyncio.sleep(0)
-            waiting.cancel()
-            release.set()
-            await blocked
-            await add(database, "yes")
-            assert await texts(database) == ["yes"]
-            assert waiting.cancelled()
-
-    run(test)
+        blocked = asyncio.ensure_future(database.write(block))
+        await asyncio.to_thread(begun.wait, PATIENCE_SEC)
+        waiting = asyncio.ensure_future(add(database, "no"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        release.set()
+        await blocked
+        await add(database, "yes")
+        assert await texts(database) == ["yes"]
+        assert waiting.cancelled()
 
 
-def test_what_waits_is_bounded(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_waits_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "PENDING_MAX", 3)
-
-    async def test() -> None:
-        async with opened(tmp_path / "x.sqlite") as database:
-            release = threading.Event()
-            waiting = [asyncio.ensure_future(database.write(lambda _: release.wait(PATIENCE_SEC))) for _ in range(3)]
-            await asyncio.sleep(0)
-            with pytest.raises(StorageError, match="behind by 3 writes"):
-                await add(database, "too many")
-            release.set()
-            await asyncio.gather(*waiting)
-            await add(database, "again")
-
-    run(test)
+    async with opened(tmp_path / "x.sqlite") as database:
+        release = threading.Event()
+        waiting = [asyncio.ensure_future(database.write(lambda _: release.wait(PATIENCE_SEC))) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(StorageError, match="behind by 3 writes"):
+            await add(database, "too many")
+        release.set()
+        await asyncio.gather(*waiting)
+        await add(database, "again")
 
 
-def test_readers_cannot_write_and_see_one_state(run: Run, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with opened(tmp_path / "x.sqlite") as database:
-            with pytest.raises(StorageError, match="readonly"):
-                await database.read(lambda connection: connection.execute("INSERT INTO notes (text) VALUES ('x')"))
-            counted, written = threading.Event(), threading.Event()
+async def test_readers_cannot_write_and_see_one_state(tmp_path: Path) -> None:
+    async with opened(tmp_path / "x.sqlite") as database:
+        with pytest.raises(StorageError, match="readonly"):
+            await database.read(lambda connection: connection.execute("INSERT INTO notes (text) VALUES ('x')"))
+        counted, written = threading.Event(), threading.Event()
 
-            def twice(connection: apsw.Connection) -> tuple[int, int]:
-                before = connection.execute("SELECT count(*) FROM notes").get
-                counted.set()
-                written.wait(PATIENCE_SEC)
-                return before, connection.execute("SELECT count(*) FROM notes").get
+        def twice(connection: apsw.Connection) -> tuple[int, int]:
+            before = connection.execute("SELECT count(*) FROM notes").get
+            counted.set()
+            written.wait(PATIENCE_SEC)
+            return before, connection.execute("SELECT count(*) FROM notes").get
 
-            reading = asyncio.ensure_future(database.read(twice))
-            await asyncio.to_thread(counted.wait, PATIENCE_SEC)
-            await add(database, "between")
-            written.set()
-            assert await reading == (0, 0)
-            assert await texts(database) == ["between"]
-
-    run(test)
+        reading = asyncio.ensure_future(database.read(twice))
+        await asyncio.to_thread(counted.wait, PATIENCE_SEC)
+        await add(database, "between")
+        written.set()
+        assert await reading == (0, 0)
+        assert await texts(database) == ["between"]
 
 
-def test_closed_it_says_so(run: Run, tmp_path: Path) -> None:
-    async def test() -> None:
-        database = Database(tmp_path / "x.sqlite", {})
-        await database.close()
-        for ask in (database.read, database.write):
-            with pytest.raises(StorageError, match="closed"):
-                await ask(lambda _: None)
-
-    run(test)
+async def test_closed_it_says_so(tmp_path: Path) -> None:
+    database = Database(tmp_path / "x.sqlite", {})
+    await database.close()
+    for ask in (database.read, database.write):
+        with pytest.raises(StorageError, match="closed"):
+            await ask(lambda _: None)
 
 
-def test_a_full_disk_fails_the_write_and_heals(run: Run, tmp_path: Path) -> None:
-    async def test() -> None:
-        async with opened(tmp_path / "x.sqlite") as database:
-            pages = await database.write(lambda c: c.pragma("max_page_count", c.pragma("page_count") + 2))
-            assert pages
-            with pytest.raises(StorageError, match="full"):
-                await add(database, "x" * 100_000)
-            await add(database, "small")
-            await database.write(lambda connection: connection.pragma("max_page_count", 1_000_000))
+async def test_a_full_disk_fails_the_write_and_heals(tmp_path: Path) -> None:
+    async with opened(tmp_path / "x.sqlite") as database:
+        pages = await database.write(lambda c: c.pragma("max_page_count", c.pragma("page_count") + 2))
+        assert pages
+        with pytest.raises(StorageError, match="full"):
             await add(database, "x" * 100_000)
-            assert [len(text) for text in await texts(database)] == [5, 100_000]
-
-    run(test)
+        await add(database, "small")
+        await database.write(lambda connection: connection.pragma("max_page_count", 1_000_000))
+        await add(database, "x" * 100_000)
+        assert [len(text) for text in await texts(database)] == [5, 100_000]
 
 
 def test_killed_in_a_loop_it_has_all_that_was_acknowledged(tmp_path: Path) -> None:
@@ -311,53 +279,45 @@ def test_killed_in_a_loop_it_has_all_that_was_acknowledged(tmp_path: Path) -> No
     connection.close()
 
 
-def test_log_cut_anywhere_opens_with_whole_commits_alone(run: Run, tmp_path: Path) -> None:
+async def test_log_cut_anywhere_opens_with_whole_commits_alone(tmp_path: Path) -> None:
     """A power cut leaves some of the log's last pages out: a copy cut there has a prefix of the commits."""
     path = tmp_path / "x.sqlite"
-
-    async def test() -> None:
-        async with opened(path) as database:
-            for number in range(6):
-                await add(database, f"{number} " + "y" * 3_000, f"{number} more")
-            log = path.with_name("x.sqlite-wal").read_bytes()
-            main = path.read_bytes()
-        frame, seen = 4096 + 24, set[int]()
-        for end in range(32, len(log) + 1, frame):
-            copy = tmp_path / "cut" / "x.sqlite"
-            copy.parent.mkdir(exist_ok=True)
-            copy.write_bytes(main)
-            copy.with_name("x.sqlite-wal").write_bytes(log[: end + frame // 2])
-            copy.with_name("x.sqlite-shm").unlink(missing_ok=True)
-            connection = apsw.Connection(str(copy))
-            if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'notes'").get:
-                rows = [row[0] for row in connection.execute("SELECT text FROM notes")]
-                expected = [text for n in range(6) for text in (f"{n} " + "y" * 3_000, f"{n} more")]
-                assert rows == expected[: len(rows)]
-                assert len(rows) % 2 == 0
-                seen.add(len(rows))
-            connection.close()
-        assert seen >= {0, 2, 4, 6, 8, 10, 12}
-
-    run(test)
+    async with opened(path) as database:
+        for number in range(6):
+            await add(database, f"{number} " + "y" * 3_000, f"{number} more")
+        log = path.with_name("x.sqlite-wal").read_bytes()
+        main = path.read_bytes()
+    frame, seen = 4096 + 24, set[int]()
+    for end in range(32, len(log) + 1, frame):
+        copy = tmp_path / "cut" / "x.sqlite"
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(main)
+        copy.with_name("x.sqlite-wal").write_bytes(log[: end + frame // 2])
+        copy.with_name("x.sqlite-shm").unlink(missing_ok=True)
+        connection = apsw.Connection(str(copy))
+        if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'notes'").get:
+            rows = [row[0] for row in connection.execute("SELECT text FROM notes")]
+            expected = [text for n in range(6) for text in (f"{n} " + "y" * 3_000, f"{n} more")]
+            assert rows == expected[: len(rows)]
+            assert len(rows) % 2 == 0
+            seen.add(len(rows))
+        connection.close()
+    assert seen >= {0, 2, 4, 6, 8, 10, 12}
 
 
-def test_migrates_after_a_backup_and_goes_back(run: Run, tmp_path: Path) -> None:
+async def test_migrates_after_a_backup_and_goes_back(tmp_path: Path) -> None:
     path = tmp_path / "x.sqlite"
-
-    async def test() -> None:
-        async with opened(path, NOTES) as database:
-            await add(database, "old")
-        path.with_name("x.sqlite.before-test-2.part").touch()  # of a start that was killed meanwhile
-        async with opened(path, NOTES, COUNTS) as database:
-            await database.write(lambda connection: connection.execute("INSERT INTO counts VALUES (7)"))
-            assert await texts(database) == ["old"]
-        async with opened(path, NOTES) as database:  # the release before
-            await add(database, "older")
-        async with opened(path, NOTES, COUNTS) as database:
-            assert await database.read(lambda connection: connection.execute("SELECT n FROM counts").get) == 7
-            assert await texts(database) == ["old", "older"]
-
-    run(test)
+    async with opened(path, NOTES) as database:
+        await add(database, "old")
+    path.with_name("x.sqlite.before-test-2.part").touch()  # of a start that was killed meanwhile
+    async with opened(path, NOTES, COUNTS) as database:
+        await database.write(lambda connection: connection.execute("INSERT INTO counts VALUES (7)"))
+        assert await texts(database) == ["old"]
+    async with opened(path, NOTES) as database:  # the release before
+        await add(database, "older")
+    async with opened(path, NOTES, COUNTS) as database:
+        assert await database.read(lambda connection: connection.execute("SELECT n FROM counts").get) == 7
+        assert await texts(database) == ["old", "older"]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.sqlite", "x.sqlite.before-test-2"]
     assert stat.S_IMODE((tmp_path / "x.sqlite.before-test-2").stat().st_mode) == 0o600
     backup = apsw.Connection(str(tmp_path / "x.sqlite.before-test-2"))
@@ -366,39 +326,31 @@ def test_migrates_after_a_backup_and_goes_back(run: Run, tmp_path: Path) -> None
     backup.close()
 
 
-def test_a_migration_that_fails_leaves_the_file_as_it_was(run: Run, tmp_path: Path) -> None:
+async def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "x.sqlite"
-
-    async def test() -> None:
-        async with opened(path, NOTES) as database:
-            await add(database, "kept")
-        with pytest.raises(Refusal, match="near"):
-            await Database(path, named(NOTES, f"{COUNTS}; NONSENSE")).open()
-        async with opened(path, NOTES) as database:
-            assert await texts(database) == ["kept"]
-            tables = await database.read(
-                lambda c: [row[0] for row in c.execute("SELECT name FROM sqlite_schema WHERE name = 'counts'")]
-            )
-            assert tables == []
-
-    run(test)
+    async with opened(path, NOTES) as database:
+        await add(database, "kept")
+    with pytest.raises(Refusal, match="near"):
+        await Database(path, named(NOTES, f"{COUNTS}; NONSENSE")).open()
+    async with opened(path, NOTES) as database:
+        assert await texts(database) == ["kept"]
+        tables = await database.read(
+            lambda c: [row[0] for row in c.execute("SELECT name FROM sqlite_schema WHERE name = 'counts'")]
+        )
+        assert tables == []
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["x.sqlite", "x.sqlite.before-test-2"]
 
 
-def test_refuses_a_database_that_it_cannot_follow(run: Run, tmp_path: Path) -> None:
+async def test_refuses_a_database_that_it_cannot_follow(tmp_path: Path) -> None:
     path = tmp_path / "x.sqlite"
-
-    async def test() -> None:
-        async with opened(path, NOTES, COUNTS, min_reader=2):
-            pass
-        with pytest.raises(Refusal, match="schema 2 of test, for releases that know schema 2 or newer; this"):
-            await Database(path, named(NOTES)).open()
-
-    run(test)
+    async with opened(path, NOTES, COUNTS, min_reader=2):
+        pass
+    with pytest.raises(Refusal, match="schema 2 of test, for releases that know schema 2 or newer; this"):
+        await Database(path, named(NOTES)).open()
 
 
 @pytest.mark.parametrize("what", ["no directory", "text", "foreign", "directory"])
-def test_refuses_what_is_not_its_database(run: Run, tmp_path: Path, what: str) -> None:
+async def test_refuses_what_is_not_its_database(tmp_path: Path, what: str) -> None:
     path = tmp_path / "x.sqlite"
     if what == "no directory":
         path = tmp_path / "missing" / "x.sqlite"
@@ -410,13 +362,9 @@ def test_refuses_what_is_not_its_database(run: Run, tmp_path: Path, what: str) -
         connection.close()
     else:
         path.mkdir()
-
-    async def test() -> None:
-        with pytest.raises(Refusal, match="GATEWAY_DB_PATH") as refusal:
-            await Database(path, schema()).open()
-        assert str(path) in str(refusal.value)
-
-    run(test)
+    with pytest.raises(Refusal, match="GATEWAY_DB_PATH") as refusal:
+        await Database(path, schema()).open()
+    assert str(path) in str(refusal.value)
 
 
 def test_two_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
@@ -487,20 +435,11 @@ def test_a_second_gateway_refuses_to_start(tmp_path: Path, backend: Upstream, re
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a small tmpfs needs root")
-def test_a_disk_that_is_really_full(run: Run, tmp_path: Path) -> None:
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], check=True)
-    try:
-
-        async def test() -> None:
-            async with opened(place / "x.sqlite") as database:
-                await add(database, "before")
-                with pytest.raises(StorageError, match=r"full|disk I/O"):
-                    for number in range(100):
-                        await add(database, f"{number}" + "z" * 20_000)
-                assert "before" in await texts(database)
-
-        run(test)
-    finally:
-        subprocess.run(["umount", place], check=True)
+async def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 256):
+        async with opened(tmp_path / "small/x.sqlite") as database:
+            await add(database, "before")
+            with pytest.raises(StorageError, match=r"full|disk I/O"):
+                for number in range(100):
+                    await add(database, f"{number}" + "z" * 20_000)
+            assert "before" in await texts(database)

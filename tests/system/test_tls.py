@@ -14,7 +14,6 @@ from gateway.errors import Refusal
 
 from tests.support.authority import LOCAL, Authority
 from tests.support.gateways import gateway, write_files
-from tests.support.scripted import Run
 from tests.support.upstream import DONE, Upstream
 
 
@@ -29,7 +28,7 @@ def test_listener_speaks_https(tmp_path: Path, backend: Upstream) -> None:
 
 
 @pytest.mark.parametrize("brings", [True, False])
-def test_backend_may_ask_who_the_gateway_is(run: Run, tmp_path: Path, brings: bool) -> None:
+async def test_backend_may_ask_who_the_gateway_is(tmp_path: Path, brings: bool) -> None:
     authority = Authority(tmp_path)
     server_context = authority.server(*LOCAL)
     bundle = tmp_path / "ca.pem"
@@ -43,17 +42,14 @@ def test_backend_may_ask_who_the_gateway_is(run: Run, tmp_path: Path, brings: bo
         writer.write(b"welcome")
         writer.close()
 
-    async def test() -> None:
-        async with await asyncio.start_server(greet, "127.0.0.1", 0, ssl=server_context) as server:
-            port = server.sockets[0].getsockname()[1]
-            said = b""
-            with contextlib.suppress(OSError):  # with TLS 1.3 a refusal is a reset, or the end
-                reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
-                said = await reader.read()
-                writer.transport.abort()
-            assert said == (b"welcome" if brings else b"")
-
-    run(test)
+    async with await asyncio.start_server(greet, "127.0.0.1", 0, ssl=server_context) as server:
+        port = server.sockets[0].getsockname()[1]
+        said = b""
+        with contextlib.suppress(OSError):  # with TLS 1.3 a refusal is a reset, or the end
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+            said = await reader.read()
+            writer.transport.abort()
+        assert said == (b"welcome" if brings else b"")
 
 
 def test_wrong_client_certificate_is_refused(tmp_path: Path) -> None:

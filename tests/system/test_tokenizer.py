@@ -17,8 +17,9 @@ from tests.support import scripted
 from tests.support.chat_script import ChatScript, chat_script
 from tests.support.gateways import Gateway, gateway, write_files
 from tests.support.registries import record, registry
-from tests.support.scripted import Run, cancelled, until
+from tests.support.scripted import cancelled
 from tests.support.sockets import send
+from tests.support.waiting import until_async
 from tests.support.wire import JSON, framed
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -32,24 +33,19 @@ def backend_of(server: scripted.Backend, prefix: str = "/v1") -> Backend:
     return backend
 
 
-def counted(run: Run, request: dict[str, Any], answer: bytes, prefix: str = "/v1") -> tuple[int | None, bytes]:
+async def counted(request: dict[str, Any], answer: bytes, prefix: str = "/v1") -> tuple[int | None, bytes]:
     """What is counted, and the request that was sent for it, where the server answers so."""
-    told: list[Any] = []
-
-    async def test() -> None:
-        async with scripted.backend() as server:
-            backend = backend_of(server, prefix)
-            task = asyncio.create_task(count(backend, "m", request))
-            peer = await server.accept()
-            told.append(await peer.request())
-            assert backend.slots["chat"].inflight == 0
-            await peer.offer(answer)
-            peer.close()
-            told.append(await task)
-            await backend.pool.close()
-
-    run(test)
-    return told[1], told[0]
+    async with scripted.backend() as server:
+        backend = backend_of(server, prefix)
+        task = asyncio.create_task(count(backend, "m", request))
+        peer = await server.accept()
+        asked = await peer.request()
+        assert backend.slots["chat"].inflight == 0
+        await peer.offer(answer)
+        peer.close()
+        tokens = await task
+        await backend.pool.close()
+        return tokens, asked
 
 
 @pytest.mark.parametrize(
@@ -61,10 +57,10 @@ def counted(run: Run, request: dict[str, Any], answer: bytes, prefix: str = "/v1
         (COMPLETION, "/a/v1", "/a/tokenize", {"content": "Hi", "add_special": True}, b'{ "tokens": [ 1 ] }\n', 1),
     ],
 )
-def test_what_is_asked_and_told(
-    run: Run, request_: dict[str, Any], prefix: str, target: str, sent: dict[str, Any], answer: bytes, expected: int
+async def test_what_is_asked_and_told(
+    request_: dict[str, Any], prefix: str, target: str, sent: dict[str, Any], answer: bytes, expected: int
 ) -> None:
-    tokens, asked = counted(run, request_, framed(JSON, answer), prefix)
+    tokens, asked = await counted(request_, framed(JSON, answer), prefix)
     assert tokens == expected
     head, _, body = asked.partition(b"\r\n\r\n")
     assert head.startswith(f"POST {target} HTTP/1.1\r\n".encode())
@@ -93,66 +89,47 @@ def test_what_is_asked_and_told(
         (COMPLETION, framed(JSON, b'{"error":1,"tokens":[1,2]}')),
     ],
 )
-def test_an_answer_that_is_none_counts_nothing(run: Run, request_: dict[str, Any], answer: bytes) -> None:
-    tokens, _ = counted(run, request_, answer)
+async def test_an_answer_that_is_none_counts_nothing(request_: dict[str, Any], answer: bytes) -> None:
+    tokens, _ = await counted(request_, answer)
     assert tokens is None
 
 
-def test_a_server_that_is_not_there_counts_nothing(run: Run) -> None:
-    async def test() -> None:
-        async with scripted.backend() as server:
-            backend = backend_of(server)
-        assert await count(backend, "m", CHAT) is None
-        assert backend.ready, "the chat itself may yet find it"
-
-    run(test)
+async def test_a_server_that_is_not_there_counts_nothing() -> None:
+    async with scripted.backend() as server:
+        backend = backend_of(server)
+    assert await count(backend, "m", CHAT) is None
+    assert backend.ready, "the chat itself may yet find it"
 
 
-def test_a_server_that_is_slow_is_not_waited_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_is_slow_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "TIMEOUT_SEC", 0.05)
-
-    async def test() -> None:
-        async with scripted.backend() as server:
-            backend = backend_of(server)
-            task = asyncio.create_task(count(backend, "m", CHAT))
-            peer = await server.accept()
-            assert await task is None
-            await peer.gone()
-            await until(lambda: backend.pool.open_connections == 0)
-
-    run(test)
+    async with scripted.backend() as server:
+        backend = backend_of(server)
+        task = asyncio.create_task(count(backend, "m", CHAT))
+        peer = await server.accept()
+        assert await task is None
+        await peer.gone()
+        await until_async(lambda: backend.pool.open_connections == 0)
 
 
-def test_who_leaves_ends_the_count(run: Run) -> None:
-    async def test() -> None:
-        async with scripted.backend() as server:
-            backend = backend_of(server)
-            task = asyncio.create_task(count(backend, "m", CHAT))
-            peer = await server.accept()
-            await peer.request()
-            await cancelled(task)
-            await peer.gone()
-            await until(lambda: backend.pool.open_connections == 0)
-
-    run(test)
+async def test_who_leaves_ends_the_count() -> None:
+    async with scripted.backend() as server:
+        backend = backend_of(server)
+        task = asyncio.create_task(count(backend, "m", CHAT))
+        peer = await server.accept()
+        await peer.request()
+        await cancelled(task)
+        await peer.gone()
+        await until_async(lambda: backend.pool.open_connections == 0)
 
 
-def test_what_is_too_large_is_not_sent(run: Run) -> None:
-    async def test() -> None:
-        async with scripted.backend() as server:
-            assert await count(backend_of(server), "m", {"prompt": "x" * COUNTED_MAX_BYTES}) is None
-            assert server.none_waits
-
-    run(test)
+async def test_what_is_too_large_is_not_sent() -> None:
+    async with scripted.backend() as server:
+        assert await count(backend_of(server), "m", {"prompt": "x" * COUNTED_MAX_BYTES}) is None
+        assert server.none_waits
 
 
 # The whole way: an alias `long` with a context of 2,000 tokens, and a server that counts as it is told.
-
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[ChatScript]:
-    with chat_script() as script:
-        yield script
 
 
 @pytest.fixture(scope="module")

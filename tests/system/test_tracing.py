@@ -193,12 +193,6 @@ def test_a_collector_that_is_no_use_hurts_no_request(tmp_path: Path, backend: Up
     assert said == [f"{at} refuses traces; the gateway drops them until it accepts them"]
 
 
-def test_an_endpoint_that_is_no_url_is_refused(tmp_path: Path, backend: Upstream, refused: object) -> None:
-    write_files(tmp_path, backend.url)
-    assert callable(refused)
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in refused(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318")
-
-
 def test_without_a_collector_nothing_of_it_is_imported() -> None:
     # FastAPI takes the API's own package, which does nothing alone, where it is there.
     code = (

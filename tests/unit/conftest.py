@@ -1,5 +1,5 @@
 """What tests of the package's parts share."""
 
-from tests.support.scripted import run
+from tests.support.scripted import pytest_pycollect_makeitem, pytest_pyfunc_call, run
 
-__all__ = ["run"]
+__all__ = ["pytest_pycollect_makeitem", "pytest_pyfunc_call", "run"]

@@ -41,17 +41,31 @@ def test_rooms_import_in_one_direction() -> None:
     assert upward == set()
 
 
-def _rooms_imported(path: Path) -> set[str]:
-    rooms = set()
+def _imported(path: Path) -> set[str]:
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("gateway.")}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _rooms_imported(path: Path) -> set[str]:
+    rooms = {name.split(".")[1] for name in _imported(path) if name.startswith("gateway.")}
     return {"__init__" if room == "__version__" else room for room in rooms}
+
+
+def test_no_test_module_imports_another() -> None:
+    """What two share stands in a module without tests of its own."""
+    tests = Path(__file__).parents[1]
+    found = {
+        f"{path.relative_to(tests)} -> {name}"
+        for path in tests.rglob("*.py")
+        for name in _imported(path)
+        if re.match(r"tests\.(\w+\.)*(test_|conftest\b)", name) and not name.startswith("tests.support")
+    }
+    assert found == set()
 
 
 # What only has the name of a protocol.

@@ -30,7 +30,7 @@ class HeartMula(Upstream):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def _answer_probe(self, writer: asyncio.StreamWriter) -> None:
+    async def _answer_probe(self, path: str, writer: asyncio.StreamWriter) -> None:
         models = {"status": "ok", "object": "list", "data": [{"id": "echo", "object": "model"}]}
         await _answer(writer, 200 if self.healthy else 503, models)
 

@@ -29,12 +29,13 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 
+from tests.support.http_server import Handler, http_server
 from tests.support.ports import free_ports
 from tests.support.waiting import PATIENCE_SEC, until
 
@@ -413,9 +414,7 @@ def details(model: str) -> Json:
 # HTTP --------------------------------------------------------------------------------------------------------------
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class OllamaHandler(Handler, BaseHTTPRequestHandler):
     ollama: Ollama
 
     def do_HEAD(self) -> None:
@@ -439,9 +438,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, b"404 page not found", "text/plain")
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         try:
-            self.route(parsed(body))
+            self.route(parsed(self.body()))
         except Refused as refused:
             self.answer_json(refused.status, {"error": str(refused)})
         except ConnectionError:
@@ -471,10 +469,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer_json(200, whole(list(lines)))
             return
         first = next(lines)
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-ndjson")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
+        self.begin("application/x-ndjson")
         self.chunk(go_json(first) + b"\n")
         model = request.get("model", "").partition(":")[0]
         if model == "cut-mid":
@@ -489,24 +484,10 @@ class Handler(BaseHTTPRequestHandler):
         elif model != "no-done":
             for content in lines:
                 self.chunk(go_json(content) + b"\n")
-        self.wfile.write(b"0\r\n\r\n")
-
-    def chunk(self, data: bytes) -> None:
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self.chunk(b"")
 
     def answer_json(self, status: int, content: Any) -> None:
         self.answer(status, go_json(content), "application/json; charset=utf-8")
-
-    def answer(self, status: int, body: bytes, content_type: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is http.server's
-        pass
 
 
 def parsed(body: bytes) -> Json:
@@ -579,21 +560,12 @@ def pulled(ollama: Ollama, request: Json) -> Iterator[Json]:
 def ollama(port: int = 0, *, with_llama: bool = False) -> Iterator[Ollama]:
     """Runs the double on loopback until the end of the block."""
     double = Ollama()
-    server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Handler,), {"ollama": double}))
-    server.daemon_threads = True
-    double.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with http_server(type("Bound", (OllamaHandler,), {"ollama": double}), port) as double.port:
         if with_llama:
             with llama() as double.llama:
                 yield double
         else:
             yield double
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @contextmanager

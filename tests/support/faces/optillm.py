@@ -8,12 +8,13 @@ usage in streams. One that was cut short is a 500 (`re2`), or words about an err
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from uuid import uuid4
+
+from tests.support.http_server import Handler, http_server
 
 MODEL = "smollm2-135m-instruct"
 APPROACHES = ("re2", "bon", "moa")
@@ -82,57 +83,34 @@ def chunks(request: dict[str, Any], model: str, approach: str, text: str) -> lis
     return events
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _OptiLLM(Handler, BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         listed = {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
-        self.answer(200, {"status": "ok"} if self.path == "/health" else listed)
+        self.answer_json(200, {"status": "ok"} if self.path == "/health" else listed)
 
     def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = json.loads(self.body())
         prefix, _, rest = request["model"].partition("-")
         approach, model = (prefix, rest) if prefix in APPROACHES else ("", request["model"])
         is_cut = bool(approach) and request.get("max_tokens", ENOUGH) < ENOUGH
         if is_cut and approach == "re2":
-            self.answer(500, {"error": "re2_approach: provider returned a None or truncated response"})
+            self.answer_json(500, {"error": "re2_approach: provider returned a None or truncated response"})
             return
         text = FAILED if is_cut else WORDS
         if request.get("stream"):
             self.stream(chunks(request, model, approach, text))
         else:
-            self.answer(200, approached(model, text) if approach else passed_on(model))
-
-    def answer(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+            self.answer_json(200, approached(model, text) if approach else passed_on(model))
 
     def stream(self, events: list[dict[str, Any]]) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
+        self.begin("text/event-stream")
         for data in [*map(json.dumps, events), "[DONE]"]:
-            event = f"data: {data}\n\n".encode()
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
-        self.wfile.write(b"0\r\n\r\n")
-
-    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        """Quiet."""
+            self.chunk(f"data: {data}\n\n".encode())
+        self.chunk(b"")
 
 
 @contextmanager
 def optillm() -> Iterator[str]:
     """Runs one in a thread until the end of the block; its API's URL."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-        finally:
-            server.shutdown()
-            thread.join()
+    with http_server(_OptiLLM) as port:
+        yield f"http://127.0.0.1:{port}/v1"

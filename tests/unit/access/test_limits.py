@@ -18,8 +18,6 @@ from gateway.storage import Database, StorageError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.scripted import Run
-
 NOON = 20_000 * DAY_SEC + DAY_SEC / 2
 SLOT_SEC = 0.25
 
@@ -128,7 +126,7 @@ async def counting(database: Database, clock: Clock) -> AsyncIterator[TokenUsage
         await database.close()
 
 
-def test_counts_outlive_the_process(run: Run, tmp_path: Path) -> None:
+async def test_counts_outlive_the_process(tmp_path: Path) -> None:
     path, clock = tmp_path / "db.sqlite", Clock(NOON)
 
     async def process(expected: int, *spent: tuple[str, int]) -> None:
@@ -140,30 +138,26 @@ def test_counts_outlive_the_process(run: Run, tmp_path: Path) -> None:
                 usage.spend(name, tokens)
             assert usage.today("a") == expected
 
-    run(lambda: process(11, ("a", 10), ("b", 5)))
-    run(lambda: process(22, ("a", 10)))
+    await process(11, ("a", 10), ("b", 5))
+    await process(22, ("a", 10))
     clock.now += DAY_SEC
-    run(lambda: process(3, ("a", 2)))
+    await process(3, ("a", 2))
     today = int(clock.now // DAY_SEC)
     assert rows(path) == {(today - 1, "a"): 22, (today - 1, "b"): 5, (today, "a"): 3}
     clock.now += DAY_SEC * (KEEP_DAYS + 1)
-    run(lambda: process(1))
+    await process(1)
     assert rows(path) == {(today + KEEP_DAYS + 1, "a"): 1}
 
 
-def test_counts_are_stored_while_it_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_counts_are_stored_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.01)
     path = tmp_path / "db.sqlite"
-
-    async def process() -> None:
-        database = Database(path, schema())
-        async with counting(database, Clock(NOON)) as usage:
-            await usage.start(database)
-            usage.spend("a", 4)
-            while not await asyncio.to_thread(rows, path):  # noqa: ASYNC110 - what is waited for is in a file
-                await asyncio.sleep(0.01)
-
-    run(process)
+    database = Database(path, schema())
+    async with counting(database, Clock(NOON)) as usage:
+        await usage.start(database)
+        usage.spend("a", 4)
+        while not await asyncio.to_thread(rows, path):  # noqa: ASYNC110 - what is waited for is in a file
+            await asyncio.sleep(0.01)
     assert rows(path) == {(20_000, "a"): 4}
 
 
@@ -183,46 +177,35 @@ async def windowed(path: Path, now: float, ticks: Clock, limit: int) -> AsyncIte
 
 
 @pytest.mark.parametrize("pause", [0, 0.3, 30, 59.75, 70])
-def test_requests_of_the_last_minute_outlive_the_process(run: Run, tmp_path: Path, pause: float) -> None:
+async def test_requests_of_the_last_minute_outlive_the_process(tmp_path: Path, pause: float) -> None:
     """Each process has ticks of its own."""
     path, late = tmp_path / "db.sqlite", 0.5  # by as much a request may leave its window later
-
-    async def test() -> None:
-        ticks = Clock(1e6 + 0.123)
-        async with windowed(path, NOON + 0.2, ticks, 2) as window:
-            assert [window.take(ticks.now) for _ in range(2)] == [0, 0]
-            ticks.now += 10
-        ticks = Clock(5.5)
-        async with windowed(path, NOON + 10.2 + pause, ticks, 2) as window:
-            left = max(0, 50 - pause)
-            assert left <= (wait := window.take(ticks.now)) <= left + SLOT_SEC + late
-            assert window.take(ticks.now + wait) == 0
-
-    run(test)
+    ticks = Clock(1e6 + 0.123)
+    async with windowed(path, NOON + 0.2, ticks, 2) as window:
+        assert [window.take(ticks.now) for _ in range(2)] == [0, 0]
+        ticks.now += 10
+    ticks = Clock(5.5)
+    async with windowed(path, NOON + 10.2 + pause, ticks, 2) as window:
+        left = max(0, 50 - pause)
+        assert left <= (wait := window.take(ticks.now)) <= left + SLOT_SEC + late
+        assert window.take(ticks.now + wait) == 0
 
 
-def test_clock_that_is_set_back_refuses_nobody_for_longer_than_a_minute(run: Run, tmp_path: Path) -> None:
-    async def test() -> None:
-        for now, wait in ((NOON, 0), (NOON - DAY_SEC, 60.25)):
-            async with windowed(tmp_path / "db.sqlite", now, Clock(5), 1) as window:
-                assert window.take(5) == wait
-
-    run(test)
+async def test_clock_that_is_set_back_refuses_nobody_for_longer_than_a_minute(tmp_path: Path) -> None:
+    for now, wait in ((NOON, 0), (NOON - DAY_SEC, 60.25)):
+        async with windowed(tmp_path / "db.sqlite", now, Clock(5), 1) as window:
+            assert window.take(5) == wait
 
 
-def test_rows_of_requests_are_few(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_of_requests_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.001)
     path = tmp_path / "db.sqlite"
-
-    async def test() -> None:
-        ticks = Clock(0)
-        async with windowed(path, NOON, ticks, 10**6) as window:
-            for _ in range(1000):
-                window.take(ticks.now)
-                ticks.now += 0.5
-                await asyncio.sleep(0)
-
-    run(test)
+    ticks = Clock(0)
+    async with windowed(path, NOON, ticks, 10**6) as window:
+        for _ in range(1000):
+            window.take(ticks.now)
+            ticks.now += 0.5
+            await asyncio.sleep(0)
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     ((rows, requests),) = connection.execute("SELECT count(*), sum(requests) FROM request_counts")
     connection.close()
@@ -241,23 +224,19 @@ class FailingDatabase(Database):
         return await super().write(work)
 
 
-def test_what_could_not_be_stored_is_stored_later(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_what_could_not_be_stored_is_stored_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.01)
     path = tmp_path / "db.sqlite"
-
-    async def process() -> None:
-        database = FailingDatabase(path, schema())
-        async with counting(database, Clock(NOON)) as usage:
-            await usage.start(database)
-            while database.failures:
-                usage.spend("a", 1)
-                await asyncio.sleep(0.005)
-            used = usage.today("a")
-        assert rows(path) == {(20_000, "a"): used}
-
-    run(process)
+    database = FailingDatabase(path, schema())
+    async with counting(database, Clock(NOON)) as usage:
+        await usage.start(database)
+        while database.failures:
+            usage.spend("a", 1)
+            await asyncio.sleep(0.005)
+        used = usage.today("a")
+    assert rows(path) == {(20_000, "a"): used}
     assert caplog.text.count("disk full") == 1
 
 

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.gateways import TOKEN
+from tests.support.pieces import json_values
 
 OTHER = "other-token-0123456789abcdef"
 SHOWN = sha256(TOKEN.encode()).hexdigest()[:8]
@@ -167,15 +168,10 @@ def test_lenient_mode_refuses_the_token_and_says_so(caplog: pytest.LogCaptureFix
     assert identified(authenticator, TOKEN).name == SHOWN
 
 
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=8,
-)
 KEYS = st.sampled_from([*TokenPolicy.model_fields, "colour"])
 
 
-@given(st.dictionaries(st.sampled_from([TOKEN, OTHER, "x", "sha256:"]), st.dictionaries(KEYS, JSON_VALUES)))
+@given(st.dictionaries(st.sampled_from([TOKEN, OTHER, "x", "sha256:"]), st.dictionaries(KEYS, json_values())))
 def test_whatever_is_written_is_taken_or_refused(policies: dict[str, Any]) -> None:
     try:
         load(policies)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from time import process_time
 from typing import Any
 
@@ -15,7 +16,7 @@ from gateway.backends.slots import CIRCUIT_OPENS_AFTER, Slots
 from gateway.errors import ApiError
 
 from tests.support.registries import record, registry
-from tests.support.scripted import Run, run_on
+from tests.support.scripted import run_on
 
 QUEUE = {"max": 50, "timeout_sec": 60}
 
@@ -54,32 +55,28 @@ class Line:
         await asyncio.gather(*self.tasks.values(), return_exceptions=True)
 
 
-def in_line(run: Run, test: Callable[[Line], Coroutine[Any, Any, None]], **queue: Any) -> None:
-    async def whole() -> None:
-        line = Line(**queue)
-        try:
-            await test(line)
-        finally:
-            await line.end()
-
-    run(whole)
+@asynccontextmanager
+async def in_line(**queue: Any) -> AsyncIterator[Line]:
+    line = Line(**queue)
+    try:
+        yield line
+    finally:
+        await line.end()
 
 
-def test_tokens_take_turns_however_many_requests_each_sends(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_tokens_take_turns_however_many_requests_each_sends() -> None:
+    async with in_line() as line:
         for number in range(4):
             await line.join(f"greedy{number}", "greedy")
         await line.join("modest0", "modest")
         await line.join("modest1", "modest")
         assert await line.serve(6) == ["greedy0", "modest0", "greedy1", "modest1", "greedy2", "greedy3"]
 
-    in_line(run, test)
 
-
-def test_who_comes_later_shares_the_turns_that_are_left(run: Run) -> None:
+async def test_who_comes_later_shares_the_turns_that_are_left() -> None:
     """What a token was served before counts for as long as somebody waits; a new one gets no turns of the past."""
 
-    async def test(line: Line) -> None:
+    async with in_line() as line:
         for number in range(3):
             await line.join(f"early{number}", "early")
         await line.serve(2)
@@ -88,20 +85,16 @@ def test_who_comes_later_shares_the_turns_that_are_left(run: Run) -> None:
         await line.join("late1", "late")
         assert await line.serve(4) == ["early0", "early1", "late0", "early2", "late1", "early3"]
 
-    in_line(run, test)
 
-
-def test_higher_priority_goes_first(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_higher_priority_goes_first() -> None:
+    async with in_line() as line:
         await line.join("low", "a", priority=0)
         await line.join("high", "b", priority=5)
         assert await line.serve(2) == ["high", "low"]
 
-    in_line(run, test)
 
-
-def test_loaded_model_is_preferred_for_some_turns_and_not_for_ever(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_loaded_model_is_preferred_for_some_turns_and_not_for_ever() -> None:
+    async with in_line() as line:
         await line.join("other", "a", model="not loaded")
         for number in range(2 * SWITCH_TURNS):
             await line.join(f"loaded{number}", "a")
@@ -109,11 +102,9 @@ def test_loaded_model_is_preferred_for_some_turns_and_not_for_ever(run: Run) -> 
         assert served[0] == "loaded0"
         assert 1 <= served.index("other") <= SWITCH_TURNS
 
-    in_line(run, test)
 
-
-def test_full_queue_refuses(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_full_queue_refuses() -> None:
+    async with in_line(max=1) as line:
         await line.join("one", "a")
         with pytest.raises(ApiError) as caught:
             await line.queue.wait(line.route.slots, "b", 0, "m")
@@ -121,22 +112,18 @@ def test_full_queue_refuses(run: Run) -> None:
         assert "queue of 1 is full" in caught.value.message
         assert dict(caught.value.headers)[b"retry-after"] == b"5"
 
-    in_line(run, test, max=1)
 
-
-def test_waiting_ends_in_time(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_waiting_ends_in_time() -> None:
+    async with in_line(timeout_sec=0.02) as line:
         with pytest.raises(ApiError) as caught:
             await line.queue.wait(line.route.slots, "a", 0, "m")
         assert caught.value.status == 429
         assert "within 0.02 s" in caught.value.message
         assert len(line.queue) == 0
 
-    in_line(run, test, timeout_sec=0.02)
 
-
-def test_who_leaves_gives_the_place_back(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_who_leaves_gives_the_place_back() -> None:
+    async with in_line() as line:
         await line.join("leaves", "a")
         await line.join("stays", "b")
         line.tasks["leaves"].cancel()
@@ -144,11 +131,9 @@ def test_who_leaves_gives_the_place_back(run: Run) -> None:
         assert len(line.queue) == 1
         assert await line.serve(1) == ["stays"]
 
-    in_line(run, test)
 
-
-def test_who_leaves_in_the_moment_of_its_turn_passes_the_slot_on(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_who_leaves_in_the_moment_of_its_turn_passes_the_slot_on() -> None:
+    async with in_line() as line:
         await line.join("leaves", "a")
         await line.join("stays", "b")
         line.slots.release()  # granted to the first, which has not run since
@@ -159,11 +144,9 @@ def test_who_leaves_in_the_moment_of_its_turn_passes_the_slot_on(run: Run) -> No
         assert line.served == ["stays"]
         assert line.slots.inflight == 1
 
-    in_line(run, test)
 
-
-def test_a_slot_that_comes_free_while_one_leaves_goes_to_the_next(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_a_slot_that_comes_free_while_one_leaves_goes_to_the_next() -> None:
+    async with in_line() as line:
         await line.join("leaves", "a")
         line.tasks["leaves"].cancel()  # cancelled, and not run since
         line.slots.release()
@@ -173,11 +156,9 @@ def test_a_slot_that_comes_free_while_one_leaves_goes_to_the_next(run: Run) -> N
         assert line.served == ["comes"]
         assert line.slots.inflight == 1
 
-    in_line(run, test)
 
-
-def test_a_free_slot_is_not_taken_past_those_who_wait(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_a_free_slot_is_not_taken_past_those_who_wait() -> None:
+    async with in_line() as line:
         await line.join("first", "a")
         assert line.registry.take(line.route) is None
         line.slots.release()
@@ -185,11 +166,9 @@ def test_a_free_slot_is_not_taken_past_those_who_wait(run: Run) -> None:
         await asyncio.sleep(0)
         assert line.served == ["first"]
 
-    in_line(run, test)
 
-
-def test_backend_that_comes_back_serves_who_waits(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_backend_that_comes_back_serves_who_waits() -> None:
+    async with in_line() as line:
         backend = line.slots.backend
         await line.join("patient", "a")
         backend.fail("gone")
@@ -200,13 +179,11 @@ def test_backend_that_comes_back_serves_who_waits(run: Run) -> None:
         await asyncio.sleep(0)
         assert line.served == ["patient"]
 
-    in_line(run, test)
 
-
-def test_who_leaves_has_used_no_turn(run: Run) -> None:
+async def test_who_leaves_has_used_no_turn() -> None:
     """Else a token whose requests wait too long would be put further back by each that it gave up."""
 
-    async def test(line: Line) -> None:
+    async with in_line() as line:
         for number in range(20):
             await line.join(f"greedy{number}", "greedy")
         await line.join("modest0", "modest")
@@ -218,48 +195,39 @@ def test_who_leaves_has_used_no_turn(run: Run) -> None:
             await line.join(f"modest{number}", "modest")
         assert await line.serve(4) == ["greedy4", "modest0", "greedy again", "modest1"]
 
-    in_line(run, test)
 
-
-def test_backend_whose_circuit_is_open_serves_who_has_no_other(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_backend_whose_circuit_is_open_serves_who_has_no_other() -> None:
+    async with in_line() as line:
         await line.join("patient", "a")
         for _ in range(CIRCUIT_OPENS_AFTER):
             line.slots.backend.strain_circuit()
         assert not line.slots.backend.is_usable
         assert await line.serve(1) == ["patient"]
 
-    in_line(run, test)
+
+async def test_backend_whose_circuit_is_open_leaves_the_line_to_others() -> None:
+    both = registry(a=record(1, queue=QUEUE), b=record(1, queue=QUEUE))
+    route = both.route("m", b"", "chat")
+    first, second = (both.take(route) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    for _ in range(CIRCUIT_OPENS_AFTER):
+        first.backend.strain_circuit()
+    waiting = asyncio.create_task(route.slots[0].queue.wait(route.slots, "a", 0, "m"))  # type: ignore[union-attr]  # it has one
+    await asyncio.sleep(0)
+    first.release()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    second.release()
+    assert await waiting is second
 
 
-def test_backend_whose_circuit_is_open_leaves_the_line_to_others(run: Run) -> None:
-    async def test() -> None:
-        both = registry(a=record(1, queue=QUEUE), b=record(1, queue=QUEUE))
-        route = both.route("m", b"", "chat")
-        first, second = (both.take(route) for _ in range(2))
-        assert first is not None
-        assert second is not None
-        for _ in range(CIRCUIT_OPENS_AFTER):
-            first.backend.strain_circuit()
-        waiting = asyncio.create_task(route.slots[0].queue.wait(route.slots, "a", 0, "m"))  # type: ignore[union-attr]  # it has one
-        await asyncio.sleep(0)
-        first.release()
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        second.release()
-        assert await waiting is second
-
-    run(test)
-
-
-def test_nothing_is_kept_of_tokens_that_do_not_wait(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_nothing_is_kept_of_tokens_that_do_not_wait() -> None:
+    async with in_line() as line:
         for number in range(40):
             await line.join(f"{number}", f"token{number}")
         await line.serve(40)
         assert line.queue._last_turn == {}
-
-    in_line(run, test)
 
 
 @pytest.mark.parametrize(
@@ -278,12 +246,12 @@ def test_nothing_is_kept_of_tokens_that_do_not_wait(run: Run) -> None:
         ([("high", 1)] * 4, ("other", 1), "3"),
     ],
 )
-def test_a_full_queue_is_shared(
-    run: Run, waiting: list[tuple[str, int]], comes: tuple[str, int], loses: str | None
+async def test_a_full_queue_is_shared(
+    waiting: list[tuple[str, int]], comes: tuple[str, int], loses: str | None
 ) -> None:
     """Who fills it loses its newest to others; whose token has no fewer is refused."""
 
-    async def test(line: Line) -> None:
+    async with in_line(max=4) as line:
         for number, (token, priority) in enumerate(waiting):
             await line.join(str(number), token, priority)
         await line.join("comes", *comes)
@@ -296,11 +264,9 @@ def test_a_full_queue_is_shared(
         assert len(line.queue) == 4
         assert len(await line.serve(4)) == 4
 
-    in_line(run, test, max=4)
 
-
-def test_who_leaves_when_its_place_is_gone_gives_nothing_back(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_who_leaves_when_its_place_is_gone_gives_nothing_back() -> None:
+    async with in_line(max=2) as line:
         for number in range(2):
             await line.join(f"{number}", "a")
         comes = asyncio.create_task(line.queue.wait(line.route.slots, "b", 0, "m"))
@@ -312,19 +278,15 @@ def test_who_leaves_when_its_place_is_gone_gives_nothing_back(run: Run) -> None:
         assert await comes is line.slots
         assert line.slots.inflight == 1
 
-    in_line(run, test, max=2)
 
-
-def test_one_that_is_cancelled_keeps_nobody_out(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_one_that_is_cancelled_keeps_nobody_out() -> None:
+    async with in_line(max=1) as line:
         await line.join("leaves", "a")
         line.tasks["leaves"].cancel()  # and has not run since
         await line.join("comes", "a")
         await asyncio.sleep(0)
         assert len(line.queue) == 1
         assert await line.serve(1) == ["comes"]
-
-    in_line(run, test, max=1)
 
 
 @pytest.mark.parametrize("leavers", ["all at once", "in turn", "while a slot comes free"])
@@ -354,8 +316,8 @@ def test_eight_times_as_many_waiters_cost_about_eight_times_as_much(leavers: str
     run_on("uvloop", test)
 
 
-def test_who_waits_keeps_its_place_over_reloads_and_is_woken(run: Run) -> None:
-    async def test(line: Line) -> None:
+async def test_who_waits_keeps_its_place_over_reloads_and_is_woken() -> None:
+    async with in_line() as line:
         for name in ("first", "second", "third", "fourth"):
             await line.join(name, name)
         for limit in (1, 2):  # an edit of nothing, and one more slot
@@ -380,5 +342,3 @@ def test_who_waits_keeps_its_place_over_reloads_and_is_woken(run: Run) -> None:
             await line.tasks["fifth"]
         assert isinstance(line.tasks["fourth"].exception(), ApiError)
         assert (error.value.status, len(line.queue)) == (503, 0)
-
-    in_line(run, test)

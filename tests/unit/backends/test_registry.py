@@ -12,7 +12,7 @@ from gateway.routing.aliases import Alias
 from gateway.wire.http1 import Pool, Timeouts
 
 from tests.support.registries import ALIASES, ROUTING, record, registry
-from tests.support.scripted import Run, until
+from tests.support.waiting import until_async
 
 
 def taken(registry: Registry, route: Route) -> str:
@@ -228,21 +228,18 @@ def test_lower_limit_admits_nobody_until_as_many_have_ended() -> None:
     assert admitted == [None, None, one.backends[0].slots["chat"]]
 
 
-def test_slot_rests_after_an_abort_also_where_a_reload_has_put_another_in_its_place(run: Run) -> None:
-    async def test() -> None:
-        one = registry(a=record(2, cooldown_ms=1))
-        old = one.take(one.route("m", b"", "chat"))
-        assert old is not None
-        one.replace(BackendsFile({"a": record(2, cooldown_ms=1, protocol="ollama")}, {}), ALIASES)
-        new = one.backends[0].slots["chat"]
-        assert old.on_abort is not None
-        old.on_abort()
-        old.release()
-        assert (new is old, new.inflight) == (False, 1)
-        await until(lambda: new.inflight == 0)
-        assert registry(a=record(2)).backends[0].slots["chat"].on_abort is None
-
-    run(test)
+async def test_slot_rests_after_an_abort_also_where_a_reload_has_put_another_in_its_place() -> None:
+    one = registry(a=record(2, cooldown_ms=1))
+    old = one.take(one.route("m", b"", "chat"))
+    assert old is not None
+    one.replace(BackendsFile({"a": record(2, cooldown_ms=1, protocol="ollama")}, {}), ALIASES)
+    new = one.backends[0].slots["chat"]
+    assert old.on_abort is not None
+    old.on_abort()
+    old.release()
+    assert (new is old, new.inflight) == (False, 1)
+    await until_async(lambda: new.inflight == 0)
+    assert registry(a=record(2)).backends[0].slots["chat"].on_abort is None
 
 
 def test_edited_host_is_probed_anew_and_keeps_its_state() -> None:

@@ -19,12 +19,10 @@ from gateway.web.endpoint import parse
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.pieces import json_values
+
 keys = st.one_of(st.sampled_from(["model", "messages", "mod\u0065l"]), st.text(max_size=6))
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
-    max_leaves=8,
-)
+values = json_values(keys, is_finite=True)
 
 
 @given(st.dictionaries(keys, values, max_size=4), st.text(max_size=8), st.booleans())

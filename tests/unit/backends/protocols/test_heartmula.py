@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.heartmula import audio_file, music_request, piece, time_limit
-from gateway.errors import ApiError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,16 +23,6 @@ from hypothesis import strategies as st
 )
 def test_the_request(asked: dict[str, Any], model: str, wanted: dict[str, Any]) -> None:
     assert music_request(asked, model) == wanted
-
-
-@pytest.mark.parametrize(
-    ("asked", "param"),
-    [({}, "prompt"), ({"prompt": "", "tags": "piano"}, "prompt"), ({"prompt": "a", "input": "b"}, "input")],
-)
-def test_nothing_to_play_or_two_things_is_a_400(asked: dict[str, Any], param: str) -> None:
-    with pytest.raises(ApiError) as error:
-        music_request(asked, "")
-    assert (error.value.status, error.value.param) == (400, param)
 
 
 def test_a_piece_may_take_longer_the_longer_it_is() -> None:

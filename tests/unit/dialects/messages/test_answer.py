@@ -15,6 +15,8 @@ from gateway.dialects.messages.answer import Facts, MessageStream, message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.pieces import json_values
+
 FACTS = Facts("msg_1", "asked-for", ("END",), shows_thinking=True)
 USAGE = {"prompt_tokens": 31, "completion_tokens": 17, "total_tokens": 48}
 ARGUMENTS = ('{"city": "Zürich", "note": "a \\"quoted\\" word"}', '{ "big":1180591620717411303424 }', "{}")
@@ -246,20 +248,8 @@ def test_nothing_of_a_stream_is_lost_however_it_is_mixed(
     assert calls == {f"call_{index}": whole for index, whole in enumerate(arguments)}
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                ["choices", "delta", "message", "tool_calls", "function", "name", "arguments", "index", "usage"]
-            ),
-            inner,
-            max_size=4,
-        )
-    ),
-    max_leaves=12,
-)
+KEYS = ("choices", "delta", "message", "tool_calls", "function", "name", "arguments", "index", "usage")
+JSON = json_values(st.sampled_from(KEYS))
 GARBAGE = st.fixed_dictionaries(
     {"choices": JSON | st.lists(st.fixed_dictionaries({"delta": JSON, "message": JSON}), max_size=2)},
     optional={"usage": JSON, "model": JSON},

@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+from tests.support.pieces import json_values
+
 REQUEST = TypeAdapter(MessagesRequest)
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -50,11 +52,7 @@ def test_each_field_of_the_sdk_is_decided_on() -> None:
         assert set(params.__annotations__) - {"betas"} <= known  # `betas` is sent as a header
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
-    max_leaves=8,
-)
+JSON = json_values()
 KINDS = st.sampled_from(["text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking", "document", "x"])
 NAMES = st.sampled_from(
     ["text", "source", "id", "name", "input", "content", "tool_use_id", "is_error", "thinking", "caller"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Generator, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from gateway.backends.protocols.base import AnswerError
@@ -23,14 +23,11 @@ from openai.types.responses import ResponseStreamEvent, response_create_params
 from pydantic import TypeAdapter
 
 from tests.support.chat_script import Chunk, completion, delta, usage_chunk
+from tests.support.pieces import ended, json_values
 
 SDK_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 RESPONSE_ID = "resp_" + "0" * 32
-JSON: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
-    max_leaves=6,
-)
+JSON = json_values()
 TEXT = st.text(max_size=40)
 GOOD_CHUNK = delta(
     {
@@ -65,18 +62,7 @@ GOOD_REQUEST: dict[str, Any] = {
 }
 
 
-T = TypeVar("T")
 CALL_A = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
-
-
-def whole(steps: Generator[None, None, T]) -> T:
-    """What the steps return."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            result: T = end.value
-            return result
 
 
 def builder(limit: int = 1_000_000, **request: Any) -> ResponseBuilder:
@@ -275,8 +261,8 @@ def test_each_field_of_the_sdk_is_decided_on() -> None:
 def translate(request: bytes) -> None:
     checked = parse(request, REQUEST)
     check(checked)
-    items = whole(read_items(checked, make_ids(RESPONSE_ID)))
-    chat = whole(to_chat(checked, [item for item in items if len(item) > 2]))
+    items, _ = ended(read_items(checked, make_ids(RESPONSE_ID)))
+    chat, _ = ended(to_chat(checked, [item for item in items if len(item) > 2]))
     dump(chat)
     dump(begin(checked, RESPONSE_ID))
 

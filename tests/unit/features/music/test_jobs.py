@@ -1,7 +1,6 @@
 """Jobs against a real database, without a gateway: what is kept, what goes, how each end is told."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +10,6 @@ from gateway.app import schema
 from gateway.errors import ApiError
 from gateway.features.music.jobs import KEPT_PER_OWNER, Job, MusicJobs
 from gateway.storage import Database, StorageError
-
-from tests.support.scripted import Run
 
 
 @asynccontextmanager
@@ -44,122 +41,99 @@ async def finished(jobs: MusicJobs, owner: str = "me") -> Job:
     return job
 
 
-def test_the_oldest_of_an_owner_go(tmp_path: Path, run: Run) -> None:
-    async def test() -> None:
-        async with jobs_in(tmp_path) as (jobs, _):
-            running = jobs.begin("me", endless)
-            await jobs.keep(running)
-            others = await finished(jobs, "other")
-            made = [await finished(jobs) for _ in range(KEPT_PER_OWNER + 2)]
-            assert await jobs.find("me", made[1].id) is None
-            assert await jobs.backend_of("me", str(made[1].file)) is None
-            found = await jobs.find("me", made[2].id)
-            assert found is not None
-            assert found.told() == made[2].told()
-            assert await jobs.find("me", running.id) is running, "what is under way stays"
-            assert await jobs.find("other", others.id) is not None
-            assert await jobs.find("me", others.id) is None
-
-    run(test)
+async def test_the_oldest_of_an_owner_go(tmp_path: Path) -> None:
+    async with jobs_in(tmp_path) as (jobs, _):
+        running = jobs.begin("me", endless)
+        await jobs.keep(running)
+        others = await finished(jobs, "other")
+        made = [await finished(jobs) for _ in range(KEPT_PER_OWNER + 2)]
+        assert await jobs.find("me", made[1].id) is None
+        assert await jobs.backend_of("me", str(made[1].file)) is None
+        found = await jobs.find("me", made[2].id)
+        assert found is not None
+        assert found.told() == made[2].told()
+        assert await jobs.find("me", running.id) is running, "what is under way stays"
+        assert await jobs.find("other", others.id) is not None
+        assert await jobs.find("me", others.id) is None
 
 
-def test_a_job_ends_once_whoever_cancels_it_how_often(tmp_path: Path, run: Run) -> None:
-    async def test() -> None:
-        async with jobs_in(tmp_path) as (jobs, _):
-            job = jobs.begin("me", endless)
-            await asyncio.sleep(0)
-            await jobs.keep(job)
-            await asyncio.gather(*(jobs.cancel(job) for _ in range(3)))
-            done = await finished(jobs)
-            await jobs.cancel(done)
-            cancelled, kept = await jobs.find("me", job.id), await jobs.find("me", done.id)
-            assert cancelled is not None
-            assert kept is not None
-            assert (cancelled.status, kept.status) == ("cancelled", "succeeded")
-
-    run(test)
+async def test_a_job_ends_once_whoever_cancels_it_how_often(tmp_path: Path) -> None:
+    async with jobs_in(tmp_path) as (jobs, _):
+        job = jobs.begin("me", endless)
+        await asyncio.sleep(0)
+        await jobs.keep(job)
+        await asyncio.gather(*(jobs.cancel(job) for _ in range(3)))
+        done = await finished(jobs)
+        await jobs.cancel(done)
+        cancelled, kept = await jobs.find("me", job.id), await jobs.find("me", done.id)
+        assert cancelled is not None
+        assert kept is not None
+        assert (cancelled.status, kept.status) == ("cancelled", "succeeded")
 
 
-def test_one_that_is_cancelled_before_it_began_leaves_nothing(tmp_path: Path, run: Run) -> None:
-    async def test() -> None:
-        async with jobs_in(tmp_path) as (jobs, _):
-            job = jobs.begin("me", endless)
-            await jobs.cancel(job)
-            assert await jobs.find("me", job.id) is None
-
-    run(test)
+async def test_one_that_is_cancelled_before_it_began_leaves_nothing(tmp_path: Path) -> None:
+    async with jobs_in(tmp_path) as (jobs, _):
+        job = jobs.begin("me", endless)
+        await jobs.cancel(job)
+        assert await jobs.find("me", job.id) is None
 
 
-def test_a_bug_is_told_as_one(tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_is_told_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def broken(job: Job) -> None:
         raise LookupError("a bug")
 
-    async def test() -> None:
-        async with jobs_in(tmp_path) as (jobs, _):
-            job = jobs.begin("me", broken)
-            await job.task
-            assert job.failure is not None
-            assert (job.status, job.failure.status, job.failure.code) == ("failed", 500, "internal_error")
-            assert job.id in job.failure.message
-
-    with caplog.at_level(logging.ERROR):
-        run(test)
+    async with jobs_in(tmp_path) as (jobs, _):
+        job = jobs.begin("me", broken)
+        await job.task
+        assert job.failure is not None
+        assert (job.status, job.failure.status, job.failure.code) == ("failed", 500, "internal_error")
+        assert job.id in job.failure.message
     assert "a bug" in caplog.text
 
 
-def test_what_a_backend_refuses_is_in_the_job(tmp_path: Path, run: Run) -> None:
+async def test_what_a_backend_refuses_is_in_the_job(tmp_path: Path) -> None:
     async def refused(job: Job) -> None:
         await asyncio.sleep(0)
         raise ApiError(422, "no such style", param="style")
 
-    async def test() -> None:
-        async with jobs_in(tmp_path) as (jobs, _):
-            job = jobs.begin("me", refused)
-            await jobs.keep(job)
-            await job.task
-            found = await jobs.find("me", job.id)
-            assert found is not None
-            assert found.error is not None
-            assert (found.status, found.error["message"], found.error["param"]) == ("failed", "no such style", "style")
-
-    run(test)
+    async with jobs_in(tmp_path) as (jobs, _):
+        job = jobs.begin("me", refused)
+        await jobs.keep(job)
+        await job.task
+        found = await jobs.find("me", job.id)
+        assert found is not None
+        assert found.error is not None
+        assert (found.status, found.error["message"], found.error["param"]) == ("failed", "no such style", "style")
 
 
-def test_a_stop_interrupts_and_says_so(tmp_path: Path, run: Run) -> None:
-    async def test() -> None:
-        async with jobs_in(tmp_path) as (jobs, _):
-            job = jobs.begin("me", endless)
-            await jobs.keep(job)
-        assert job.failure is not None
-        assert (job.failure.status, job.failure.code) == (503, "interrupted")
-        async with jobs_in(tmp_path) as (jobs, _):
-            found = await jobs.find("me", job.id)
-            assert found is not None
-            assert found.error is not None
-            assert (found.status, found.error["code"]) == ("failed", "interrupted")
-
-    run(test)
+async def test_a_stop_interrupts_and_says_so(tmp_path: Path) -> None:
+    async with jobs_in(tmp_path) as (jobs, _):
+        job = jobs.begin("me", endless)
+        await jobs.keep(job)
+    assert job.failure is not None
+    assert (job.failure.status, job.failure.code) == (503, "interrupted")
+    async with jobs_in(tmp_path) as (jobs, _):
+        found = await jobs.find("me", job.id)
+        assert found is not None
+        assert found.error is not None
+        assert (found.status, found.error["code"]) == ("failed", "interrupted")
 
 
-def test_a_job_whose_end_cannot_be_stored_ends_all_the_same(
-    tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+async def test_a_job_whose_end_cannot_be_stored_ends_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def test() -> None:
-        async with jobs_in(tmp_path) as (jobs, database):
-            go_on = asyncio.Event()
+    async with jobs_in(tmp_path) as (jobs, database):
+        go_on = asyncio.Event()
 
-            async def waiting(job: Job) -> None:
-                await go_on.wait()
+        async def waiting(job: Job) -> None:
+            await go_on.wait()
 
-            job = jobs.begin("me", waiting)
+        job = jobs.begin("me", waiting)
+        await jobs.keep(job)
+        await database.close()
+        go_on.set()
+        await job.task
+        assert job.status == "succeeded"
+        with pytest.raises(StorageError):
             await jobs.keep(job)
-            await database.close()
-            go_on.set()
-            await job.task
-            assert job.status == "succeeded"
-            with pytest.raises(StorageError):
-                await jobs.keep(job)
-
-    with caplog.at_level(logging.ERROR):
-        run(test)
     assert "is not stored" in caplog.text
