@@ -6,13 +6,12 @@ the earlier gateway, in either case; keys of the env file that no section has ar
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
-from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
 from gateway.config.files import read_text
 from gateway.errors import Refusal
@@ -23,13 +22,13 @@ URL_PATH = r'^/[!"$-~]*$'  # a path as in a request line, without the '#' of a f
 OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
 
 
-class Section(BaseModel):
+class Section(BaseSettings):
     """The settings of one room: a field for each, named as its variable. Sizes are bytes, times seconds.
 
     `class Mine(Section, heading="Mine")` lists them under this heading in docs/settings.md.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True, validate_default=False)
 
     heading: ClassVar[str]
 
@@ -77,27 +76,24 @@ def read_settings(
 
     Raises Refusal, one line per problem: a value has a wrong type or range, or the env file cannot be read.
     """
-    lines = _lines(env_file) if env_file is not None else {}
-    given: dict[str, Any] = {**(fallback or {})}
-    given |= {name.lower(): value for name, value in lines.items() if value is not None}
-    given |= {name.lower(): value for name, value in os.environ.items()}
-    given |= {name: value for name, value in overrides.items() if value is not None}
+    if env_file is not None:
+        read_text(env_file, "env file", "check its path and mode")
+    file: dict[str, Any] = {"env_file": env_file, "env_file_encoding": "utf-8"}
+    sources: dict[str, Any] = {f"_{name}": value for name, value in file.items()}  # pydantic-settings' own arguments
     read, problems = [], []
     for section in sections:
+        fields = section.model_fields
+        own = {name: value for name, value in overrides.items() if value is not None and name in fields}
         try:
-            read.append(section(**{name: given[name] for name in section.model_fields if name in given}))
+            found = section(**sources, **own)
         except ValidationError as error:
             problems += [
                 f"{'.'.join(map(str, e['loc'])).upper()}: {e['msg'].removeprefix('Value error, ')}"
                 for e in error.errors()
             ]
+            continue
+        unset = (fallback or {}).keys() & fields.keys() - found.model_fields_set
+        read.append(found.model_copy(update={name: (fallback or {})[name] for name in unset}))
     if problems:
         raise Refusal(*problems)
-    return Settings(read, lines)
-
-
-def _lines(env_file: Path) -> Mapping[str, str | None]:
-    from dotenv import dotenv_values  # a start without an env file does without it
-
-    text = read_text(env_file, "env file", "check its path and mode")
-    return dotenv_values(stream=StringIO(text))
+    return Settings(read, DotEnvSettingsSource(Section, case_sensitive=True, **file).env_vars)
