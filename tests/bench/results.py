@@ -25,10 +25,10 @@ ROWS = (
     ("leaving before first token", "  before the first token", "{:.1f}", "25"),
     ("leaving mid-stream", "  mid-stream", "{:.1f}", "25"),
     ("leaving non-streaming", "  non-streaming", "{:.1f}", "25"),
-    ("memory idle", "resident memory, MB: idle", "{:.0f}", "90"),
-    ("memory after", "  after the requests below, 2 % aborted streams", "{:.0f}", "90, flat"),
+    ("memory idle", "resident memory, MB: idle", "{:.0f}", "75"),
+    ("memory after", "  after the requests below, 2 % aborted streams", "{:.0f}", "75, flat"),
     ("memory requests", "  requests sent for it", "{:,.0f}", "100,000"),
-    ("start", "start to first 200, s", "{:.2f}", "1"),
+    ("start", "start to first 200, s", "{:.2f}", "0.4"),
 )
 WORST = ("events lost", "events late", "prompt delay")
 
