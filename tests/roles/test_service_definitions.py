@@ -22,6 +22,8 @@ import pytest
 import yaml
 from supervisor.options import ServerOptions
 
+from tests.support.ansible_run import run_module
+
 pytestmark = pytest.mark.xdist_group("service_definitions")  # rendered once
 
 ROOT = Path(__file__).parents[2]
@@ -265,3 +267,12 @@ def test_launchds_rotation_copies_and_truncates(rendered: Path, tmp_path: Path) 
     kept = sorted(err.parent.glob("*.gz"))
     assert [path.name for path in kept] == [f"llamacpp.err.log.{number}.gz" for number in range(1, 6)]
     assert [gzip.decompress(path.read_bytes())[:1] for path in kept] == [b"6", b"5", b"4", b"3", b"2"]
+
+
+def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    given = {"program": "/nowhere/supervisord", "home": "/", "path": str(tmp_path / "conf"), "state": "stopped"}
+    long, longer = (
+        run_module(ROLE / "library/supervisor_daemon.py", given | {"socket": f"/{'d' * length}"}) for length in (98, 99)
+    )
+    assert not long.get("failed"), long
+    assert "1 bytes too long for a unix socket: move the checkout to a shorter path" in longer["msg"]

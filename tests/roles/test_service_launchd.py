@@ -14,21 +14,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.ansible_run import run_module
 from tests.support.waiting import until
 
 ROLE = Path(__file__).parents[2] / "roles/service"
 LABEL = "com.example.job"
 SLEEPER = "import time; time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('ready', 'w'); time.sleep(600)"
-# Argument 1: the role's module_utils, where Ansible would merge them; 2: the module.
-RUNNER = """
-import runpy, sys
-import ansible.module_utils, ansible.module_utils.basic as basic
-ansible.module_utils.__path__.append(sys.argv[1])
-basic._ANSIBLE_PROFILE = "legacy"
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 class Mac:
@@ -62,15 +54,7 @@ class Mac:
     def module(self, **arguments: Any) -> dict[str, Any]:
         """The result of one task, run as Ansible runs a module but without its way to a host."""
         arguments = {"name": LABEL, "path": str(self.plist), "stop_timeout": 5, **arguments}
-        done = subprocess.run(
-            [sys.executable, "-c", RUNNER, ROLE / "module_utils", ROLE / "library/launchd_service.py"],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            env=self.environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout, done.stderr
-        return dict(json.loads(done.stdout))
+        return run_module(ROLE / "library/launchd_service.py", arguments, self.environment)
 
     def present(self, **keys: Any) -> dict[str, Any]:
         return self.module(content=self.content(**keys))

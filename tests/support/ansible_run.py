@@ -1,5 +1,6 @@
-"""Run ansible-playbook as an operator does and read its recap."""
+"""Run ansible-playbook as an operator does and read its recap; or one module by itself."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSIBLE_PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
@@ -69,3 +71,29 @@ def ansible_playbook(
             timeout=timeout,
         )
     return Run(done.returncode, done.stdout)
+
+
+# Argument 1: the role's module_utils, where Ansible would merge them; 2: the module.
+RUNNER = """
+import runpy, sys
+import ansible.module_utils, ansible.module_utils.basic as basic
+ansible.module_utils.__path__.append(sys.argv[1])
+basic._ANSIBLE_PROFILE = "legacy"
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_module(
+    module: Path, arguments: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """The result of one task, run as Ansible runs a role's module but without its way to a host."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, module.parents[1] / "module_utils", module],
+        input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout, done.stderr
+    return dict(json.loads(done.stdout))
