@@ -153,15 +153,18 @@ def test_a_response(client: openai.OpenAI) -> None:
 @pytest.mark.proves("/v1/responses", "previous_response_id", "instructions", backend="llamacpp")
 def test_a_response_continues_another(client: openai.OpenAI) -> None:
     first = client.responses.create(model="default", input="My name is Ada.", max_output_tokens=8)
-    second = client.responses.create(
-        model="default",
-        input="What is my name?",
-        instructions="Be brief.",
-        previous_response_id=first.id,
-        max_output_tokens=8,
+    alone, second = (
+        client.responses.create(
+            model="default",
+            input="What is my name?",
+            instructions="Be brief.",
+            previous_response_id=previous,
+            max_output_tokens=8,
+        )
+        for previous in (None, first.id)
     )
-    assert first.usage is not None and second.usage is not None
-    assert second.usage.input_tokens > first.usage.input_tokens + 8, "the first turn was not in the prompt"
+    assert alone.usage is not None and second.usage is not None
+    assert second.usage.input_tokens > alone.usage.input_tokens + 8, "the first turn was not in the prompt"
     items = client.responses.input_items.list(second.id)
     assert "What is my name?" in items.to_json()
 
