@@ -58,6 +58,7 @@ import subprocess
 import tarfile
 import zipfile
 import zlib
+from functools import partial
 from typing import IO, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
@@ -258,17 +259,15 @@ def tar_members(tar: tarfile.TarFile) -> Iterator[Member]:
         regular = info.isreg() or info.islnk()
         kind = stat.S_IFREG if regular else kinds.get(info.type, 0)
         # A hard link's bytes are those of the entry that it names; one that is not in the archive is a KeyError.
-        opener = lambda info=info: tar.extractfile(info)  # noqa: E731
-        yield Member(info.name, kind, bool(info.mode & 0o100), info.size, info.linkname, opener)
+        yield Member(info.name, kind, bool(info.mode & 0o100), info.size, info.linkname, partial(tar.extractfile, info))
 
 
 def zip_members(archive: zipfile.ZipFile) -> Iterator[Member]:
     for info in archive.infolist():
         mode = info.external_attr >> 16
         kind = stat.S_IFDIR if info.is_dir() else stat.S_IFMT(mode) or stat.S_IFREG
-        target = archive.read(info).decode() if kind == stat.S_IFLNK and info.file_size < 4096 else ""
-        opener = lambda info=info: archive.open(info)  # noqa: E731
-        yield Member(info.filename, kind, bool(mode & 0o100), info.file_size, target, opener)
+        target = os.fsdecode(archive.read(info)) if kind == stat.S_IFLNK and info.file_size < 4096 else ""
+        yield Member(info.filename, kind, bool(mode & 0o100), info.file_size, target, partial(archive.open, info))
 
 
 def unpack(archive: str, directory: str) -> str:
