@@ -243,3 +243,15 @@ def test_misspelt_key_is_one_problem(tmp_path: Path) -> None:
     (problem,) = caught.value.problems
     assert "bas_url: unknown key" in problem
     assert "did you mean 'base_url'?" in problem
+
+
+def test_a_fallback_serves_only_where_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an unprovisioned host's own directory offers is beaten by environment, env file and command line."""
+    env_file = tmp_path / ".env"
+    env_file.write_text("GATEWAY_LOG_LEVEL=debug\n")
+    monkeypatch.setenv("GATEWAY_HOST", "127.0.0.2")
+    monkeypatch.delenv("GATEWAY_TLS_KEY_PATH", raising=False)
+    offered = {"gateway_host": "h", "gateway_log_level": "l", "gateway_port": 1, "gateway_tls_key_path": tmp_path}
+    read = load_settings(env_file, fallback=offered, gateway_port=2)[ListenerSettings]
+    assert (read.gateway_host, read.gateway_log_level, read.gateway_port) == ("127.0.0.2", "debug", 2)
+    assert read.gateway_tls_key_path == tmp_path
