@@ -1,4 +1,4 @@
-"""`/v1/responses` through a real gateway process: translated to chats, kept for its caller, streamed in order."""
+"""`/v1/responses` through a real gateway process: told again, kept for its caller, continued, ended well."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import apsw
 import httpx
 import pytest
-from openai.types.responses import Response as ResponseType
 
-from tests.support.chat_script import DIE, HANG, USAGE, ChatScript, completion, delta, words
+from tests.support.chat_script import DIE, HANG, ChatScript, completion, delta, words
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.waiting import until
 
 PATH = "/v1/responses"
 OTHER = "another-token-0123456789"
 TOOL = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}
+BIG_TOOL = {**TOOL, "parameters": {"type": "object", "properties": {"n": {"type": "integer", "maximum": 10**30}}}}
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +47,28 @@ def answer(served: Gateway, given: Any = "Hi", **fields: Any) -> dict[str, Any]:
     return content
 
 
+def stored(served: Gateway, response: dict[str, Any], more: str = "", **query: Any) -> httpx.Response:
+    return served.client.get(f"{PATH}/{response['id']}{more}", params=query)
+
+
+def refusal(answered: httpx.Response, status: int = 400) -> tuple[str, str]:
+    """The code and the field that an error names."""
+    assert answered.status_code == status, answered.text
+    error = answered.json()["error"]
+    return error["code"], error["param"]
+
+
 def stream(served: Gateway, given: Any = "Hi", **fields: Any) -> list[dict[str, Any]]:
-    """The events of a stream; each as it must be written, all numbered."""
+    """The events of a stream; all numbered, and `[DONE]` behind those of one that has not failed."""
     answered = ask(served, given, stream=True, **fields)
     assert answered.status_code == 200, answered.text
     assert answered.headers["content-type"] == "text/event-stream"
-    blocks = answered.text.split("\n\n")
-    assert blocks.pop() == ""
+    blocks = answered.text.removesuffix("\n\n").split("\n\n")
     is_whole = blocks[-1] == "data: [DONE]"
-    events = []
-    for block in blocks[: -1 if is_whole else None]:
-        name, data = block.split("\n")
-        events.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {events[-1]['type']}"
+    events = [json.loads(block.partition("\ndata: ")[2]) for block in blocks[: -1 if is_whole else None]]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert is_whole == (events[-1]["type"] != "response.failed")
     return events
-
-
-def types(events: list[dict[str, Any]]) -> list[str]:
-    return [event["type"].removeprefix("response.") for event in events]
 
 
 def timeless(response: dict[str, Any]) -> dict[str, Any]:
@@ -76,40 +78,9 @@ def timeless(response: dict[str, Any]) -> dict[str, Any]:
     return {**content, "created_at": 0, "completed_at": content["completed_at"] and 0}
 
 
-@pytest.mark.proves(PATH, "model", "input", "store", backend="openai")
-def test_a_response_is_whole_and_headers_tell_the_route(served: Gateway, chats: ChatScript) -> None:
-    answered = ask(served)
-    response = answered.json()
-    assert answered.headers["x-model-used"] == "echo"
-    assert chats.requests == [{"model": "echo", "messages": [{"role": "user", "content": "Hi"}]}]
-    ResponseType.model_validate(
-        {
-            **response,
-            "usage": {
-                **response["usage"],
-                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-                "output_tokens_details": {"reasoning_tokens": 0},
-            },
-        },
-        strict=True,
-    )
-    assert response["status"] == "completed"
-    assert response["store"] is True
-    assert response["model"] == "fast"
-    assert response["usage"] == {"input_tokens": 31, "output_tokens": 17, "total_tokens": 48}
-    (message,) = response["output"]
-    assert (message["type"], message["role"], message["status"]) == ("message", "assistant", "completed")
-    assert message["content"] == [{"type": "output_text", "text": "Hello", "annotations": [], "logprobs": []}]
-
-
-@pytest.mark.proves(
-    PATH, "instructions", "temperature", "top_p", "max_output_tokens", "reasoning.effort", "text.verbosity", "user",
-    "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "service_tier",
-    "metadata", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "max_tool_calls", "truncation",
-    "include", backend="openai",
-)  # fmt: skip
-def test_fields_reach_the_chat_and_are_told_again(served: Gateway, chats: ChatScript) -> None:
-    fields = {
+@pytest.mark.proves(PATH, "model", "input", "instructions", "store", backend="openai")
+def test_a_response_tells_the_fields_of_its_request_again(served: Gateway, chats: ChatScript) -> None:
+    chat = {
         "temperature": 0.5,
         "top_p": 0.9,
         "user": "u",
@@ -121,271 +92,171 @@ def test_fields_reach_the_chat_and_are_told_again(served: Gateway, chats: ChatSc
         "top_logprobs": 2,
     }
     own = {"instructions": "Be kind.", "max_output_tokens": 99, "metadata": {"a": "b"}, "max_tool_calls": 3}
-    more: dict[str, Any] = {"seed": 7, "service_tier": "default", "truncation": "disabled"}
-    response = answer(
-        served, "Hi", **fields, **own, **more, tools=[TOOL], tool_choice={"type": "function", "name": "f"},
-        reasoning={"effort": "low"}, text={"verbosity": "low"}, include=["message.output_text.logprobs"],
-    )  # fmt: skip
-    function = {name: TOOL[name] for name in ("name", "description", "parameters", "strict")}
-    assert chats.requests[0] == {
-        **fields,
-        "model": "echo",
-        "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}],
-        "max_tokens": 99,
-        "seed": 7,
-        "service_tier": "default",
-        "reasoning_effort": "low",
-        "verbosity": "low",
-        "logprobs": True,
-        "tools": [{"type": "function", "function": function}],
-        "tool_choice": {"type": "function", "function": {"name": "f"}},
-    }
-    assert response.items() >= {**fields, **own, "truncation": "disabled", "tools": [TOOL]}.items()
+    answered = ask(served, **chat, **own, tools=[TOOL], text={"verbosity": "low"}, reasoning={"effort": "low"})
+    assert answered.headers["x-model-used"] == "echo"
+    function = {name: value for name, value in TOOL.items() if name != "type"}
+    assert chats.requests == [
+        {
+            **chat,
+            "model": "echo",
+            "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}],
+            "max_tokens": 99,
+            "logprobs": True,
+            "verbosity": "low",
+            "reasoning_effort": "low",
+            "tools": [{"type": "function", "function": function}],
+        }
+    ]
+    response = answered.json()
+    assert response.items() >= {**chat, **own, "model": "fast", "store": True, "tools": [TOOL]}.items()
     assert response["text"] == {"verbosity": "low", "format": {"type": "text"}}
-
-
-def test_what_cannot_be_done_is_refused_by_name(served: Gateway, chats: ChatScript) -> None:
-    refused = ask(served, background=True)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "background"), refused.text
-    assert not chats.requests
+    assert response["reasoning"] == {"effort": "low", "summary": None}
 
 
 @pytest.mark.proves(PATH, "stream", "stream_options", "stream_options.include_usage", backend="openai")
-def test_events_of_a_text_in_their_order(served: Gateway, chats: ChatScript) -> None:
-    events = stream(served, stream_options={"include_usage": True})
-    assert types(events) == [
-        "created", "in_progress", "output_item.added", "content_part.added", "output_text.delta", "output_text.delta",
-        "output_text.done", "content_part.done", "output_item.done", "completed",
-    ]  # fmt: skip
-    assert events[0]["response"]["status"] == "in_progress"
-    assert events[0]["response"]["output"] == []
-    assert [event["delta"] for event in events if "delta" in event] == ["Hel", "lo"]
-    assert events[6]["text"] == "Hello"
-    places = {(event["item_id"], event["output_index"], event["content_index"]) for event in events[3:8]}
-    assert places == {(events[2]["item"]["id"], 0, 0)}
-    last = events[-1]["response"]
-    assert last["usage"] == {"input_tokens": 31, "output_tokens": 17, "total_tokens": 48}
-    assert served.client.get(f"{PATH}/{last['id']}").json() == last
-    assert timeless(last) == timeless(answer(served))
-
-
-@pytest.mark.proves(PATH, "previous_response_id", backend="openai")
-def test_reasoning_comes_back_to_the_model_with_what_it_led_to(served: Gateway, chats: ChatScript) -> None:
-    chats.answers.append(completion({"reasoning_content": "I think.", "content": "So."}))
-    whole = answer(served)
-    answer(served, "And?", previous_response_id=whole["id"])
-    assert chats.requests[-1]["messages"][1] == {
-        "role": "assistant",
-        "content": "So.",
-        "reasoning_content": "I think.",
-    }
-
-
-@pytest.mark.proves(PATH, "max_output_tokens", backend="openai")
-@pytest.mark.parametrize(
-    ("finish_reason", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
-)
-def test_an_answer_cut_short_is_incomplete(served: Gateway, chats: ChatScript, finish_reason: str, reason: str) -> None:
-    chats.answers.append(list(words("Hal", finish_reason=finish_reason)))
-    events = stream(served)
-    assert events[-1]["type"] == "response.incomplete"
-    response = events[-1]["response"]
-    assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": reason})
-    assert response["output"][0]["status"] == "incomplete"
-    assert response["completed_at"] is None
-    assert served.client.get(f"{PATH}/{response['id']}").json() == response
+@pytest.mark.parametrize("finish_reason", ["stop", "length"])
+def test_a_stream_ends_with_the_response_that_is_stored(served: Gateway, chats: ChatScript, finish_reason: str) -> None:
+    said = completion({"content": "Hello"}, finish_reason)
+    chats.answers += [list(words("Hel", "lo", finish_reason=finish_reason)), said]
+    last = stream(served, stream_options={"include_usage": True})[-1]
+    assert last["type"] == f"response.{'completed' if finish_reason == 'stop' else 'incomplete'}"
+    assert stored(served, last["response"]).json() == last["response"]
+    assert timeless(last["response"]) == timeless(answer(served))
 
 
 @pytest.mark.proves(PATH, "top_logprobs", "include", backend="openai")
 def test_logprobs(served: Gateway, chats: ChatScript) -> None:
     entry = {"token": "Hi", "bytes": [72, 105], "logprob": -0.5}
-    content = {"content": [{**entry, "top_logprobs": [entry]}]}
-    chats.answers.append([delta({"content": "Hi"}, logprobs=content), delta({}, "stop")])
-    events = stream(served, top_logprobs=1)
     told = [{**entry, "top_logprobs": [entry]}]
+    chats.answers.append([delta({"content": "Hi"}, logprobs={"content": told}), delta({}, "stop")])
+    events = stream(served, top_logprobs=1)
     assert next(event for event in events if "delta" in event)["logprobs"] == told
-    response = events[-1]["response"]
-    assert response["output"][0]["content"][0]["logprobs"] == told
-    assert response["usage"] is None, "nobody told the usage"
+    assert events[-1]["response"]["output"][0]["content"][0]["logprobs"] == told
 
 
 @pytest.mark.proves(PATH, "stream_options.include_obfuscation", backend="openai")
 def test_obfuscation_pads_deltas_when_asked(served: Gateway, chats: ChatScript) -> None:
     chats.answers += [list(words("a", "bcd")), list(words("a", "bcd"))]
-    deltas = [event for event in stream(served) if "delta" in event]
-    assert not any("obfuscation" in event for event in deltas)
+    assert not any("obfuscation" in event for event in stream(served))
     deltas = [event for event in stream(served, stream_options={"include_obfuscation": True}) if "delta" in event]
     assert [len(event["delta"]) + len(event["obfuscation"]) for event in deltas] == [16, 16]
 
 
 @pytest.mark.proves(PATH, "previous_response_id", "instructions", "store", backend="openai")
 def test_a_conversation_goes_on(served: Gateway, chats: ChatScript) -> None:
-    chats.answers += [completion({"content": "One."}), completion({"content": "Two."})]
+    chats.answers += [completion({"content": "One."}), completion({"content": "Two.", "reasoning_content": "Hm."})]
     first = answer(served, "1", instructions="Not carried over.")
     second = answer(served, "2", previous_response_id=first["id"])
     third = answer(served, "3", previous_response_id=second["id"], instructions="New.")
-    assert [message["content"] for message in chats.requests[-1]["messages"]] == ["New.", "1", "One.", "2", "Two.", "3"]
+    assert [(message["content"], message.get("reasoning_content")) for message in chats.requests[-1]["messages"]] == [
+        *(("New.", None), ("1", None), ("One.", None), ("2", None), ("Two.", "Hm."), ("3", None))
+    ]
     assert third["previous_response_id"] == second["id"]
-    page = served.client.get(f"{PATH}/{third['id']}/input_items", params={"order": "asc", "limit": 3}).json()
-    assert [item["content"][0]["text"] for item in page["data"]] == ["1", "One.", "2"]
-    assert page["has_more"] is True
-    assert page["first_id"] == page["data"][0]["id"]
-    rest = served.client.get(
-        f"{PATH}/{third['id']}/input_items", params={"order": "asc", "after": page["last_id"]}
-    ).json()
-    assert [item["content"][0]["text"] for item in rest["data"]] == ["Two.", "3"]
-    newest = served.client.get(f"{PATH}/{third['id']}/input_items", params={"limit": 1}).json()
-    assert newest["data"] == rest["data"][1:]
-    assert served.client.get(f"{PATH}/{third['id']}/input_items", params={"after": "nope"}).status_code == 400
+    items = stored(served, third, "/input_items", order="asc").json()["data"]
+    assert [item["content"][0]["text"] for item in items] == ["1", "One.", "2", "Hm.", "Two.", "3"]
     # The second is not needed to go on from the third.
-    assert served.client.delete(f"{PATH}/{second['id']}").json() == {
-        "id": second["id"],
-        "object": "response",
-        "deleted": True,
-    }
-    assert served.client.get(f"{PATH}/{second['id']}").status_code == 404
+    deleted = {"id": second["id"], "object": "response", "deleted": True}
+    assert served.client.delete(f"{PATH}/{second['id']}").json() == deleted
+    assert stored(served, second).status_code == 404
     assert answer(served, "4", previous_response_id=third["id"])["status"] == "completed"
 
 
-@pytest.mark.proves(PATH, "previous_response_id", "store", backend="openai", refused=True)
+def test_input_items_come_in_pages(served: Gateway, chats: ChatScript) -> None:
+    """Also where the same item was sent again."""
+    item = {"type": "message", "id": "msg_mine", "role": "user"}
+    response = answer(served, [{**item, "content": text} for text in "abc"])
+
+    def page(**query: Any) -> tuple[str, dict[str, Any]]:
+        told = stored(served, response, "/input_items", **query).json()
+        ids = [item["id"] for item in told["data"]]
+        assert (told["first_id"], told["last_id"], len(set(ids))) == (ids[0], ids[-1], len(ids))
+        return "".join(item["content"][0]["text"] for item in told["data"]), told
+
+    texts, first = page(order="asc", limit=2)
+    assert (texts, first["has_more"]) == ("ab", True)
+    texts, rest = page(order="asc", after=first["last_id"])
+    assert (texts, rest["has_more"]) == ("c", False)
+    assert [page()[0], page(limit=1)[0]] == ["cba", "c"]
+    assert stored(served, response, "/input_items", after="nope").status_code == 400
+
+
+@pytest.mark.proves(PATH, "previous_response_id", "store", "input", backend="openai", refused=True)
 def test_what_is_not_kept_cannot_be_gone_on_with(served: Gateway, chats: ChatScript) -> None:
     gone = answer(served, store=False)
     assert gone["store"] is False
-    for response_id in (gone["id"], "resp_nope"):
-        refused = ask(served, previous_response_id=response_id)
-        assert refused.status_code == 400
-        error = refused.json()["error"]
-        assert (error["code"], error["param"]) == ("previous_response_not_found", "previous_response_id")
-        assert error["message"] == f"Previous response with id '{response_id}' not found."
-        assert served.client.get(f"{PATH}/{response_id}").status_code == 404
-        assert served.client.get(f"{PATH}/{response_id}/input_items").status_code == 404
-        assert served.client.delete(f"{PATH}/{response_id}").status_code == 404
+    assert refusal(ask(served, [{"type": "item_reference", "id": gone["output"][0]["id"]}]), 404)[1] == "input"
+    for response in (gone, {"id": "resp_nope"}):
+        refused = ask(served, previous_response_id=response["id"])
+        assert refusal(refused) == ("previous_response_not_found", "previous_response_id")
+        assert refused.json()["error"]["message"] == f"Previous response with id '{response['id']}' not found."
+        assert stored(served, response).status_code == 404
+        assert stored(served, response, "/input_items").status_code == 404
+        assert served.client.delete(f"{PATH}/{response['id']}").status_code == 404
 
 
 @pytest.mark.proves(PATH, "input", "tools", backend="openai")
 def test_a_round_of_tools_by_items_and_by_reference(served: Gateway, chats: ChatScript) -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     chats.answers.append(completion({"content": None, "tool_calls": [call]}, "tool_calls"))
-    first = answer(served, "Weather?", tools=[TOOL])
-    (item,) = first["output"]
-    assert (item["type"], item["call_id"], item["arguments"]) == ("function_call", "call_1", '{"a": 1}')
+    question = {"role": "user", "content": "Weather?"}
     output = {"type": "function_call_output", "call_id": "call_1", "output": "sunny"}
+    first = answer(served, [question], tools=[TOOL])
+    (item,) = first["output"]
+    answer(served, [output], previous_response_id=first["id"])
+    for way in (item, {"type": "item_reference", "id": item["id"]}, {"id": item["id"]}):
+        answer(served, [question, way, output])
     expected = [
-        {"role": "user", "content": "Weather?"},
+        question,
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
     ]
-    question = {"role": "user", "content": "Weather?"}
-    answer(served, [output], previous_response_id=first["id"])
-    answer(served, [question, item, output])
-    answer(served, [question, {"type": "item_reference", "id": item["id"]}, output])
-    answer(served, [question, {"id": item["id"]}, output])
     assert [request["messages"] for request in chats.requests[1:]] == [expected] * 4
 
 
 @pytest.mark.proves(PATH, "input", backend="openai", refused=True)
-def test_a_reference_to_nothing_is_a_404(served: Gateway, chats: ChatScript) -> None:
-    item_id = answer(served, store=False)["output"][0]["id"]
-    refused = ask(served, [{"type": "item_reference", "id": item_id}])
-    assert (refused.status_code, refused.json()["error"]["param"]) == (404, "input")
-
-
-def test_the_same_item_sent_again_keeps_pages_apart(served: Gateway, chats: ChatScript) -> None:
-    item = {"type": "message", "id": "msg_mine", "role": "user", "content": "Hi"}
-    path = f"{PATH}/{answer(served, [item, item, item])['id']}/input_items"
-    ids, more = [], {"order": "asc", "limit": "1"}
-    for _ in range(3):
-        page = served.client.get(path, params=more).json()
-        ids += [item["id"] for item in page["data"]]
-        more["after"] = page["last_id"]
-    assert len(set(ids)) == 3
-    assert not page["has_more"]
-
-
-@pytest.mark.proves(PATH, "input", backend="openai", refused=True)
-def test_what_is_referred_to_counts_as_if_it_were_sent(served: Gateway, chats: ChatScript) -> None:
-    kept = answer(served, "x" * 100_000)
-    path = f"{PATH}/{kept['id']}/input_items"
-    (item,) = served.client.get(path).json()["data"]
-    refused = ask(served, [{"type": "item_reference", "id": item["id"]}] * 50)
-    assert refused.status_code == 400
-    assert (refused.json()["error"]["code"], refused.json()["error"]["param"]) == ("conversation_too_long", "input")
+def test_a_conversation_that_grows_too_long_is_refused(served: Gateway, chats: ChatScript) -> None:
+    """What is referred to counts as if it were sent."""
+    text = "x" * 900_000
+    previous: dict[str, str] = {}
+    for _ in range(4):
+        previous = {"previous_response_id": (kept := answer(served, text, **previous))["id"]}
+    newest = stored(served, kept, "/input_items", limit=1).json()["data"][0]
+    references = [{"type": "item_reference", "id": newest["id"]}] * 5
+    assert refusal(ask(served, references)) == ("conversation_too_long", "input")
+    assert refusal(ask(served, text, **previous)) == ("conversation_too_long", "previous_response_id")
 
 
 def test_another_token_sees_nothing_of_it(served: Gateway, chats: ChatScript) -> None:
     mine = answer(served)
-    with httpx.Client(
-        base_url=served.client.base_url, headers={"Authorization": f"Bearer {OTHER}"}, trust_env=False
-    ) as stranger:
-        assert stranger.get(f"{PATH}/{mine['id']}").status_code == 404
-        assert stranger.get(f"{PATH}/{mine['id']}/input_items").status_code == 404
-        assert stranger.delete(f"{PATH}/{mine['id']}").status_code == 404
-        body = {"model": "fast", "input": "Hi", "previous_response_id": mine["id"]}
-        assert stranger.post(PATH, json=body).json()["error"]["code"] == "previous_response_not_found"
-        body = {"model": "fast", "input": [{"type": "item_reference", "id": mine["output"][0]["id"]}]}
-        assert stranger.post(PATH, json=body).status_code == 404
-    assert served.client.get(f"{PATH}/{mine['id']}").json() == mine
-
-
-def test_a_conversation_that_grows_too_long_is_refused(served: Gateway, chats: ChatScript) -> None:
-    text = "x" * 900_000
-    previous: dict[str, str] = {}
-    for _ in range(4):
-        previous = {"previous_response_id": answer(served, text, **previous)["id"]}
-    refused = ask(served, text, **previous)
-    assert refused.status_code == 400
-    assert refused.json()["error"]["code"] == "conversation_too_long"
-    assert refused.json()["error"]["param"] == "previous_response_id"
+    stranger = {"Authorization": f"Bearer {OTHER}"}
+    for method, more in (("GET", ""), ("GET", "/input_items"), ("DELETE", "")):
+        path = f"{PATH}/{mine['id']}{more}"
+        assert served.client.request(method, path, headers=stranger).status_code == 404
+    reference = [{"type": "item_reference", "id": mine["output"][0]["id"]}]
+    for status, fields in ((400, {"previous_response_id": mine["id"]}), (404, {"input": reference})):
+        body = {"model": "fast", "input": "Hi", **fields}
+        assert served.client.post(PATH, json=body, headers=stranger).status_code == status
+    assert stored(served, mine).json() == mine
 
 
 @pytest.mark.parametrize("query", ["stream=true", "include=web_search_call.results", "include[]=x"])
 def test_a_stored_response_is_given_whole(served: Gateway, chats: ChatScript, query: str) -> None:
     path = f"{PATH}/{answer(served)['id']}"
-    refused = served.client.get(f"{path}?{query}")
-    assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == query.split("=")[0].removesuffix("[]")
+    assert refusal(served.client.get(f"{path}?{query}"))[1] == query.split("=")[0].removesuffix("[]")
     assert served.client.get(f"{path}?include[]=message.output_text.logprobs&stream=false").status_code == 200
 
 
-def test_a_backend_that_refuses_before_the_stream_is_no_stream(served: Gateway, chats: ChatScript) -> None:
-    chats.answers.append(404)
-    refused = ask(served, stream=True)
-    assert (refused.status_code, refused.json()["error"]["message"]) == (404, "no such thing")
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        [DIE],
-        [{"error": {"message": "out of memory", "code": "x"}}],
-        [delta({"content": 7})],
-        [delta({"tool_calls": "no"})],
-    ],
-    ids=["dies", "tells of an error", "content is no text", "calls are no list"],
-)
-def test_a_backend_that_fails_in_the_stream(served: Gateway, chats: ChatScript, broken: list[Any]) -> None:
-    chats.answers.append([delta({"content": "Half"}), *broken])
-    events = stream(served)
-    assert types(events[-2:]) == ["error", "failed"]
-    assert events[-2]["code"]
-    response = events[-1]["response"]
-    assert (response["status"], response["error"]["code"]) == ("failed", "server_error")
-    assert response["error"]["message"] == events[-2]["message"]
+@pytest.mark.parametrize("broken", [DIE, {"error": {"message": "out of memory", "code": "x"}}], ids=str)
+def test_a_backend_that_fails_in_the_stream(served: Gateway, chats: ChatScript, broken: Any) -> None:
+    chats.answers.append([delta({"content": "Half"}), broken])
+    *_, error, last = stream(served)
+    response = last["response"]
+    assert [error["type"], last["type"], response["status"]] == ["error", "response.failed", "failed"]
+    assert error["code"]
+    assert response["error"] == {"code": "server_error", "message": error["message"]}
     assert response["output"][0]["status"] == "incomplete"
     assert response["output"][0]["content"][0]["text"] == "Half"
-    assert served.client.get(f"{PATH}/{response['id']}").status_code == 404
-
-
-def test_a_whole_answer_that_is_none_is_a_502(served: Gateway, chats: ChatScript) -> None:
-    chats.answers.append({"object": "chat.completion", "choices": []})
-    assert ask(served).status_code == 502
-
-
-def test_a_backend_that_does_not_stream_is_streamed_from(served: Gateway, chats: ChatScript) -> None:
-    chats.answers.append(completion({"content": "Hello"}))
-    events = stream(served)
-    assert [event["delta"] for event in events if "delta" in event] == ["Hello"]
-    assert events[-1]["response"]["usage"]["total_tokens"] == USAGE["total_tokens"]
+    assert stored(served, response).status_code == 404
 
 
 def test_a_client_that_leaves_ends_the_work_and_leaves_nothing(served: Gateway, chats: ChatScript) -> None:
@@ -393,66 +264,45 @@ def test_a_client_that_leaves_ends_the_work_and_leaves_nothing(served: Gateway, 
     with served.client.stream("POST", PATH, json={"model": "fast", "input": "Hi", "stream": True}) as answered:
         lines = answered.iter_lines()
         assert next(lines) == "event: response.created"
-        data = next(lines)
+        response = json.loads(next(lines).removeprefix("data: "))["response"]
     chats.wait_for(1, left=True)
-    response_id = json.loads(data.removeprefix("data: "))["response"]["id"]
-    entry = served.log_entry(lambda entry: entry.get("abort_reason") == "client_disconnected")
-    assert entry["path"] == PATH
-    assert served.client.get(f"{PATH}/{response_id}").status_code == 404
+    assert served.log_entry(lambda entry: entry.get("abort_reason") == "client_disconnected")["path"] == PATH
+    assert stored(served, response).status_code == 404
 
 
 def test_numbers_of_any_size_survive_the_store(served: Gateway, chats: ChatScript) -> None:
-    big = {"type": "object", "properties": {"n": {"type": "integer", "maximum": 10**30}}}
-    response = answer(served, tools=[{**TOOL, "parameters": big}])
-    assert response["tools"][0]["parameters"] == big
-    assert chats.requests[-1]["tools"][0]["function"]["parameters"] == big
-    stored = served.client.get(f"{PATH}/{response['id']}")
-    assert stored.json()["tools"][0]["parameters"] == big
+    response = answer(served, tools=[BIG_TOOL])
+    assert response["tools"] == stored(served, response).json()["tools"] == [BIG_TOOL]
+    assert chats.requests[-1]["tools"][0]["function"]["parameters"] == BIG_TOOL["parameters"]
     assert answer(served, previous_response_id=response["id"])["status"] == "completed"
 
 
-def test_kept_across_a_restart_until_it_expires(tmp_path: Path, chats: ChatScript) -> None:
-    write_files(tmp_path, chats.url)
-    with gateway(tmp_path) as running:
-        kept = answer(running)
-    with gateway(tmp_path, RESPONSES_TTL_SEC="1") as running:
-        assert running.client.get(f"{PATH}/{kept['id']}").json() == kept
-        short = answer(running)
-        until(lambda: running.client.get(f"{PATH}/{short['id']}").status_code != 200, "it does not expire")
-    with gateway(tmp_path) as running:  # a start sweeps
-        until(lambda: ids(tmp_path) == {kept["id"]}, "it is not swept")
-
-
-def ids(home: Path) -> set[str]:
-    connection = apsw.Connection(str(home / "data/gateway.sqlite"), flags=apsw.SQLITE_OPEN_READONLY)
-    try:
-        return {row[0] for row in connection.execute("SELECT id FROM responses")}
-    finally:
-        connection.close()
-
-
-def test_beyond_its_size_the_oldest_go(tmp_path: Path, chats: ChatScript) -> None:
+def test_a_store_is_bounded_and_outlives_a_restart(tmp_path: Path, chats: ChatScript) -> None:
     write_files(tmp_path, chats.url)
     with gateway(tmp_path, RESPONSES_MAX_BYTES="25000") as running:
-        kept = [answer(running, "y" * 6_000)["id"] for _ in range(5)]
-        statuses = [running.client.get(f"{PATH}/{response_id}").status_code for response_id in kept]
-        assert statuses == [404, 404, 200, 200, 200]
+        kept = [answer(running, "y" * 6_000) for _ in range(5)]
+        assert [stored(running, response).status_code for response in kept] == [404, 404, 200, 200, 200]
         assert answer(running, "y" * 30_000)["store"] is False
-        assert running.client.get(f"{PATH}/{kept[-1]}").status_code == 200
+    with gateway(tmp_path, RESPONSES_TTL_SEC="1") as running:
+        assert stored(running, kept[-1]).json() == kept[-1]
+        short = answer(running)
+        until(lambda: stored(running, short).status_code == 404, "it does not expire")
 
 
-def test_a_store_that_cannot_write_loses_no_answer(tmp_path: Path, chats: ChatScript) -> None:
-    write_files(tmp_path, chats.url)
-    with gateway(tmp_path) as running:
-        kept = answer(running)
-        broken = apsw.Connection(str(tmp_path / "data/gateway.sqlite"))
-        broken.execute("ALTER TABLE responses RENAME TO elsewhere")
-        broken.close()
-        response = answer(running)
-        assert response["store"] is False
-        assert response["output"][0]["content"][0]["text"] == "Hello"
-        assert stream(running)[-1]["response"]["store"] is False
-        for refused in (running.client.get(f"{PATH}/{kept['id']}"), running.client.delete(f"{PATH}/{kept['id']}")):
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
-        refused = ask(running, previous_response_id=kept["id"])
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
+def test_a_store_that_cannot_write_loses_no_answer(served: Gateway, chats: ChatScript) -> None:
+    kept = answer(served)
+    database = apsw.Connection(str(served.home / "data/gateway.sqlite"))
+    database.execute("ALTER TABLE responses RENAME TO elsewhere")
+    try:
+        response = answer(served)
+        assert (response["store"], response["output"][0]["content"][0]["text"]) == (False, "Hello")
+        assert stream(served)[-1]["response"]["store"] is False
+        for refused in (
+            stored(served, kept),
+            served.client.delete(f"{PATH}/{kept['id']}"),
+            ask(served, previous_response_id=kept["id"]),
+        ):
+            assert refusal(refused, 503)[0] == "storage_unavailable"
+    finally:
+        database.execute("ALTER TABLE elsewhere RENAME TO responses")
+        database.close()

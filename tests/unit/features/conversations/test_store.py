@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -96,4 +97,17 @@ async def test_a_store_that_cannot_write_says_so_until_it_can(tmp_path: Path, mo
         assert store.problem == "responses cannot be stored: no such table: responses"
         await database.write(lambda c: c.execute("ALTER TABLE elsewhere RENAME TO responses"))
         await until_async(lambda: store.problem is None)
+        await store.stop()
+
+
+async def test_what_has_expired_is_not_found_and_a_start_sweeps_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        store = ResponseStore(database, ttl_sec=60, max_bytes=1_000_000)
+        await store.put("me", response(1), [])
+        await ResponseStore(database, ttl_sec=0, max_bytes=1_000_000).put("me", response(2), [])
+        assert await store.response("me", "resp_2") is None
+        await store.start()
+        await asyncio.sleep(0)
+        await database.write(lambda _: None)  # behind the sweep
+        assert await database.read(lambda c: c.execute("SELECT id FROM responses").fetchall()) == [("resp_1",)]
         await store.stop()
