@@ -4,11 +4,13 @@ A turn is a file `wire_protocols/<protocol>/<capability>[-<variant>].txt` of par
 request; then in turn what the backend was `asked` and what it `answered`; and last what the client was `told`. The
 request and the answers are written by hand; UPDATE_GOLDEN=1 writes the other parts as they are now. A protocol that
 lists its models as OpenAI's does is played OpenAI's turns of each capability that has no turn of the protocol's own.
+docs/compatibility.md has the fields of the requests: a turn of a protocol's own proves them, or the refusal of one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -63,6 +65,20 @@ def read(turn: bytes) -> list[Part]:
     return [(head.decode(), body.removesuffix(b"\n")) for head, body in zip(parts[::2], parts[1::2], strict=True)]
 
 
+def proofs(protocol: str, path: Path) -> Iterator[pytest.MarkDecorator]:
+    """Of fields with a kind of backend that only doubles stand for; for others servers do, scripted or their own."""
+    (request, body), *_, (told, answer) = read(path.read_bytes())
+    if protocol in ("openai", "llamacpp") or path.parent.name != protocol:
+        return
+    fields, is_refused = [], told.startswith("told 400 ")
+    if is_refused:
+        fields = [name for name in [json.loads(answer)["error"]["param"]] if name]
+    elif told.startswith("told 200 "):
+        fields = [name for name, value in json.loads(body).items() if value is not None]
+    if fields:
+        yield pytest.mark.proves(request.split(" ")[1], *fields, backend=protocol, refused=is_refused)
+
+
 def settled(text: bytes) -> bytes:
     for pattern, instead in VOLATILE:
         text = pattern.sub(instead, text)
@@ -109,7 +125,8 @@ async def played(gateway: InProcess, parts: list[Part], backend: str) -> list[Pa
 
 
 @pytest.mark.parametrize(
-    ("protocol", "path"), [pytest.param(name, path, id=f"{name}-{path.stem}") for name, _, path in TURNS]
+    ("protocol", "path"),
+    [pytest.param(name, path, id=f"{name}-{path.stem}", marks=[*proofs(name, path)]) for name, _, path in TURNS],
 )
 def test_golden_turn(gateway: InProcess, runner: asyncio.Runner, protocol: str, path: Path) -> None:
     golden = read(path.read_bytes())

@@ -47,8 +47,8 @@ class ChatScript(Upstream):
     """`message` and `finish_reason` are the answer; `deltas` are the same for streams, all in choice 0.
 
     `answers` come before that, one for each request: a whole one, the chunks of a stream, the status of a refusal.
-    `paths` answer what is no chat: a request's JSON with other JSON; a path that is not there, with a 404. Models
-    such as `hang` and `status-…` do as in Upstream.
+    `paths` answer what is no chat: a request's JSON with other JSON, or HANG; a path that is not there, with a 404.
+    Models such as `hang` and `status-…` do as in Upstream.
     """
 
     message: Chunk = field(default_factory=lambda: {"role": "assistant", "content": "Hello"})
@@ -83,6 +83,8 @@ class ChatScript(Upstream):
         else:
             told = self.paths.get(seen.path)
             content = None if told is None else told(seen.json)
+            if content == HANG:
+                await _until_left(reader)
             missing = {"error": {"message": f"no {seen.path} here"}}
             await _answer(writer, 404 if content is None else 200, missing if content is None else content)
 

@@ -53,6 +53,7 @@ def event_of(data: bytes) -> Any:
     return event
 
 
+@pytest.mark.proves("/v1/chat/completions", "stream_options.include_usage", backend="ollama")
 def test_usage_is_told_only_when_asked_for_but_always_known() -> None:
     stream = ADAPTER.stream("chat", {"stream": True}, "m")
     events = stream.feed(ndjson(delta_line(content="Hi"), LAST))
