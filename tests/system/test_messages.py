@@ -37,7 +37,7 @@ def told(script: ChatScript) -> ChatScript:
     """The backend with nothing seen yet, answering as it does by itself."""
     script.seen.clear()
     script.paths.clear()
-    script.is_cut = False
+    script.is_cut, script.choice = False, {}
     return script
 
 
@@ -70,6 +70,15 @@ def test_a_stream(sdk: anthropic.Anthropic, told: ChatScript) -> None:
     assert stream.response.headers["content-type"] == "text/event-stream"
     assert stream.response.headers["x-accel-buffering"] == "no"
     assert stream.response.headers["request-id"] == stream.response.headers["x-request-id"]
+
+
+def test_an_answer_is_read_with_its_request(sdk: anthropic.Anthropic, told: ChatScript) -> None:
+    """Words of the client's are not said again, and a sequence that it named is told."""
+    told.choice = {"stop_reason": "END"}
+    messages = [*HELLO, {"role": "assistant", "content": "Hel"}]
+    message = sdk.messages.create(**{**ASKED, "messages": messages}, stop_sequences=["END"])
+    assert [block.to_dict() for block in message.content] == [{"type": "text", "text": "lo"}]
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "END")
 
 
 def test_a_stream_that_breaks_off_raises(sdk: anthropic.Anthropic, told: ChatScript) -> None:

@@ -52,10 +52,6 @@ class HeartMula(Upstream):
             await _until_left(reader)
         elif prompt == "failed":
             await _answer(writer, 200, {"id": "x", "status": "failed", "error": "out of memory"})
-        elif prompt == "no url":
-            await _answer(writer, 200, {"id": "x", "status": "completed"})
-        elif prompt == "elsewhere":
-            await _answer(writer, 200, {"id": "x", "status": "completed", "audio_url": "/audio/..%2f..%2fetc"})
         elif prompt.startswith("status-"):
             await _answer(writer, int(prompt.removeprefix("status-")), {"detail": "the model says no"})
         else:

@@ -64,16 +64,10 @@ class SpeechServer(Upstream):
     async def _speak(self, model: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if model.startswith("json-"):
             await _answer(writer, 200, {model.removeprefix("json-"): base64.b64encode(AUDIO).decode(), "format": "wav"})
-        elif model == "data-url":
-            await _answer(writer, 200, {"audio": f"data:audio/wav;base64,{base64.b64encode(AUDIO).decode()}"})
-        elif model == "no-base64":
-            await _answer(writer, 200, {"audio": "***"})
         elif model == "empty":
             await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: audio/wav\r\nContent-Length: 0\r\n\r\n")
         elif model == "events":
             await _stream(writer, b"text/event-stream", b'data: {"type":"speech.audio.delta","audio":"QUJD"}\n\n')
-        elif model == "vague":
-            await _stream(writer, b"application/octet-stream", AUDIO)
         elif model in ("endless", "hang-mid", "hang-first", "die-mid"):
             await self._begin(model, reader, writer)
         elif model == "hang":

@@ -9,6 +9,7 @@ import pytest
 from gateway.app import schema
 from gateway.errors import ApiError
 from gateway.features.music.jobs import KEPT_PER_OWNER, Job, MusicJobs
+from gateway.features.music.routes import wanted_wait
 from gateway.storage import Database, StorageError
 
 
@@ -137,3 +138,28 @@ async def test_a_job_whose_end_cannot_be_stored_ends_all_the_same(
         with pytest.raises(StorageError):
             await jobs.keep(job)
     assert "is not stored" in caplog.text
+
+
+async def test_what_has_expired_goes_with_the_next_one(tmp_path: Path) -> None:
+    async with jobs_in(tmp_path, ttl_sec=0) as (jobs, database):
+        first, second = await finished(jobs), await finished(jobs)
+        assert await jobs.find("me", first.id) is None
+        assert await database.read(lambda c: c.execute("SELECT id FROM music_jobs").fetchall()) == [(second.id,)]
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        (b"", 120),
+        (b"respond-async", 0),
+        (b"wait=10", 10),
+        (b"Respond-Async, wait=10", 10),
+        (b"wait = 300", 120),
+        (b"return=minimal; respond-async", 0),
+        (b"wait=-1", 120),
+        (b"wait=1e9", 120),
+        (b"\xff", 120),
+    ],
+)
+def test_how_long_a_client_wants_to_wait(prefer: bytes, seconds: float) -> None:
+    assert wanted_wait(prefer, 120) == seconds
