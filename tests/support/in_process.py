@@ -194,6 +194,7 @@ async def in_process(
     answer: Answer,
     backends: Mapping[str, tuple[str, str, list[str]]] = BACKENDS,
     features: Sequence[type[Feature]] = FEATURES,
+    record: Mapping[str, Any] = {},
     **settings: Any,
 ) -> AsyncIterator[InProcess]:
     loop = asyncio.get_running_loop()
@@ -206,6 +207,7 @@ async def in_process(
             "protocol": protocol,
             "base_url": url + prefix,
             "supported_capabilities": capabilities,
+            **record,
         }
         for name, (protocol, prefix, capabilities) in backends.items()
     }
