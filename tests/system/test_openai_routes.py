@@ -1,13 +1,80 @@
 """Chat, completions, embeddings, models: through a real gateway process to a real upstream socket."""
 
-import json
+from __future__ import annotations
+
+import typing
+from typing import Any
 
 import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase as Chat
+from openai.types.completion_create_params import CompletionCreateParamsBase as Completion
+from openai.types.embedding_create_params import EmbeddingCreateParams as Embedding
 
 from tests.support.gateways import Gateway
 from tests.support.upstream import ANSWER, DONE, EVENT, MODELS, Upstream
 
 EVENTS = b"".join(EVENT % number for number in range(3))
+FUNCTION = {"name": "now", "description": "The time", "parameters": {"type": "object", "properties": {}}}
+SAMPLING = {
+    "frequency_penalty": -0.5,
+    "logit_bias": {"50256": -100},
+    "max_tokens": 7,
+    "model": "echo",
+    "n": 2,
+    "presence_penalty": 1.5,
+    "seed": 12345678901234567890,
+    "stop": ["\n", "Ende"],
+    "stream": True,
+    "stream_options": {"include_usage": True, "include_obfuscation": False},
+    "temperature": 0.30000000000000004,
+    "top_p": 1,
+    "user": "user-1",
+}
+CHAT: dict[str, Any] = {
+    **SAMPLING,
+    "audio": {"voice": "ash", "format": "wav"},
+    "function_call": "auto",
+    "functions": [FUNCTION],
+    "logprobs": True,
+    "max_completion_tokens": 9,
+    "messages": [
+        {"role": "developer", "content": "Be brief", "name": "boss"},
+        {"role": "user", "content": [{"type": "text", "text": "Grüße 🙂"}, {"type": "image_url", "image_url": {}}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": FUNCTION}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "12:00"},
+    ],
+    "metadata": {"a": "b"},
+    "modalities": ["text"],
+    "moderation": {"mode": "auto"},
+    "parallel_tool_calls": False,
+    "prediction": {"type": "content", "content": "12"},
+    "prompt_cache_key": "k",
+    "prompt_cache_options": {"a": 1},
+    "prompt_cache_retention": "24h",
+    "reasoning_effort": "low",
+    "response_format": {"type": "json_schema", "json_schema": {"name": "t", "schema": {"type": "object"}}},
+    "safety_identifier": "s",
+    "service_tier": "flex",
+    "store": True,
+    "tool_choice": {"type": "function", "function": {"name": "now"}},
+    "tools": [{"type": "function", "function": FUNCTION}],
+    "top_logprobs": 3,
+    "verbosity": "low",
+    "web_search_options": {},
+}
+COMPLETION: dict[str, Any] = {**SAMPLING, "best_of": 3, "echo": True, "logprobs": 2, "prompt": "Once", "suffix": "end"}
+EMBEDDING: dict[str, Any] = {
+    "dimensions": 64,
+    "encoding_format": "base64",
+    "input": ["a", "b"],
+    "model": "echo",
+    "user": "user-1",
+}
+ROUTES = {
+    "/v1/chat/completions": (Chat, CHAT),
+    "/v1/completions": (Completion, COMPLETION),
+    "/v1/embeddings": (Embedding, EMBEDDING),
+}
 
 
 def test_answer_and_headers(served: Gateway, seen: Upstream) -> None:
@@ -47,24 +114,6 @@ def test_stream_is_passed_on_as_it_came(served: Gateway, seen: Upstream) -> None
 @pytest.mark.parametrize("model", ["no-done", "no-blank-line"])
 def test_terminator_is_added_when_a_complete_stream_lacks_it(served: Gateway, seen: Upstream, model: str) -> None:
     assert served.chat(model, stream=True).content == EVENTS + DONE
-
-
-@pytest.mark.parametrize("model", ["die-mid", "die-in-event"])
-def test_backend_that_dies_in_a_stream_is_an_event_and_no_done(served: Gateway, seen: Upstream, model: str) -> None:
-    answer = served.chat(model, stream=True)
-    assert answer.status_code == 200
-    assert answer.content.startswith(EVENTS)
-    rest = answer.content.removeprefix(EVENTS)
-    assert rest.startswith(b"data: ")
-    error = json.loads(rest.removeprefix(b"data: "))["error"]
-    assert (error["type"], error["code"]) == ("upstream_error", "upstream_closed")
-
-
-def test_completions_and_embeddings(served: Gateway, seen: Upstream) -> None:
-    assert served.client.post("/v1/completions", json={"model": "fast", "prompt": "Hi"}).status_code == 200
-    vectors = served.client.post("/v1/embeddings", json={"model": "echo", "input": ["Hi"]}).json()
-    assert vectors["data"][0]["embedding"] == [0.5, 0.5]
-    assert [request.path for request in seen.wait_for(2)] == ["/v1/completions", "/v1/embeddings"]
 
 
 @pytest.mark.proves("/v1/embeddings", "stream", backend="openai", refused=True)
@@ -114,3 +163,16 @@ def test_model_name_cannot_forge_a_header(served: Gateway, seen: Upstream) -> No
     answer = served.chat("test:\u00e9\r\nX-Evil: 1")
     assert "x-evil" not in answer.headers
     assert answer.headers["x-model-used"] == "%C3%A9%0D%0AX-Evil: 1"
+
+
+@pytest.mark.parametrize(
+    "route",
+    [pytest.param(route, marks=pytest.mark.proves(route, *ROUTES[route][1], backend="openai")) for route in ROUTES],
+)
+def test_each_field_of_the_sdk_and_unknown_ones_reach_the_backend(served: Gateway, seen: Upstream, route: str) -> None:
+    kind, examples = ROUTES[route]
+    assert set(examples) - {"stream"} == set(typing.get_type_hints(kind)) - {"stream"}
+    body = {**examples, "options": {"num_ctx": 8192}, "x_new": [1.0, 1e400 > 1, None]}
+    sent = served.client.build_request("POST", route, json=body)
+    assert served.client.send(sent).status_code == 200
+    assert seen.seen[-1].body == sent.content
