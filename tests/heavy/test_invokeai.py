@@ -1,9 +1,11 @@
-"""The real InvokeAI on the processor: the tests of its double once more, and the double beside it."""
+"""The real InvokeAI on the processor behind a gateway, and its double beside it."""
 
 from __future__ import annotations
 
+import base64
 import os
 import re
+import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import httpx
 import pytest
 from gateway.backends.protocols import invokeai
 from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.image_formats import size_of
 from gateway.backends.protocols.image_request import Painting, Upload, read_request
 from gateway.backends.protocols.steps import Abandoned, Ask, Reply, Steps
 from gateway.errors import ApiError
@@ -22,14 +25,16 @@ from gateway.errors import ApiError
 from tests.support.environments import environment
 from tests.support.faces.images import fits, loads, png, shape
 from tests.support.faces.invokeai import InvokeAI
-from tests.support.invokeai_tests import *  # noqa: F403 - tests and fixtures, for pytest to find
-from tests.support.invokeai_tests import MODEL, generate
+from tests.support.gateways import gateway, write_files
 from tests.support.ports import free_ports
-from tests.support.upstream import running
+from tests.support.sockets import send
+from tests.support.upstream import running, upstream
 from tests.support.waiting import until
 
 HERE = Path(__file__).parent
 START_SEC = 300
+MODEL = "random-sd1"
+PATIENCE_SEC = 60  # one image on a busy processor takes some seconds
 CONFIG = "schema_version: 4.0.3\nhost: 127.0.0.1\nport: {port}\ndevice: cpu\nprecision: float32\n"
 
 
@@ -74,6 +79,115 @@ def _install(client: httpx.Client, model: Path) -> None:
     client.post("/api/v2/models/install", params=source, json={"name": MODEL}).raise_for_status()
     models = {"model_type": "main"}
     until(lambda: client.get("/api/v2/models/", params=models).json()["models"], "the model is not installed", 60)
+
+
+@pytest.fixture(scope="module")
+def painter(invoke: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A gateway's client, whose images InvokeAI makes; beside it what a gateway's fixture knows by that all is up."""
+    home = tmp_path_factory.mktemp("gateway")
+    with upstream() as chat:
+        record = {"base_url": invoke, "protocol": "invokeai", "supported_capabilities": ["images"]}
+        write_files(home, chat.url, {"gpu_heavy@here": record})
+        with gateway(home) as served:
+            served.client.timeout = httpx.Timeout(2 * PATIENCE_SEC)
+            yield served.client
+
+
+def generate(painter: httpx.Client, **fields: Any) -> httpx.Response:
+    body = {"prompt": "a cat", "size": "64x64", "steps": 2, "response_format": "b64_json", **fields}
+    return painter.post("/v1/images/generations", json=body)
+
+
+def images(answer: httpx.Response) -> list[bytes]:
+    assert answer.status_code == 200, answer.text
+    return [base64.b64decode(item["b64_json"]) for item in answer.json()["data"]]
+
+
+def pixels(data: bytes) -> bytes:
+    """A PNG without what it tells of its making."""
+    at, found = 8, b""
+    while at < len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        if data[at + 4 : at + 8] in (b"IHDR", b"IDAT"):
+            found += data[at + 8 : at + 8 + length]
+        at += length + 12
+    return found
+
+
+def queue(invoke: str) -> dict[str, int]:
+    state: dict[str, int] = httpx.get(f"{invoke}/api/v1/queue/default/status", trust_env=False).json()["queue"]
+    return state
+
+
+def left_there(invoke: str) -> int:
+    """How many images that are nobody's the server keeps."""
+    count: int = httpx.get(f"{invoke}/api/v1/images/intermediates", trust_env=False).json()
+    return count
+
+
+@pytest.mark.proves("/v1/images/generations", "prompt", "n", "size", "steps", "response_format", backend="invokeai")
+def test_images_have_their_size_and_none_is_left_there(painter: httpx.Client, invoke: str) -> None:
+    before = left_there(invoke)
+    answer = generate(painter, n=2, size="128x64")
+    assert [size_of(image) for image in images(answer)] == [(128, 64)] * 2
+    about = answer.json()["_gateway"]
+    assert about["request"]["model"] == MODEL
+    assert about["model_reason"] == "omit:model"
+    assert left_there(invoke) == before
+
+
+@pytest.mark.proves("/v1/images/generations", "seed", "n", backend="invokeai")
+def test_images_of_a_batch_follow_its_seeds(painter: httpx.Client) -> None:
+    batch = [pixels(image) for image in images(generate(painter, n=3, seed=11))]
+    alone = [pixels(image) for seed in (11, 12, 13) for image in images(generate(painter, seed=seed))]
+    assert batch == alone
+    assert len(set(batch)) == 3
+
+
+@pytest.mark.proves("/v1/images/generations", "model", backend="invokeai")
+def test_model_by_name(painter: httpx.Client) -> None:
+    assert generate(painter, model=MODEL).status_code == 200
+    error = generate(painter, model="no-such-model")
+    assert (error.status_code, error.json()["error"]["param"]) == (404, "model")
+    assert MODEL in error.json()["error"]["message"]
+
+
+@pytest.mark.proves("/v1/images/generations", "scheduler", "guidance_scale", "negative_prompt", backend="invokeai")
+def test_options_of_the_sampler(painter: httpx.Client) -> None:
+    fields = {"scheduler": "euler_a", "guidance_scale": 3.5, "negative_prompt": "a dog"}
+    answer = generate(painter, **fields)
+    assert images(answer)
+    sent = answer.json()["_gateway"]["request"]
+    assert (sent["scheduler"], sent["cfg_scale"], sent["negative_prompt"]) == ("euler_a", 3.5, "a dog")
+    error = generate(painter, scheduler="magic")
+    assert (error.status_code, error.json()["error"]["param"]) == (400, "scheduler")
+
+
+@pytest.mark.proves("/v1/images/edits", "image", "prompt", "strength", "size", "steps", "seed", backend="invokeai")
+def test_edit(painter: httpx.Client, invoke: str) -> None:
+    before = left_there(invoke)
+    files = {"image": ("cat.png", png(64, 64, "source"), "image/png")}
+    data = {"prompt": "a dog", "steps": "4", "seed": "3", "strength": "0.5", "response_format": "b64_json"}
+    (same,) = images(painter.post("/v1/images/edits", data=data, files=files))
+    (larger,) = images(painter.post("/v1/images/edits", data={**data, "size": "128x64"}, files=files))
+    assert (size_of(same), size_of(larger)) == ((64, 64), (128, 64))
+    assert left_there(invoke) == before
+
+
+def test_client_that_leaves_stops_the_work(painter: httpx.Client, invoke: str) -> None:
+    before = queue(invoke)["canceled"]
+    body = {"prompt": "slow", "size": "512x512", "steps": 500, "n": 2}
+    assert painter.base_url.port is not None
+    with send(painter.base_url.port, "/v1/images/generations", body):
+        until(lambda: queue(invoke)["pending"] + queue(invoke)["in_progress"] == 2, "nothing to do", PATIENCE_SEC)
+    until(lambda: queue(invoke)["canceled"] == before + 2, "not cancelled", PATIENCE_SEC)
+    assert generate(painter).status_code == 200
+
+
+def test_image_by_url(painter: httpx.Client) -> None:
+    answer = generate(painter, response_format="url")
+    url = answer.json()["data"][0]["url"]
+    assert size_of(painter.get(url).content) == (64, 64)
 
 
 Heard = list[tuple[str, str, int, str, Any]]

@@ -86,15 +86,6 @@ def test_audio_comes_as_the_backend_makes_it(speaking: Gateway, server: SpeechSe
     assert server.seen[0].json == {"model": model, "input": "Hi", "voice": "joe", **fields}
 
 
-@pytest.mark.proves(SPEECH, "text", "format", backend="speech")
-@pytest.mark.proves(TTS, "text", "format", backend="speech")
-@pytest.mark.parametrize("path", [SPEECH, TTS])
-def test_the_earlier_names_of_fields(speaking: Gateway, server: SpeechServer, path: str) -> None:
-    answer = speaking.client.post(path, json={"text": "Hi", "format": "wav", "speed": 2})
-    assert answer.content == AUDIO
-    assert server.seen[0].json == {"input": "Hi", "response_format": "wav", "speed": 2}
-
-
 def events(answer: httpx.Response) -> list[dict[str, Any]]:
     assert answer.headers["content-type"] == "text/event-stream"
     found = (event.rpartition("data: ")[2] for event in answer.text.split("\n\n") if event)
@@ -283,15 +274,6 @@ def test_a_translation(speaking: Gateway, server: SpeechServer) -> None:
     assert {name: field(server.seen[0], name) for name in fields} == fields
 
 
-@pytest.mark.proves(TRANSCRIPTIONS, "stream", backend="speech")
-def test_a_stream_passes_byte_for_byte(speaking: Gateway, server: SpeechServer) -> None:
-    answer = write_down(speaking, "any", stream="true")
-    assert answer.headers["content-type"] == "text/event-stream"
-    assert answer.headers["x-accel-buffering"] == "no"
-    assert answer.content == b"".join(EVENTS)
-    assert field(server.seen[0], "stream") == "true"
-
-
 @pytest.mark.parametrize("model", ["half-event", "unframed-cut", "no-events"])
 def test_a_stream_that_ends_too_early_is_not_taken_for_whole(speaking: Gateway, model: str) -> None:
     *deltas, error = events(write_down(speaking, model, stream="true"))
@@ -300,11 +282,19 @@ def test_a_stream_that_ends_too_early_is_not_taken_for_whole(speaking: Gateway, 
     speaking.wait_until_idle()
 
 
+@pytest.mark.proves(TRANSCRIPTIONS, "stream", backend="speech")
 @pytest.mark.parametrize(
-    ("model", "passed"), [("unframed", EVENTS), ("no-blank-line", EVENTS), ("no-last-event", EVENTS[:2])]
+    ("model", "passed"),
+    [("any", EVENTS), ("unframed", EVENTS), ("no-blank-line", EVENTS), ("no-last-event", EVENTS[:2])],
 )
-def test_whole_streams_that_end_in_other_ways(speaking: Gateway, model: str, passed: tuple[bytes, ...]) -> None:
-    assert write_down(speaking, model, stream="true").content == b"".join(passed)
+def test_whole_stream_passes_however_it_ends(
+    speaking: Gateway, server: SpeechServer, model: str, passed: tuple[bytes, ...]
+) -> None:
+    answer = write_down(speaking, model, stream="true")
+    assert answer.content == b"".join(passed)
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.headers["x-accel-buffering"] == "no"
+    assert field(server.seen[0], "stream") == "true"
 
 
 def test_a_transcript_whose_end_nothing_tells(speaking: Gateway) -> None:

@@ -19,7 +19,6 @@ HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
 ASKED: dict[str, Any] = {"model": "echo", "max_tokens": 64, "messages": HELLO}
 SCHEMA: dict[str, object] = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOL: ToolParam = {"name": "weather", "description": "Tells it", "input_schema": SCHEMA, "strict": True}
-FUNCTION = {"name": "weather", "parameters": SCHEMA, "description": "Tells it", "strict": True}
 FORMAT = {"type": "json_schema", "schema": SCHEMA}
 COUNTING = "/v1/chat/completions/input_tokens"
 
@@ -190,28 +189,12 @@ def test_the_prompt_that_is_counted_is_the_chats(
         "service_tier": "auto",
     }
     choice: Any = {"type": "any", "disable_parallel_tool_use": True}
-    counted = sdk.messages.count_tokens(
-        model="fast", messages=HELLO, system="Be brief", tools=[TOOL], tool_choice=choice, extra_body=more
-    )
-    assert counted.input_tokens == 12
-    assert told.requests == [
-        {
-            "model": "echo",
-            "messages": [{"role": "system", "content": "Be brief"}, *HELLO],
-            "tools": [{"type": "function", "function": FUNCTION}],
-            "tool_choice": "required",
-            "parallel_tool_calls": False,
-            "reasoning_effort": "medium",
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True},
-            },
-            "max_tokens": 9_000,
-            "stop": ["end"],
-            "user": "me",
-            "service_tier": "auto",
-        }
-    ]
+    common: Any = {"model": "fast", "messages": HELLO, "system": "Be brief", "tools": [TOOL], "tool_choice": choice}
+    assert sdk.messages.count_tokens(**common, extra_body=more).input_tokens == 12
+    sdk.messages.create(**common, max_tokens=9_000, extra_body=more)
+    counted, chat = told.requests
+    assert counted == chat
+    assert chat["messages"] == [{"role": "system", "content": "Be brief"}, *HELLO]
 
 
 @pytest.mark.proves(COUNT, "tool_choice", "thinking", "speed", backend="openai", refused=True)

@@ -153,14 +153,6 @@ def test_thinking(sdk: anthropic.Anthropic, double: Ollama, is_stream: bool) -> 
     assert request["messages"][1]["thinking"] == "Let me think (max)."
 
 
-def test_an_image(sdk: anthropic.Anthropic) -> None:
-    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AQID"}}
-    content = [image, {"type": "text", "text": "Look"}]
-    message = ask(sdk, False, messages=[{"role": "user", "content": content}])
-    assert message.content[0].type == "text"
-    assert "showed 1 images of 3 bytes" in message.content[0].text
-
-
 @pytest.mark.proves(f"{MESSAGES}/count_tokens", "model", backend="ollama", refused=True)
 def test_what_breaks_or_cannot_be_counted_is_an_error(sdk: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.APIStatusError) as raised:

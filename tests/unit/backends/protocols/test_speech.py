@@ -15,6 +15,8 @@ from tests.support.faces.speech import AUDIO
 from tests.support.pieces import ended
 
 
+@pytest.mark.proves("/v1/audio/speech", "text", "format", backend="speech")
+@pytest.mark.proves("/v1/tts/generations", "text", "format", backend="speech")
 def test_a_speech_request_is_openai_s_whatever_its_names() -> None:
     asked = {"text": "Hi", "format": "wav", "speed": 1.5, "instructions": None, "emotion": "glad", "model": "auto"}
     wanted = {"input": "Hi", "response_format": "wav", "speed": 1.5, "emotion": "glad"}
