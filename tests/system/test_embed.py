@@ -24,15 +24,14 @@ from tests.support.waiting import PATIENCE_SEC, until
 MODEL = "all-minilm-l6-v2"
 LONG = "a sentence that goes on and on about nothing in particular, " * 30
 COMMAND = [sys.executable, "-m", "gateway.shims.embed"]
-STUBBORN = "from gateway.shims import embed; embed.STOP_TIMEOUT_SEC = 3600; embed.main()"
 
 
 @contextmanager
-def running(command: list[str] = COMMAND) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def running() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, ready, and its address; stopped by SIGTERM if it still runs."""
     (port,) = free_ports(1)
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--threads", "1"]
-    with subprocess.Popen(command + arguments, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(COMMAND + arguments, stderr=subprocess.PIPE, text=True) as process:
         try:
             until(lambda: reachable(port), "the port does not open")
             yield process, f"http://127.0.0.1:{port}"
@@ -170,18 +169,6 @@ def test_requests_take_turns(url: str) -> None:
         connection.settimeout(0)
         with pytest.raises(BlockingIOError):
             connection.recv(1)
-
-
-def test_work_ends_when_its_client_leaves() -> None:
-    """About 100 s of work; were it still wanted, SIGTERM would wait for it."""
-    body = json.dumps({"model": MODEL, "input": [LONG] * MAX_TEXTS}).encode()
-    with running([sys.executable, "-c", STUBBORN]) as (process, url):
-        with begin(url, body) as connection:
-            connection.sendall(body)
-            assert post(url).status_code == 200
-        assert post(url).status_code == 200
-        process.terminate()
-        assert process.wait(PATIENCE_SEC) == 0
 
 
 def test_a_stop_lets_running_requests_end() -> None:

@@ -299,6 +299,7 @@ def test_a_range_of_the_audio(playing: Gateway, server: HeartMula) -> None:
     answer = playing.client.get(path, headers={"Range": "bytes=999999-"})
     assert (answer.status_code, answer.headers["content-range"]) == (416, f"bytes */{len(audio)}")
     assert playing.client.get(path, headers={"Range": "lines=1-2"}).content == audio
+    assert "range" not in server.fetched[-1].headers, "no range of bytes"
 
 
 @pytest.mark.parametrize(

@@ -82,15 +82,16 @@ def test_by_embeddings(served: Gateway, told: ChatScript) -> None:
 @pytest.mark.proves(ROUTE, "query", "documents", "model", "top_n", "return_documents", backend="openai")
 def test_by_a_reranker(served: Gateway, told: ChatScript) -> None:
     results = [{"index": 2, "relevance_score": 0.1}, {"index": 0, "relevance_score": 0.9}]
-    told.paths[ROUTE] = lambda _: {"model": "r", "results": results, "usage": {"total_tokens": 9}}
+    told.paths[ROUTE] = lambda _: {"model": "r", "results": results, "usage": USAGE}
     answer = ask(served, model="ranker:echo", top_n=2, return_documents=True, max_chunks_per_doc=3)
     content = answer.json()
     assert lists(content) == ranked((0, 0.9), (2, 0.1))
-    assert (content["model"], content["usage"]) == ("r", {"total_tokens": 9})
+    assert (content["model"], content["usage"]) == ("r", USAGE)
     (seen,) = told.wait_for(1)
     texts = ["far", "near", "middle"]
     assert seen.json == {"model": "echo", "query": "query", "documents": texts, "top_n": 2, "max_chunks_per_doc": 3}
     assert answer.headers["x-backend-used"] == "ranker"
+    assert served.entry_of(answer)["input_tokens"] == 4
 
 
 @pytest.mark.parametrize(

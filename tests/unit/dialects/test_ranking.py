@@ -66,7 +66,7 @@ def test_vectors_are_in_the_order_of_their_texts() -> None:
 )
 def test_malformed_vectors(data: Any) -> None:
     with pytest.raises(AnswerError):
-        vectors_of({"data": data}, 2)
+        vectors_of({"data": data} if data else {}, 2)
 
 
 VECTOR = st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3)

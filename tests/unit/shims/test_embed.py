@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from gateway.errors import ApiError
-from gateway.shims.embed import BATCH_TOKENS, MAX_TEXTS, MODEL, Wanted, batches, load, main, parse
+from gateway.shims.embed import (
+    BATCH_TOKENS,
+    MAX_TEXTS,
+    MODEL,
+    TOKENIZE_TEXTS,
+    Embedder,
+    Wanted,
+    batches,
+    load,
+    main,
+    parse,
+    unless_gone,
+)
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect, Request
+
+from tests.support.waiting import PATIENCE_SEC
 
 
 @pytest.mark.parametrize(
@@ -73,3 +89,35 @@ def test_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str) -
 def test_wrong_arguments_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
         main(["--host", "127.0.0.1", *arguments])
+
+
+async def test_texts_that_were_cut_are_counted_over_all_of_them() -> None:
+    class Model:
+        def tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
+            return [[1, 2]] * len(texts), 1
+
+        def embed(self, ids: list[list[int]]) -> list[list[int]]:
+            return ids
+
+    embedder = Embedder(cast(Any, Model()))
+    embedded = await embedder.embed(["x"] * (TOKENIZE_TEXTS + 1))
+    assert (embedded.truncated, embedded.tokens, len(embedded.vectors)) == (2, 130, 65)
+    embedder.close()
+
+
+async def test_work_ends_when_its_client_leaves() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def leave() -> Any:
+        await asyncio.sleep(0)  # the work has begun
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(ClientDisconnect):
+        await unless_gone(Request({"type": "http"}, leave), work())
+    await asyncio.wait_for(ended.wait(), PATIENCE_SEC)
