@@ -9,20 +9,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.chat_script import ChatScript
-from tests.support.faces.a1111 import A1111
-from tests.support.faces.heartmula import HeartMula
-from tests.support.faces.speech import SpeechServer
+from tests.support.faces.speech import AUDIO, SpeechServer
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
+from tests.support.in_process import http
 from tests.support.sampling import IS_FULL, SEED, cases
-from tests.support.upstream import ANSWER, Seen, running
+from tests.support.sound import dump, good
+from tests.support.upstream import Seen, running
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Path(__file__).with_name("schemathesis.toml")
@@ -30,65 +27,46 @@ APART = ("--phases", "examples,coverage,fuzzing")
 DEADLINE_SEC = 3600  # for what takes a minute, or in full twenty
 
 
-def embedded(request: dict[str, Any]) -> dict[str, Any]:
-    """A vector for each text; a list of numbers is one text's tokens."""
-    given = request["input"]
-    is_one = not isinstance(given, list) or all(isinstance(item, int) for item in given)
-    vectors = [{"object": "embedding", "index": i, "embedding": [0.5, i]} for i in range(1 if is_one else len(given))]
-    return {"object": "list", "data": vectors, "model": "echo", "usage": {"prompt_tokens": 1, "total_tokens": 1}}
-
-
-def ranked(request: dict[str, Any]) -> dict[str, Any]:
-    return {"results": [{"index": i, "relevance_score": 0.5} for i in range(len(request["documents"]))]}
-
-
-@dataclass
-class Models(ChatScript):
-    """Chats, completions, embeddings, reranking and counts of tokens: sound answers to whatever is asked."""
-
-    paths: dict[str, Any] = field(
-        default_factory=lambda: {
-            "/v1/embeddings": embedded,
-            "/v1/completions": lambda _: {**ANSWER, "object": "text_completion"},
-            "/v1/rerank": ranked,
-            "/v1/chat/completions/input_tokens": lambda _: {"input_tokens": 7},
-        }
-    )
+class Everything(SpeechServer):
+    """Each kind of backend at once: sound answers to whatever is asked, to what is slow after a job has begun."""
 
     async def _act(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = {name: value for name, value in seen.json.items() if name != "model"}
-        await super()._act(replace(seen, body=json.dumps(request).encode()), reader, writer)
-
-
-class Musician(HeartMula):
-    """Takes longer than a request waits, for some pieces."""
-
-    async def _make(self, request: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if request.get("prompt") == "slow":
+        if seen.path.startswith("/v1/audio/"):
+            await super()._act(seen, reader, writer)
+            return
+        if seen.body == b'{"prompt":"slow"}':
             await asyncio.sleep(0.3)
-        await super()._make(request, reader, writer)
+        content = self._counted(seen.path, seen.body)
+        answer = good(seen.method, seen.path, seen.body) if content is None else http(content)
+        writer.write(http(AUDIO, content_type="audio/wav") if seen.path.startswith("/audio/") else answer)
+        await writer.drain()
+
+    def _counted(self, path: str, body: bytes) -> bytes | None:
+        """A vector for each text, a score for each document; a list of numbers is one text's tokens."""
+        if path.endswith("/embeddings"):
+            given = json.loads(body)["input"]
+            is_one = not isinstance(given, list) or all(isinstance(item, int) for item in given)
+            vectors = [{"embedding": [0.5, n], "index": n, "object": "embedding"} for n in range(is_one or len(given))]
+            return dump({"object": "list", "data": vectors, "model": "echo"})
+        if path.endswith("/rerank"):
+            return dump([{"index": n, "score": 0.5} for n in range(len(json.loads(body)["documents"]))])
+        return None
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway with a backend for each capability."""
     home = tmp_path_factory.mktemp("everything")
-    with ExitStack() as stack:
-        models = stack.enter_context(running(Models()))
-        others = {
-            f"{backend_class}@here": {
-                "protocol": protocol,
-                "base_url": stack.enter_context(running(server)).url.removesuffix(prefix),
-                "supported_capabilities": capabilities,
-            }
-            for backend_class, protocol, prefix, server, capabilities in (
-                ("gpu_heavy", "a1111", "/v1", A1111(), ["images"]),
-                ("pocket_tts", "openai", "", SpeechServer(), ["tts", "transcription"]),
-                ("heartmula_music", "heartmula", "", Musician(is_released=True), ["music"]),
-            )
+    with running(Everything()) as server:
+        address = server.url.removesuffix("/v1")
+        others: dict[str, dict[str, Any]] = {
+            "gpu_heavy": {"protocol": "a1111", "base_url": address, "supported_capabilities": ["images"]},
+            "pocket_tts": {"supported_capabilities": ["tts", "transcription"]},
+            "heartmula_music": {"protocol": "heartmula", "base_url": address, "supported_capabilities": ["music"]},
         }
-        write_files(home, models.url, others, supported_capabilities=["chat", "completions", "embeddings", "rerank"])
-        yield stack.enter_context(gateway(home, TRANSCRIPTION_BACKEND_CLASS="pocket_tts", MUSIC_WAIT_SEC="0.1"))
+        write_files(home, server.url, others, supported_capabilities=["chat", "completions", "embeddings", "rerank"])
+        with gateway(home, TRANSCRIPTION_BACKEND_CLASS="pocket_tts", MUSIC_WAIT_SEC="0.1") as served:
+            yield served
 
 
 def tried(served: Gateway, home: Path, examples: int, *options: str) -> str:
