@@ -205,7 +205,8 @@ class Dispatcher:
             return self.post(exchange, slots, Message(backend.origin.prefix + path, body))
         if request.get("stream") and backend.record.stream_usage and not asks_for_usage(request):
             body = ask_for_usage(body, request)
-        body = as_understood(slots, request, body)
+        if slots.change_body is not None:
+            body = slots.change_body(request, body)
         if self.tracer is not None:
             return self.post(exchange, slots, Message(slots.target, body))
         return backend.pool.request(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 import orjson
@@ -40,7 +39,8 @@ NO_NAMES = ("", AUTO, DEFAULT_ALIAS)  # of an embedder
 _SAFE_IN_HEADER = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 
-class Route(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Route:
     """A decision with what follows from it: the slots that can serve it, the headers that tell of it.
 
     `head` begins an answer of 200 with JSON: status line and whole header lines, those of `headers` among them.
