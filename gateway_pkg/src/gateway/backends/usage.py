@@ -31,16 +31,17 @@ def usage_in(body: bytes) -> Usage | None:
     were the word found a key deeper inside, or a value, there would be a brace too many or a colon too few. Likewise
     up to there where it comes first, as with llama.cpp's embeddings.
     """
-    is_small = len(body) <= WHOLE_MAX_BYTES
-    at = body.rfind(b'"usage"', 0 if is_small else len(body) - END_MAX_BYTES)
-    if at < 0 and is_small:
-        return None
+    _, found, end = body[-END_MAX_BYTES:].rpartition(b'"usage"')
+    try:
+        if found:
+            return usage_of(orjson.loads(b'{"usage"' + end)["usage"])
+    except orjson.JSONDecodeError:
+        pass
     content = None
-    if at >= 0 and len(body) - at <= END_MAX_BYTES:
-        content = _object(b"{" + body[at:])
-    elif (first := body.find(b'"usage"', 0, END_MAX_BYTES)) >= 0:
+    if not found and (first := body.find(b'"usage"', 0, END_MAX_BYTES)) >= 0:
         content = _object(body[: body.find(b"},", first, first + END_MAX_BYTES) + 1] + b"}")
-    if (content is None or "usage" not in content) and is_small and not is_heavy(body, WHOLE_MAX_VALUES):
+    is_readable = len(body) <= WHOLE_MAX_BYTES and b'"usage"' in body and not is_heavy(body, WHOLE_MAX_VALUES)
+    if "usage" not in (content or ()) and is_readable:
         content = _object(body)
     return usage_of(content.get("usage")) if content is not None else None
 
@@ -64,5 +65,8 @@ def usage_of(content: Any) -> Usage | None:
         return None
     given = content["prompt_tokens"] if "prompt_tokens" in content else content.get("input_tokens")
     made = content["completion_tokens"] if "completion_tokens" in content else content.get("output_tokens")
-    given, made = count_of(given), count_of(made or 0)
-    return Usage(given, made) if given is not None and made is not None else None
+    made = made or 0
+    # As `count_of`, but for its frames.
+    if type(given) is int and type(made) is int and 0 <= given < COUNT_MAX and 0 <= made < COUNT_MAX:
+        return Usage(given, made)
+    return None
