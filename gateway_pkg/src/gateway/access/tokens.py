@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import translate
+from functools import partial
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Any
@@ -35,7 +36,7 @@ class Caller:
     `admit` can refuse a request only if `is_limited`. `now` is in seconds of time.perf_counter, as `Exchange.started`.
     """
 
-    __slots__ = ("_models", "_usage", "addresses", "is_limited", "key", "name", "policy", "window")
+    __slots__ = ("_models", "_usage", "addresses", "is_limited", "key", "name", "policy", "spend", "window")
 
     def __init__(self, key: str, policy: TokenPolicy, addresses: AddressList | None, usage: TokenUsage) -> None:
         self.key = key
@@ -48,6 +49,8 @@ class Caller:
         patterns = "|".join(map(translate, policy.models_allowlist or ()))
         self._models = re.compile(patterns, re.IGNORECASE) if patterns else None
         self._usage = usage
+        # Counts tokens that a request has used. The answer is never cut: the next request is refused.
+        self.spend = partial(usage.spend, key)
 
     def admit(self, now: float, *, uses_tokens: bool = True) -> None:
         """Counts a request; raises ApiError 429 beyond the requests a minute, or when the day's tokens are used.
@@ -72,10 +75,6 @@ class Caller:
         if before is not None and before.window is not None and self.window is not None:
             before.window.limit = self.window.limit
             self.window = before.window
-
-    def spend(self, tokens: int) -> None:
-        """Counts tokens that a request has used. The answer is never cut: the next request is refused."""
-        self._usage.spend(self.key, tokens)
 
     def tokens_today(self) -> int:
         return self._usage.today(self.key)

@@ -153,19 +153,19 @@ def _beginning(exchange: Exchange, fields: dict[str, Any]) -> bytes:
     return orjson.dumps(fields)[:-1] + b","
 
 
-# int(x * 1000) / 1000 cuts to three decimals, for a fraction of what `round` costs.
+# x * 1000 // 1 / 1000 cuts to three decimals, for a fraction of what `round` costs.
 
 
 def _line(exchange: Exchange, beginning: bytes, duration_ms: float) -> bytes:
     entry: dict[str, Any] = {
         "ts": time(),
         "request_id": exchange.request_id,
-        "duration_ms": int(duration_ms * 1000) / 1000,
+        "duration_ms": duration_ms * 1000 // 1 / 1000,
     }
     if exchange.streamed:
         entry["chunks_out"] = exchange.chunks_out
         entry["bytes_out"] = exchange.bytes_out
-        entry["ttft_ms"] = int(exchange.first_byte_ms * 1000) / 1000 if exchange.first_byte_at else None
+        entry["ttft_ms"] = exchange.first_byte_ms * 1000 // 1 / 1000 if exchange.first_byte_at else None
     if exchange.streamed or exchange.abort_reason is not None:
         entry["abort_reason"] = exchange.abort_reason
     if exchange.route is not None:
@@ -174,8 +174,8 @@ def _line(exchange: Exchange, beginning: bytes, duration_ms: float) -> bytes:
             entry["input_tokens"] = usage.input_tokens
             entry["output_tokens"] = usage.output_tokens
         if exchange.queued_ms:
-            entry["queued_ms"] = int(exchange.queued_ms * 1000) / 1000
+            entry["queued_ms"] = exchange.queued_ms * 1000 // 1 / 1000
         if exchange.retried:
             entry["retried"] = True
-        entry["upstream_ms"] = int(exchange.upstream_ms * 1000) / 1000
+        entry["upstream_ms"] = exchange.upstream_ms * 1000 // 1 / 1000
     return beginning + orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)[1:]

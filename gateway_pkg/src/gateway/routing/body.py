@@ -17,19 +17,21 @@ ASK_FOR_USAGE = b'"stream_options":{"include_usage":true},'
 class Rename:
     """Renames the model in bodies; made once for a route, used for each of its requests."""
 
-    __slots__ = ("_pairs", "_to")
+    __slots__ = ("_first", "_pairs", "_to")
 
     def __init__(self, was: str, to: str) -> None:
         """`was` is "" for bodies that name no model."""
         self._to = to
         # As most clients write it: compact, or as Python's json does.
         self._pairs = [(key + orjson.dumps(was), key + orjson.dumps(to)) for key in (b'"model":', b'"model": ') if was]
+        self._first = [(b"{" + key, b"{" + new) for key, new in self._pairs]  # the object's own key, where it begins so
 
     def apply(self, body: bytes) -> bytes:
         """The JSON object `body`, which has no field twice, with the new model name."""
-        for was, to in self._pairs:
-            if body.startswith(was, 1) and body[:1] == b"{":  # the first field is the object's own
-                return b"{" + to + body[1 + len(was) :]
+        for was, to in self._first:
+            rest = body.removeprefix(was)
+            if rest is not body:
+                return to + rest
         # A single "model", and no \\u00 escape that could spell another: it must be the object's own key.
         # (`find`, because `in` of bytes first fails to take its operand for a number; of one byte it is fast.)
         if body.count(b'"model"') == 1 and (body.find(b"\\") < 0 or body.find(b"\\u00") < 0):
