@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
+from pydantic_core import SchemaValidator, from_json
 
 from gateway.errors import ApiError
 from gateway.web.schemas import ChatRequest
@@ -25,7 +25,7 @@ Pairs = tuple[tuple[str, Any], ...]
 
 PARAM_MAX_CHARS = 200
 SPACED = b'": '  # as Python's json writes it, where orjson's own form need not be tried
-SPACED_WITHIN_BYTES = 64
+SPACED_WITHIN_BYTES = 32
 # JSON's words instead of Python's.
 _WORDS = {"dict_type": "Input should be an object", "list_type": "Input should be a valid array"}
 # What an escape must begin with to be an ASCII letter or `_`: of these all known names are.
@@ -35,7 +35,7 @@ _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 class KnownFields:
     """The fields of one route's bodies, and those of a chat, which other routes pass on or are bound by as well."""
 
-    __slots__ = ("_by_case", "_inner", "_named", "_names", "_validate")
+    __slots__ = ("_by_case", "_check", "_inner", "_named", "_names")
 
     def __init__(self, adapter: TypeAdapter[Any]) -> None:
         schema: Any = adapter.core_schema
@@ -44,7 +44,7 @@ class KnownFields:
         self._names = frozenset(self._inner) | frozenset(ChatRequest.__annotations__)
         self._by_case = {name.casefold(): name for name in self._names}
         self._named = re.compile(rb'"%b"[ \t\r\n]*:' % _one_of({*self._names}.union(*self._inner.values()))).findall
-        self._validate = adapter.validator.validate_python
+        self._check = SchemaValidator(_without_copies(schema)).validate_python
 
     def parse(self, body: bytes) -> dict[str, Any]:
         """The body as parsed and checked; raises ApiError 400 that names the field."""
@@ -64,7 +64,8 @@ class KnownFields:
                     pass
             if not is_plain:
                 content = from_json(body)
-            request: dict[str, Any] = self._validate(content)
+            self._check(content)  # which changes nothing
+            request: dict[str, Any] = content
             if not self._names.issuperset(request):
                 self._check_case(request)
             if not is_plain:
@@ -145,6 +146,19 @@ def _fields(schema: Any, named: Sequence[Any]) -> Mapping[str, Any]:
         case {"schema_ref": reference}:
             return _fields(next(one for one in named if one["ref"] == reference), named)
     return {}
+
+
+def _without_copies(schema: Any) -> Any:
+    """The schema for a check whose result nobody reads: the copying of unknown fields takes a third of its time."""
+    match schema:
+        case {"type": "typed-dict", "fields": fields}:
+            fields = {name: _without_copies(about) for name, about in fields.items()}
+            return schema | {"extra_behavior": "ignore", "fields": fields}
+        case {"type": "list", "items_schema": items}:
+            return schema | {"items_schema": _without_copies(items)}
+        case {"type": "typed-dict-field" | "nullable", "schema": inner}:
+            return schema | {"schema": _without_copies(inner)}
+    return schema
 
 
 def _one_of(names: Iterable[str]) -> bytes:
