@@ -106,7 +106,7 @@ class _Client:
     on_disconnect: Callable[[], object] | None = None
 
     def __init__(self, body: bytes) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.task = asyncio.current_task()
         self.transport = self
         self.told = Told()
         self._body: bytes | None = body
@@ -115,7 +115,7 @@ class _Client:
         body, self._body = self._body, None
         return body
 
-    def write_answer(self, head: tuple[bytes, ...], body: bytes) -> bool:
+    def write_answer(self, head: bytes, lines: bytes, body: bytes) -> bool:
         return False
 
     def answer_begins(self) -> None:

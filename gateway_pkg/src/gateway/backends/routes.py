@@ -25,10 +25,12 @@ class Routes:
         self._registry = registry
         self._known = registry.known_route
 
-    def known(self, exchange: Request, capability: str, model: str, request: Mapping[str, Any]) -> Route | None:
-        """As `chat`, but only what was decided before: None for any other."""
-        route = self._known((model, exchange.headers.get(b"x-backend", b""), capability))
-        return self._allowed(exchange, route, model, request) if route is not None else None
+    def known(self, exchange: Request, capability: str, model: str) -> Route | None:
+        """As `chat`, but only what was decided before, and for a caller that may use all models: None for any other."""
+        caller = exchange.caller
+        if caller is not None and caller.policy.models_allowlist is None:
+            exchange.route = self._known((model, exchange.headers.get(b"x-backend", b""), capability))
+        return exchange.route
 
     async def chat(
         self, exchange: Request, capability: str, model: str, request: Mapping[str, Any], path: str = ""

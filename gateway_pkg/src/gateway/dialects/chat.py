@@ -94,14 +94,17 @@ class HotHandler:
 
     async def answer(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Raises ApiError, also after the stream has begun; ClientDisconnected."""
-        body = await exchange.body()
+        body = exchange.body_at_once()
+        if body is None:
+            body = await exchange.body()
         request = self._parse(body)
         is_large = len(body) >= LARGE_BYTES
         if is_large:
             await turn(len(body))
-        exchange.has_tools = bool(request.get("tools"))
+        if request.get("tools"):
+            exchange.has_tools = True
         model = request.get("model") or ""
-        route = self._known_route(exchange, endpoint.capability, model, request)
+        route = self._known_route(exchange, endpoint.capability, model)
         if route is None:
             route = await self._dispatcher.routes.chat(exchange, endpoint.capability, model, request)
         if route.limits is not None:
@@ -148,27 +151,29 @@ class HotHandler:
                 raise ErrorStatus(response.status, await response.read(self._max_response_bytes))
             content_type = response.header(b"content-type") or b""
             if slots.adapter is None and not is_streamed and content_type.startswith(JSON_TYPE):
-                await self._relay(exchange, route, response)
+                answer = response.read_at_once(self._max_response_bytes)
+                if answer is None:
+                    answer = await response.read(self._max_response_bytes)
+                # An object that holds no error; to look is cheaper than to parse. In a string the quotes are escaped.
+                looks_sound = answer[:1] == b"{" and answer[-1:] == b"}" and answer.find(b'"error"') < 0
+                if response.ends_unframed or not looks_sound:
+                    await run(json_object_in_steps(answer))
+                exchange.usage = usage_in(answer)
+                if not exchange.answer_at_once(route.head, answer):
+                    await exchange.answer(200, answer, [JSON])
             elif slots.adapter is None and is_streamed and content_type.startswith(EVENTS_TYPE):
                 await _pass_stream(exchange, response, content_type, EventWatch(takes_out=not asks_for_usage(request)))
             elif slots.adapter is None and not content_type.startswith(JSON_TYPE):
                 raise wrong_type(content_type, "events or JSON" if is_streamed else "JSON")
             else:
-                answer = Answer(exchange, slots, request, route.decision.model, response, self._max_response_bytes)
-                await _translate(exchange, slots, request, answer)
+                told = Answer(exchange, slots, request, route.decision.model, response, self._max_response_bytes)
+                await _translate(exchange, slots, request, told)
             if slots.backend.circuit_failures:
                 slots.backend.close_circuit()
         finally:
             if response is not None:
                 response.close()
             exchange.upstream_ms = (perf_counter() - sent_at) * 1000
-
-    async def _relay(self, exchange: Exchange, route: Route, response: Response) -> None:
-        body = await response.read(self._max_response_bytes)
-        if response.ends_unframed or not _is_sound(body):
-            await run(json_object_in_steps(body))
-        exchange.usage = usage_in(body)
-        await exchange.relay(body, route)
 
 
 async def _translate(exchange: Exchange, slots: Slots, request: Mapping[str, Any], answer: Answer) -> None:
@@ -220,11 +225,3 @@ async def _pass_stream(exchange: Exchange, response: Response, content_type: byt
     if not cutter.is_done:
         await exchange.stream(b"data: [DONE]\n\n")
     await exchange.end_stream()
-
-
-def _is_sound(body: bytes) -> bool:
-    """Whether it looks like an object that holds no error, which is cheaper than to parse it.
-
-    Within a string the word's quotes would be escaped.
-    """
-    return body[:1] == b"{" and body[-1:] == b"}" and body.find(b'"error"') < 0

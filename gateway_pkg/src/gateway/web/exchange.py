@@ -19,6 +19,7 @@ from gateway.backends.usage import Usage
 from gateway.errors import OPENAI_ERRORS, ApiError, ClientDisconnected, ErrorShape
 from gateway.wire.protocol import EXTENSION, NAMED_HEADERS, Protocol
 
+LENGTH_DIGITS = 18
 CLIENT_GONE = 499  # nginx's number for it; never sent, only recorded
 JSON = (b"content-type", b"application/json")
 
@@ -69,8 +70,7 @@ class Exchange:
     def cancel_on_disconnect(self) -> None:
         """Cancels the current task when the client disconnects, or has disconnected, until `finished` is called."""
         connection = self._connection
-        # With the loop given, Python 3.11 need not ask the kernel for its process id.
-        self._task = asyncio.current_task(connection.loop)
+        self._task = connection.task
         if connection.transport.is_closing():
             self._disconnected()
         else:
@@ -114,13 +114,20 @@ class Exchange:
         """The caller's key, under which its data is kept; "" on open paths."""
         return self.caller.key if self.caller is not None else ""
 
-    async def body(self) -> bytes:
-        """The whole body; raises ApiError 413 beyond `limit`, 408 when it is too slow; ClientDisconnected."""
+    def body_at_once(self) -> bytes | None:
+        """The whole body where it has come; None where `body` has to wait for it. Raises ApiError 413."""
         whole = self._connection.take_body()
+        length = self.headers.get(b"content-length", b"0")
         if whole is not None:
             self.bytes_in = len(whole)
-            if self.bytes_in > self.limit:
-                raise too_large(self.limit, self.limit_name)
+        if len(length) > LENGTH_DIGITS or (self.bytes_in if whole is not None else int(length)) > self.limit:
+            raise too_large(self.limit, self.limit_name)
+        return whole
+
+    async def body(self) -> bytes:
+        """The whole body; raises ApiError 413 beyond `limit`, 408 when it is too slow; ClientDisconnected."""
+        whole = self.body_at_once()
+        if whole is not None:
             return whole
         parts, has_more = [], True
         longest = self._connection.body_timeout
@@ -140,15 +147,14 @@ class Exchange:
             has_more = message.get("more_body", False)
         return b"".join(parts)
 
-    async def relay(self, body: bytes, route: Route) -> None:
-        """Sends a backend's JSON answer as it is."""
-        length, request_id = str(len(body)).encode(), self.request_id.encode()
-        head = (route.head, b"content-length: ", length, b"\r\nx-request-id: ", request_id, b"\r\n")
-        if not self.caller_headers and self._connection.write_answer(head, body):
+    def answer_at_once(self, head: bytes, body: bytes) -> bool:
+        """Sends a backend's JSON answer as it is, with `Route.head`; False, and nothing sent, where `answer` has to."""
+        lines = b"content-length: %d\r\nx-request-id: %b\r\n" % (len(body), self.request_id.encode())
+        is_sent = not self.caller_headers and self._connection.write_answer(head, lines, body)
+        if is_sent:
             self.status = 200
             self.bytes_out = len(body)
-        else:
-            await self.answer(200, body, [JSON])
+        return is_sent
 
     async def answer(self, status: int, body: bytes, headers: Headers) -> None:
         """Sends a whole answer with `headers` and those that every answer has."""

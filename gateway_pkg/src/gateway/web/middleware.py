@@ -16,12 +16,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.access.tokens import Authenticator
 from gateway.errors import ApiError, ClientDisconnected
 from gateway.web.endpoint import Endpoints
-from gateway.web.exchange import Exchange, request_id, too_large
+from gateway.web.exchange import Exchange, request_id
 from gateway.web.settings import RequestSettings
 
 log = logging.getLogger(__name__)
 
-LENGTH_DIGITS = 18
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -100,9 +99,6 @@ class Middleware:
                 limit, limit_name = own, "max_request_bytes of the token's policy"
             exchange.limit = limit
             exchange.limit_name = limit_name
-            length = headers.get(b"content-length")
-            if length is not None and (len(length) > LENGTH_DIGITS or int(length) > limit):
-                raise too_large(limit, limit_name)
             await handler(exchange, endpoint)
         except ApiError as error:
             await exchange.fail(error)

@@ -52,10 +52,17 @@ class Response:
                 return value
         return None
 
+    def read_at_once(self, limit: int) -> bytes | None:
+        """The whole body where it has come; None where `read` has to wait for it, or to refuse it."""
+        if not self.complete or len(self._rest) > limit:
+            return None
+        body, self._rest = self._rest, b""
+        return body
+
     async def read(self, limit: int) -> bytes:
         """The whole body, and closes. ProtocolViolation when it is longer than `limit` bytes; else as `next_chunk`."""
-        if self.complete and len(self._rest) <= limit:
-            body, self._rest = self._rest, b""
+        body = self.read_at_once(limit)
+        if body is not None:
             return body
         pieces: list[bytes] = []
         size = 0

@@ -52,6 +52,21 @@ _GONE: Any = SimpleNamespace(
 )
 
 
+# The event of a request that nobody waits for, since most requests come whole.
+_UNHEARD: Any = SimpleNamespace(set=bool, clear=bool)
+
+
+class _Cycle(RequestResponseCycle):
+    """uvicorn's, with an event no sooner than `receive` is called."""
+
+    async def receive(self) -> Any:
+        if self.message_event is _UNHEARD:
+            self.message_event = asyncio.Event()
+            if self.body or not self.more_body or self.disconnected or self.response_complete:
+                self.message_event.set()
+        return await super().receive()
+
+
 class _ServerLines:
     """uvicorn's own headers as lines; it makes the list anew each second, for the date."""
 
@@ -135,6 +150,7 @@ class Protocol(HttpToolsProtocol):
     send_timeout = 300.0
     # Called once, when the client leaves; None while nobody works for it. One request at a time is under way here.
     on_disconnect: Callable[[], object] | None = None
+    task: asyncio.Task[None] | None = None  # of the request under way, or of the last one
     _answering: RequestResponseCycle | None = None  # whose handler runs, or ran last; `cycle` is the newest
     _is_in_head = False  # of a request has come, but not its end
     _has_moved = False  # a request has begun, its head has ended, or some of its body has come
@@ -160,11 +176,11 @@ class Protocol(HttpToolsProtocol):
         self.parser = HttpRequestParser(self)
         self._wait_for_head()
 
-    def write_answer(self, head: tuple[bytes, ...], body: bytes) -> bool:
+    def write_answer(self, head: bytes, lines: bytes, body: bytes) -> bool:
         """Sends a whole answer; False, and nothing sent, where that has to go through ASGI's `send`.
 
-        `head` is, in pieces, the status line and whole header lines, without the empty line at its end. The request
-        under way must be a POST, its answer one that may have a body.
+        `head` begins with the status line; both are whole header lines, without the empty line at their end. The
+        request under way must be a POST, its answer one that may have a body.
         """
         cycle = self.cycle
         if (
@@ -178,7 +194,7 @@ class Protocol(HttpToolsProtocol):
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()
         joining = cast(_JoiningTransport, self.transport)
-        joining.write_whole(b"".join((*head, _server_lines(cycle.default_headers), b"\r\n", body)))
+        joining.write_whole(b"".join((head, lines, _server_lines(cycle.default_headers), b"\r\n", body)))
         self.on_response_complete()
         return True
 
@@ -250,7 +266,7 @@ class Protocol(HttpToolsProtocol):
         }
         self.headers, self._named = [], {}  # trailers are no headers (RFC 9110, 6.5.1), and nothing here reads them
         before = self.cycle
-        self.cycle = cycle = RequestResponseCycle(
+        self.cycle = cycle = _Cycle(
             scope,
             self.transport,
             self.flow,
@@ -258,7 +274,7 @@ class Protocol(HttpToolsProtocol):
             self.access_logger,
             self.access_log,
             self.server_state.default_headers,
-            asyncio.Event(),
+            _UNHEARD,
             b"expect" in named and named[b"expect"].lower() == b"100-continue",
             version != "1.0" and parser.should_keep_alive(),
             self.on_response_complete,
@@ -312,7 +328,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
-        task = self.loop.create_task(cycle.run_asgi(app))
+        self.task = task = self.loop.create_task(cycle.run_asgi(app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
         if len(self.pipeline) > PIPELINED_READING:
