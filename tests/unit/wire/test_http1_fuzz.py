@@ -1,139 +1,20 @@
-"""Any cut of any answer gives the same outcome, no answer raises anything but UpstreamError, and nothing leaks.
-
-The transport is in memory: what arrives, and in which pieces, is exactly what the test says.
-"""
+"""Any cut of any answer gives the same outcome, no answer raises anything but UpstreamError, and nothing leaks."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
 
 import pytest
-from gateway.wire import http1
-from gateway.wire.connection import Connection
-from gateway.wire.errors import UpstreamError
 from gateway.wire.http1 import Pool
 from gateway.wire.origin import Origin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.in_memory import MAX_HEAD, Outcome, Wire, is_settled, outcome
 from tests.support.sampling import cases
 
-MAX_HEAD = 300
 FUZZ = settings(max_examples=cases(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-class Wire(asyncio.Transport):
-    """Both ends of a connection: notes what is written, delivers what it is told to."""
-
-    def __init__(self, connection: Connection) -> None:
-        super().__init__()
-        self.connection = connection
-        self.written = b""
-        self.is_closed = False
-        self.is_paused = False
-        connection.connection_made(self)
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        assert not self.is_closed
-        self.written += data
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def pause_reading(self) -> None:
-        self.is_paused = True
-
-    def resume_reading(self) -> None:
-        self.is_paused = False
-
-    def abort(self) -> None:
-        if not self.is_closed:
-            self.is_closed = True
-            asyncio.get_running_loop().call_soon(self.connection.connection_lost, None)
-
-    def end(self) -> None:
-        """The backend closes."""
-        if not self.is_closed:
-            self.connection.eof_received()
-            self.abort()
-
-
-@pytest.fixture(name="wires")
-def _wires(monkeypatch: pytest.MonkeyPatch) -> list[Wire]:
-    """The connections that were dialled, which none of these tests does for real."""
-    wires: list[Wire] = []
-
-    async def dial(_origin: object, factory: object, _tls: object) -> Connection:
-        connection = cast("type[Connection]", factory)()  # type: ignore[call-arg]  # the pool's own factory
-        wires.append(Wire(connection))
-        return connection
-
-    monkeypatch.setattr(http1, "dial", dial)
-    return wires
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Of one request: the head, the body up to its end, and how it ended."""
-
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
-    error: str
-
-
-async def outcome(wires: list[Wire], method: bytes, pieces: Iterable[bytes], ends: bool) -> tuple[Outcome, int]:
-    """What one request comes to, and how many connections it leaves behind for the next one."""
-    wires.clear()
-    pool = Pool(Origin.parse("http://backend"), max_connections=1, max_header_bytes=MAX_HEAD)
-    task = asyncio.create_task(pool.request(method, b"/", b""))
-    await _is_settled(task)
-    assert wires[0].written
-    for piece in pieces:
-        if not wires[0].is_closed:
-            wires[0].connection.data_received(piece)
-    if ends:
-        wires[0].end()
-    status, body, error = 0, b"", ""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    try:
-        if not ends and not await _is_settled(task):
-            task.cancel()
-        response = await task
-        status, headers = response.status, tuple(response.headers)
-        while not response.complete or response._rest:
-            reading = asyncio.create_task(response.next_chunk())
-            if not ends and not await _is_settled(reading):
-                reading.cancel()
-            if not (chunk := await reading):
-                break
-            body += chunk
-        assert await response.next_chunk() == b""
-        response.close()
-    except UpstreamError as caught:
-        error = type(caught).__name__
-        assert pool.open_connections == 0
-    except asyncio.CancelledError:
-        error = "waits for more"
-        assert pool.open_connections == 0
-    left = pool.open_connections
-    assert left == int(not wires[0].is_closed), "a connection is counted exactly as long as it is open"
-    await pool.close()
-    assert (pool.open_connections, pool.waiting, wires[0].is_closed) == (0, 0, True)
-    return Outcome(status, headers, body, error), left
-
-
-async def _is_settled(task: asyncio.Task[object]) -> bool:
-    for _ in range(5):
-        await asyncio.sleep(0)
-    return task.done()
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -149,6 +30,7 @@ TOKEN = (
 VALUE = st.binary(max_size=20).map(lambda raw: bytes(byte for byte in raw if 0x21 <= byte != 0x7F))
 HEADERS = st.lists(st.tuples(TOKEN, VALUE), max_size=4)
 PLACES = st.lists(st.integers(0, 10_000), max_size=12)
+ENDS = st.sampled_from(["", "close", "reset"])
 
 
 def lines(headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -186,19 +68,19 @@ def test_a_good_answer_means_the_same_however_it_is_cut(
     raw, status, headers, body = answer
 
     async def test() -> None:
-        got, _ = await outcome(wires, b"GET", cut(raw, places), ends=True)
+        got, _ = await outcome(wires, b"GET", cut(raw, places), "close")
         assert got == Outcome(status, tuple(headers), body, "")
 
     asyncio.run(test())
 
 
 @FUZZ
-@given(answer=answers(), length=st.integers(0, 10_000), ends=st.booleans(), places=PLACES)
+@given(answer=answers(), length=st.integers(0, 10_000), ends=ENDS, places=PLACES)
 def test_a_truncated_answer_is_never_taken_for_a_whole_one(
     wires: list[Wire],
     answer: tuple[bytes, int, list[tuple[bytes, bytes]], bytes],
     length: int,
-    ends: bool,
+    ends: str,
     places: list[int],
 ) -> None:
     raw, _, headers, body = answer
@@ -208,7 +90,7 @@ def test_a_truncated_answer_is_never_taken_for_a_whole_one(
     async def test() -> None:
         got, _ = await outcome(wires, b"GET", cut(part, places), ends)
         assert body.startswith(got.body)
-        if is_framed or not got.status or not ends:
+        if is_framed or not got.status or ends != "close":
             assert got.error == ("UpstreamClosed" if ends else "waits for more")
 
     asyncio.run(test())
@@ -225,9 +107,9 @@ GARBAGE = st.lists(st.one_of(st.sampled_from(HOSTILE), st.binary(max_size=8)), m
 
 
 @FUZZ
-@given(raw=GARBAGE, method=st.sampled_from([b"GET", b"HEAD"]), ends=st.booleans(), places=PLACES)
+@given(raw=GARBAGE, method=st.sampled_from([b"GET", b"HEAD"]), ends=ENDS, places=PLACES)
 def test_garbage_is_the_same_garbage_however_it_is_cut(
-    wires: list[Wire], raw: bytes, method: bytes, ends: bool, places: list[int]
+    wires: list[Wire], raw: bytes, method: bytes, ends: str, places: list[int]
 ) -> None:
     async def test() -> None:
         whole, _ = await outcome(wires, method, [raw] if raw else [], ends)
@@ -246,7 +128,7 @@ def test_the_limit_of_a_head_is_where_it_is(wires: list[Wire], beyond: int, inte
     assert len(raw) == MAX_HEAD + beyond
 
     async def test() -> None:
-        got, _ = await outcome(wires, b"GET", cut(raw + b"abc", places), ends=False)
+        got, _ = await outcome(wires, b"GET", cut(raw + b"abc", places))
         assert (got.body, got.error) == ((b"abc", "") if beyond <= 0 else (b"", "ProtocolViolation"))
 
     asyncio.run(test())
@@ -262,7 +144,7 @@ def test_what_follows_a_message_reaches_no_other_request(
         return  # then it does not follow, it belongs to the body
 
     async def test() -> None:
-        got, left = await outcome(wires, b"GET", cut(raw + extra, places), ends=False)
+        got, left = await outcome(wires, b"GET", cut(raw + extra, places))
         assert (got, left) == (Outcome(status, tuple(headers), body, ""), 0)
 
     asyncio.run(test())
@@ -278,7 +160,7 @@ def test_a_request_is_one_request_or_not_sent(wires: list[Wire], headers: bytes,
         wires.clear()
         pool = Pool(Origin.parse("http://backend"))
         task = asyncio.create_task(pool.request(b"POST", target, headers, b"body"))
-        await _is_settled(task)
+        await is_settled(task)
         if wires:
             head, _, body = wires[0].written.partition(b"\r\n\r\n")
             assert body == b"body"
