@@ -14,17 +14,6 @@ from tests.support.waiting import until_async
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-async def test_cancel_while_connecting() -> None:
-    async with backend() as server, pool(server, "https://127.0.0.1") as client:
-        task = get(client)  # the server never answers the TLS hello
-        peer = await server.accept()
-        await peer.reader.readexactly(1)
-        assert client.open_connections == 1
-        await cancelled(task)
-        assert client.open_connections == 0
-        await peer.gone()
-
-
 async def test_cancel_before_the_first_byte() -> None:
     async with backend() as server, pool(server) as client:
         for kept in (False, True):
@@ -39,18 +28,22 @@ async def test_cancel_before_the_first_byte() -> None:
             await peer.gone()
 
 
-@pytest.mark.parametrize("reading", ["next_chunk", "read"])
-async def test_cancel_in_the_body(reading: str) -> None:
+@pytest.mark.parametrize("how", ["next_chunk", "read", "close"])
+async def test_leaving_in_the_body_shows_the_backend_that_nobody_listens(how: str) -> None:
     async with backend() as server, pool(server) as client:
         task = get(client)
         peer = await server.accept()
         await peer.answer(STREAM + b"1\r\nx\r\n")
         response = await task
         assert await response.next_chunk() == b"x"
-        read = response.next_chunk() if reading == "next_chunk" else response.read(100)
-        body = asyncio.create_task(read)
+        body = asyncio.create_task(response.read(100) if how == "read" else response.next_chunk())
         await asyncio.sleep(0)
-        await cancelled(body)
+        if how == "close":
+            response.close()
+            with pytest.raises(UpstreamClosed):
+                await body
+        else:
+            await cancelled(body)
         assert client.open_connections == 0
         await peer.gone()
         with pytest.raises(UpstreamClosed):
@@ -69,22 +62,6 @@ async def test_cancel_as_the_answer_arrives_keeps_the_connection_good() -> None:
         task = get(client)
         await peer.answer(OK)
         assert await (await task).read(2) == b"ok"
-
-
-async def test_close_shows_the_backend_that_nobody_listens() -> None:
-    async with backend() as server, pool(server) as client:
-        task = get(client)
-        peer = await server.accept()
-        await peer.answer(STREAM)
-        response = await task
-        reading = asyncio.create_task(response.next_chunk())
-        await asyncio.sleep(0)
-        response.close()
-        response.close()
-        assert client.open_connections == 0
-        with pytest.raises(UpstreamClosed):
-            await reading
-        await peer.gone()
 
 
 async def test_closing_the_pool_ends_everything() -> None:
@@ -121,27 +98,16 @@ async def test_two_readers_are_a_mistake() -> None:
         assert await reading == b"x"
 
 
-async def test_no_answer_in_time() -> None:
-    async with backend() as server, pool(server, timeouts=Timeouts(first_byte=0.1)) as client:
-        task = get(client)
-        peer = await server.accept()
-        await peer.request()
-        with pytest.raises(UpstreamTimeout, match="no response head within") as error:
-            await task
-        assert error.value.phase == "first_byte"
-        await peer.gone()
-        assert client.open_connections == 0
-
-
-async def test_an_interim_answer_buys_no_time() -> None:
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 100 Continue\r\n\r\nHTTP"], ids=["silence", "an interim answer"])
+async def test_answer_has_its_time_and_buys_no_more(sent: bytes) -> None:
     async with backend() as server, pool(server) as client:
         task = get(client)
         peer = await server.accept()
         await peer.request()
         connection = stopped(client)
         deadline = connection.deadline
-        await peer.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP")
-        await until_async(lambda: connection.head_bytes > 0)
+        await peer.send(sent)
+        await until_async(lambda: connection.head_bytes == len(sent))
         connection.check(deadline)
         with pytest.raises(UpstreamTimeout, match="no response head within") as error:
             await task

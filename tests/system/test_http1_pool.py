@@ -42,17 +42,6 @@ async def test_a_request_goes_out_twice_at_most() -> None:
         assert (server.accepted, client.open_connections) == (2, 0)
 
 
-async def test_a_new_connection_that_dies_is_not_tried_again() -> None:
-    async with backend() as server, pool(server) as client:
-        task = get(client)
-        peer = await server.accept()
-        await peer.request()
-        peer.close()
-        with pytest.raises(UpstreamClosed):
-            await task
-        assert (server.accepted, client.open_connections) == (1, 0)
-
-
 async def test_an_answer_that_has_begun_is_not_asked_for_again() -> None:
     async with backend() as server, pool(server) as client:
         peer = await served(client, server)
