@@ -28,7 +28,7 @@ CHAT = {"path": "/v1/chat/completions"}
 def observed(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Gateway]:
     """A gateway whose backends are `test`, `mute` that tells no usage of streams, a `narrow` one, and one not there."""
     home = tmp_path_factory.mktemp("observed")
-    others = {
+    others: dict[str, dict[str, Any]] = {
         "mute@here": {"stream_usage": False},
         "narrow@here": {"concurrency_limits": {"chat": 1}, "queue": {"max": 8, "timeout_sec": 60}},
         "gone@here": {"base_url": f"http://127.0.0.1:{NOBODYS}/v1", "optional": True},

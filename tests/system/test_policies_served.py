@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -19,26 +19,58 @@ from tests.support.sockets import connect
 from tests.support.upstream import Upstream
 from tests.support.waiting import PATIENCE_SEC, until
 
-BOT = "bot-token-0123456789abcdefgh"
 SHOWN = sha256(TOKEN.encode()).hexdigest()[:8]
 USED_A_CHAT, USED_A_STREAM = 2, 8  # tokens, as the test's backend says
+PAIR = (
+    "test-token-of-a-pair-71532",
+    "test-token-of-a-pair-103403",
+)  # found by trying 100,000: their hashes begin alike
+PAIR_SHOWN = "725e7dd4"
+SINGLE = "single-token-0123456789"  # what the list of tokens replaces
+HI = [{"role": "user", "content": "Hi"}]
+MESSAGES = f'"messages":{json.dumps(HI)}'
+WHOLE_STATUS = {"requests_per_minute": 10, "tokens_per_day": 500, "priority": 3, "models_allowlist": "fast,hang"}
+POLICIES: Mapping[str, Mapping[str, Any]] = {
+    "bound": {"models_allowlist": ["fast"]},
+    "minute": {"requests_per_minute": 3},
+    "small": {"max_request_bytes": 200},
+    "large": {"max_request_bytes": 5000},
+    "told": WHOLE_STATUS,
+    "admin": {"requests_per_minute": 4, "admin": True},
+}
+
+
+def token(name: str) -> str:
+    return f"{name}-token-0123456789abcdefgh"
 
 
 @contextmanager
-def guarded(home: Path, backend: Upstream, policy: dict[str, Any], **settings: str) -> Iterator[Gateway]:
-    """A gateway that knows BOT by the name `bot`, under a policy, beside TOKEN, which has none."""
+def guarded(
+    home: Path, backend: Upstream, policies: Mapping[str, Mapping[str, Any]], *others: str, **settings: str
+) -> Iterator[Gateway]:
+    """A gateway that knows clients by the names of their policies, and TOKEN and others, who have no name."""
     write_files(home, backend.url)
-    policies = json.dumps({f"sha256:{sha256(BOT.encode()).hexdigest()}": {"name": "bot"} | policy})
-    tokens = f"{TOKEN},{BOT}"
-    settings |= {"GATEWAY_BEARER_TOKENS": tokens, "GATEWAY_TOKEN_POLICIES_JSON": policies}
+    named = {
+        f"sha256:{sha256(token(name).encode()).hexdigest()}": {"name": name, **policies[name]} for name in policies
+    }
+    named |= {other: {"requests_per_minute": 3} for other in others}
+    tokens = ",".join([TOKEN, *map(token, policies), *others])
+    settings |= {"GATEWAY_BEARER_TOKENS": tokens, "GATEWAY_TOKEN_POLICIES_JSON": json.dumps(named)}
     with gateway(home, None, **settings) as running:
         yield running
 
 
+@pytest.fixture(scope="module")
+def policed(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Gateway]:
+    home = tmp_path_factory.mktemp("policed")
+    with guarded(home, backend, POLICIES, *PAIR, MAX_REQUEST_BYTES="1000", GATEWAY_BEARER_TOKEN=SINGLE) as running:
+        yield running
+
+
 @contextmanager
-def client(running: Gateway, token: str = BOT, *, address: str = "127.0.0.1", **headers: str) -> Iterator[httpx.Client]:
+def client(running: Gateway, bearer: str, *, address: str = "127.0.0.1") -> Iterator[httpx.Client]:
     """A client that comes from `address`; no token when it is empty."""
-    headers |= {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
     transport = httpx.HTTPTransport(local_address=address)
     url = f"http://127.0.0.1:{running.port}"
     with httpx.Client(base_url=url, transport=transport, headers=headers, timeout=PATIENCE_SEC) as made:
@@ -54,9 +86,9 @@ def error(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
-def test_models_of_a_token(tmp_path: Path, seen: Upstream) -> None:
+def test_models_of_a_token(policed: Gateway, seen: Upstream) -> None:
     refused = (403, "model_not_allowed")
-    with guarded(tmp_path, seen, {"models_allowlist": ["fast"]}) as running, client(running) as bot:
+    with client(policed, token("bound")) as bot:
         assert chat(bot).status_code == 200
         for model in ("echo", "test:echo", "test:fast", "test", "auto"):
             assert error(chat(bot, model)) == refused, model
@@ -66,132 +98,102 @@ def test_models_of_a_token(tmp_path: Path, seen: Upstream) -> None:
         bot.headers["X-Backend"] = "test"
         assert error(chat(bot, "hang")) == refused
         assert chat(bot).json()["model"] == "echo"
-        assert running.chat("echo").status_code == 200
+        assert policed.chat("echo").status_code == 200
         assert {request.json["model"] for request in seen.seen} == {"echo"}
 
 
-def test_unknown_models_tell_a_token_of_its_own_alone(tmp_path: Path, seen: Upstream) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"model":"echo","model":"fast"',
+        '"model":"fast","Model":"echo"',
+        '"mod\\u0065l":"echo","model":"fast"',
+        '"model":"fast","MODEL":"echo"',
+        '"model":"fast","max_tokens":9,"max_tokens":5',
+        '"model":"fast","tools":[{}],"Tools":[]',
+    ],
+)
+def test_no_second_model_passes_by_a_policy(policed: Gateway, seen: Upstream, fields: str) -> None:
+    with client(policed, token("bound")) as bot:
+        answer = bot.post("/v1/chat/completions", content=f"{{{fields},{MESSAGES}}}")
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] in fields
+    assert not seen.seen
+
+
+@pytest.mark.parametrize(
+    "field", ['"fallbacks":["echo"]', '"models":["echo"]', '"extra_body":{"model":"echo"}', '"Fallbacks":["x"]']
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/rerank"])
+def test_no_field_sends_a_bound_token_to_another_model(policed: Gateway, seen: Upstream, field: str, path: str) -> None:
+    body = f'{{"model":"fast",{MESSAGES},"query":"x","documents":["x"],{field}}}'
+    with client(policed, token("bound")) as bot:
+        answer = bot.post(path, content=body)
+    assert error(answer) == (403, "model_not_allowed"), answer.text
+    assert answer.json()["error"]["param"].rpartition(".")[2] in field
+    assert not seen.seen
+
+
+def test_unknown_models_tell_a_token_of_its_own_alone(policed: Gateway) -> None:
     asked = {"model": "hand-mid", "input": "x"}
-    with guarded(tmp_path, seen, {"models_allowlist": ["fast"]}) as running, client(running) as bot:
+    with client(policed, token("bound")) as bot:
         answers = [chat(bot, "hand-mid"), bot.post("/v1/embeddings", json=asked), bot.get("/v1/models/hand-mid")]
-        for answer in answers:
-            assert error(answer) == (404, "model_not_found")
-            assert "such as fast" in answer.text
-            assert "hang" not in answer.text
-        assert "did you mean hang-mid" in running.chat("hand-mid").text
+    for answer in answers:
+        assert error(answer) == (404, "model_not_found")
+        assert "such as fast" in answer.text
+        assert "hang" not in answer.text
+    assert "did you mean hang-mid" in policed.chat("hand-mid").text
 
 
-def test_requests_a_minute(tmp_path: Path, backend: Upstream) -> None:
-    with guarded(tmp_path, backend, {"requests_per_minute": 3}) as running, client(running) as bot:
+def test_requests_a_minute(policed: Gateway) -> None:
+    with client(policed, token("minute")) as bot:
         answers = [bot.get("/v1/models"), chat(bot), chat(bot, stream=True), chat(bot), bot.get("/v1/models")]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
         left = [answer.headers["x-ratelimit-remaining-requests"] for answer in answers]
         assert left == ["2", "1", "0", "0", "0"]
         assert {answer.headers["x-ratelimit-limit-requests"] for answer in answers} == {"3"}
-        refused = answers[3]
-        assert error(refused) == (429, "rate_limit_exceeded")
-        assert 1 <= int(refused.headers["retry-after"]) <= 61
-        # Others are not held up, and see nothing of it.
-        free = running.chat("fast")
-        assert free.status_code == 200
-        assert not [name for name in free.headers if name.startswith("x-ratelimit")]
+        assert error(answers[3]) == (429, "rate_limit_exceeded")
+        assert 1 <= int(answers[3].headers["retry-after"]) <= 61
         assert bot.get("/health").status_code == 200
-
-
-def test_a_restart_gives_nobody_another_minute(tmp_path: Path, backend: Upstream) -> None:
-    for expected in ([200, 200], [200, 429]):
-        with guarded(tmp_path, backend, {"requests_per_minute": 3}) as running, client(running) as bot:
-            assert [chat(bot).status_code for _ in range(2)] == expected
-
-
-def test_bodies_may_be_smaller_and_larger_than_the_setting(tmp_path: Path, backend: Upstream) -> None:
-    (tmp_path / "narrow").mkdir()
-    with guarded(tmp_path / "narrow", backend, {"max_request_bytes": 200}) as running, client(running) as bot:
-        answer = chat(bot, content="x" * 300)
-        assert error(answer) == (413, "request_too_large")
-        assert "policy" in answer.json()["error"]["message"]
-        assert running.chat("fast", user="x" * 300).status_code == 200
-    (tmp_path / "wide").mkdir()
-    with (
-        guarded(tmp_path / "wide", backend, {"max_request_bytes": 5000}, MAX_REQUEST_BYTES="1000") as running,
-        client(running) as bot,
-    ):
-        assert chat(bot, content="x" * 3000).status_code == 200
-        assert error(chat(bot, content="x" * 6000)) == (413, "request_too_large")
-        assert error(running.chat("fast", user="x" * 3000)) == (413, "request_too_large")
+    # Others are not held up, and see nothing of it.
+    free = policed.chat("fast")
+    assert free.status_code == 200
+    assert not [name for name in free.headers if name.startswith("x-ratelimit")]
 
 
 @pytest.mark.parametrize(
-    ("address", "token", "forwarded", "expected"),
+    ("bearer", "size", "is_taken"),
     [
-        ("127.0.0.1", TOKEN, "", 200),
-        ("127.0.0.2", TOKEN, "", "IP_ALLOWLIST"),
-        ("127.0.0.2", BOT, "", 200),
-        ("127.0.0.1", BOT, "", "the token's ip_allowlist"),
-        # Whether a token is known is told to nobody outside.
-        ("127.0.0.2", "", "", "IP_ALLOWLIST"),
-        ("127.0.0.2", "unknown-token-0123456789", "", "IP_ALLOWLIST"),
-        ("127.0.0.1", "unknown-token-0123456789", "", 401),
-        # 127.0.0.3 is the proxy.
-        ("127.0.0.3", BOT, "127.0.0.2", 200),
-        ("127.0.0.3", BOT, "127.0.0.1", "the token's ip_allowlist"),
-        ("127.0.0.3", TOKEN, "127.0.0.2, 127.0.0.1", 200),
-        ("127.0.0.3", TOKEN, "127.0.0.1, 127.0.0.2", "IP_ALLOWLIST"),
-        ("127.0.0.3", TOKEN, "", "IP_ALLOWLIST"),
-        ("127.0.0.2", TOKEN, "127.0.0.1", "IP_ALLOWLIST"),
+        (token("small"), 50, True),
+        (token("small"), 300, False),
+        (TOKEN, 300, True),
+        (TOKEN, 3000, False),
+        (token("large"), 3000, True),
+        (token("large"), 6000, False),
     ],
 )
-def test_addresses(addressed: Gateway, address: str, token: str, forwarded: str, expected: int | str) -> None:
-    headers = {"X-Forwarded-For": forwarded} if forwarded else {}
-    with client(addressed, token, address=address, **headers) as asking:
-        answer = asking.get("/v1/models")
-        if isinstance(expected, int):
-            assert answer.status_code == expected
-        else:
-            assert error(answer) == (403, "ip_not_allowed")
-            assert answer.json()["error"]["message"].endswith(f"to {expected}")
+def test_bodies_may_be_smaller_and_larger_than_the_setting(
+    policed: Gateway, bearer: str, size: int, is_taken: bool
+) -> None:
+    with client(policed, bearer) as asking:
+        answer = chat(asking, content="x" * size)
+    assert answer.status_code == 200 if is_taken else error(answer) == (413, "request_too_large")
+    assert is_taken or ("policy" in answer.text) == (bearer != TOKEN)
 
 
-@pytest.fixture(scope="module")
-def addressed(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Gateway]:
-    settings = {"IP_ALLOWLIST": "127.0.0.1", "TRUST_PROXY_CIDRS": "127.0.0.3"}
-    home = tmp_path_factory.mktemp("addressed")
-    with guarded(home, backend, {"ip_allowlist": ["127.0.0.2/32"]}, **settings) as running:
-        yield running
-
-
-def test_several_forwarded_lines(addressed: Gateway) -> None:
-    with client(addressed, TOKEN, address="127.0.0.3") as asking:
-        lines = [("X-Forwarded-For", "127.0.0.1"), ("X-Forwarded-For", "127.0.0.3")]
-        assert asking.get("/v1/models", headers=lines).status_code == 200
-        lines[0] = ("X-Forwarded-For", "127.0.0.9")
-        assert asking.get("/v1/models", headers=lines).status_code == 403
-
-
-def test_open_paths_heed_the_addresses_too(addressed: Gateway) -> None:
-    for address, status in (("127.0.0.1", 200), ("127.0.0.2", 403)):
-        with client(addressed, "", address=address) as stranger:
-            assert stranger.get("/health").status_code == status
-
-
-def test_api_key_header(served: Gateway) -> None:
-    url = f"http://127.0.0.1:{served.port}/v1/models"
-    for _ in range(2):  # the second time it is remembered
-        assert httpx.get(url, headers={"x-api-key": TOKEN}).status_code == 200
-        for wrong in (
-            {"x-api-key": f"{TOKEN}x"},
-            {"x-api-key": f"Bearer {TOKEN}"},
-            {"x-api-key": TOKEN, "Authorization": "Basic abc"},
-            {"x-api-key": TOKEN, "Authorization": "Bearer wrong"},
-        ):
-            answer = httpx.get(url, headers=wrong)
-            assert answer.status_code == 401
-            assert TOKEN not in answer.text
-
-
-def test_tokens_a_day_outlive_a_restart(tmp_path: Path, backend: Upstream) -> None:
-    policy = {"tokens_per_day": 2 * USED_A_CHAT - 1, "tools_allow_shell": True}
-    with guarded(tmp_path, backend, policy) as running, client(running) as bot:
+def test_limits_outlive_a_restart_and_a_kill(tmp_path: Path, backend: Upstream) -> None:
+    """What the files hold a second after a request is what a killed process leaves."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    after.mkdir()
+    day = {"tokens_per_day": 2 * USED_A_CHAT - 1, "tools_allow_shell": True}
+    policies = {"minute": {"requests_per_minute": 3}, "day": day}
+    with (
+        guarded(before, backend, policies) as running,
+        client(running, token("minute")) as minute,
+        client(running, token("day")) as bot,
+    ):
+        assert [chat(minute).status_code for _ in range(2)] == [200, 200]
         assert chat(bot).headers["x-ratelimit-remaining-tokens"] == "3"
         status = bot.get("/v1/gateway/status").json()
         assert status["token"]["tokens_today"] == USED_A_CHAT
@@ -203,41 +205,94 @@ def test_tokens_a_day_outlive_a_restart(tmp_path: Path, backend: Upstream) -> No
         assert 1 <= int(refused.headers["retry-after"]) <= 86_400
         assert bot.get("/v1/gateway/status").json()["token"]["tokens_today"] == USED_A_CHAT + USED_A_STREAM
         assert running.chat("fast").status_code == 200
-    with guarded(tmp_path, backend, policy) as running, client(running) as bot:
-        assert error(chat(bot)) == (429, "token_quota_exceeded")
-    with guarded(tmp_path, backend, policy | {"tokens_per_day": 1000}) as running, client(running) as bot:
-        assert chat(bot).status_code == 200
-
-
-def test_tokens_a_day_outlive_a_kill(tmp_path: Path, backend: Upstream) -> None:
-    """What the files hold a second after a request is what a killed process leaves."""
-    before, after = tmp_path / "before", tmp_path / "after"
-    before.mkdir()
-    after.mkdir()
-    with guarded(before, backend, {"tokens_per_day": 1}) as running, client(running) as bot:
-        assert chat(bot).status_code == 200
-        database = before / "data/gateway.sqlite"
-        until(lambda: stored_tokens(database), "nothing was stored")
+        until(lambda: stored_tokens(before, "day") == USED_A_CHAT + USED_A_STREAM, "the counts are not stored")
         shutil.copytree(before / "data", after / "data")
-    with guarded(after, backend, {"tokens_per_day": 1}) as running, client(running) as bot:
-        assert error(chat(bot)) == (429, "token_quota_exceeded")
+    for home in (before, after):
+        with guarded(home, backend, policies) as running, client(running, token("day")) as bot:
+            assert error(chat(bot)) == (429, "token_quota_exceeded")
+            with client(running, token("minute")) as minute:
+                assert [chat(minute).status_code for _ in range(2)] == [200, 429]
 
 
-def stored_tokens(database: Path) -> int:
-    connection = apsw.Connection(str(database), flags=apsw.SQLITE_OPEN_READWRITE)
-    tokens = connection.execute("SELECT sum(tokens) FROM token_usage").get
+def stored_tokens(home: Path, caller: str) -> int:
+    connection = apsw.Connection(str(home / "data/gateway.sqlite"), flags=apsw.SQLITE_OPEN_READWRITE)
+    tokens = connection.execute("SELECT sum(tokens) FROM token_usage WHERE caller = ?", (caller,)).get
     connection.close()
     return int(tokens or 0)
 
 
-def test_ten_thousand_unknown_tokens(served: Gateway) -> None:
+@pytest.fixture(scope="module")
+def addressed(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Gateway]:
+    settings = {"IP_ALLOWLIST": "127.0.0.1", "TRUST_PROXY_CIDRS": "127.0.0.3"}
+    home = tmp_path_factory.mktemp("addressed")
+    with guarded(home, backend, {"bot": {"ip_allowlist": ["127.0.0.2/32"]}}, **settings) as running:
+        yield running
+
+
+BOT = token("bot")
+
+
+@pytest.mark.parametrize(
+    ("address", "bearer", "forwarded", "path", "expected"),
+    [
+        ("127.0.0.1", TOKEN, [], "/v1/models", 200),
+        ("127.0.0.2", TOKEN, [], "/v1/models", "IP_ALLOWLIST"),
+        ("127.0.0.2", BOT, [], "/v1/models", 200),
+        ("127.0.0.1", BOT, [], "/v1/models", "the token's ip_allowlist"),
+        # Whether a token is known is told to nobody outside.
+        ("127.0.0.2", "", [], "/v1/models", "IP_ALLOWLIST"),
+        ("127.0.0.2", "unknown-token-0123456789", [], "/v1/models", "IP_ALLOWLIST"),
+        ("127.0.0.1", "unknown-token-0123456789", [], "/v1/models", 401),
+        # 127.0.0.3 is the proxy.
+        ("127.0.0.3", BOT, ["127.0.0.2"], "/v1/models", 200),
+        ("127.0.0.3", BOT, ["127.0.0.1"], "/v1/models", "the token's ip_allowlist"),
+        ("127.0.0.3", TOKEN, ["127.0.0.2, 127.0.0.1"], "/v1/models", 200),
+        ("127.0.0.3", TOKEN, ["127.0.0.1, 127.0.0.2"], "/v1/models", "IP_ALLOWLIST"),
+        ("127.0.0.3", TOKEN, [], "/v1/models", "IP_ALLOWLIST"),
+        ("127.0.0.2", TOKEN, ["127.0.0.1"], "/v1/models", "IP_ALLOWLIST"),
+        ("127.0.0.3", TOKEN, ["127.0.0.1", "127.0.0.3"], "/v1/models", 200),
+        ("127.0.0.3", TOKEN, ["127.0.0.9", "127.0.0.3"], "/v1/models", "IP_ALLOWLIST"),
+        # Open paths heed them too.
+        ("127.0.0.1", "", [], "/health", 200),
+        ("127.0.0.2", "", [], "/health", "IP_ALLOWLIST"),
+    ],
+)
+def test_addresses(
+    addressed: Gateway, address: str, bearer: str, forwarded: list[str], path: str, expected: int | str
+) -> None:
+    with client(addressed, bearer, address=address) as asking:
+        answer = asking.get(path, headers=[("X-Forwarded-For", line) for line in forwarded])
+    if isinstance(expected, int):
+        assert answer.status_code == expected
+    else:
+        assert error(answer) == (403, "ip_not_allowed")
+        assert answer.json()["error"]["message"].endswith(f"to {expected}")
+
+
+def test_api_key_header(policed: Gateway) -> None:
+    url = f"http://127.0.0.1:{policed.port}/v1/models"
+    for _ in range(2):  # the second time it is remembered
+        assert httpx.get(url, headers={"x-api-key": TOKEN}).status_code == 200
+        for wrong in (
+            {"x-api-key": f"{TOKEN}x"},
+            {"x-api-key": f"Bearer {TOKEN}"},
+            {"x-api-key": SINGLE},
+            {"x-api-key": TOKEN, "Authorization": "Basic abc"},
+            {"x-api-key": TOKEN, "Authorization": "Bearer wrong"},
+        ):
+            answer = httpx.get(url, headers=wrong)
+            assert answer.status_code == 401
+            assert TOKEN not in answer.text
+
+
+def test_ten_thousand_unknown_tokens(policed: Gateway) -> None:
     """They are refused, nothing is kept of them, and who is known is served all the same."""
-    unknown_tokens(served, 500, "warm-")
-    before = served.resident_kb()
-    unknown_tokens(served, 10_000, "cold-")
+    unknown_tokens(policed, 500, "warm-")
+    before = policed.resident_kb()
+    unknown_tokens(policed, 10_000, "cold-")
     # The tokens alone are 40 MB.
-    assert served.resident_kb() - before < 15_000
-    assert served.chat("fast").status_code == 200
+    assert policed.resident_kb() - before < 15_000
+    assert policed.chat("fast").status_code == 200
 
 
 def unknown_tokens(running: Gateway, count: int, prefix: str) -> None:
@@ -259,20 +314,17 @@ def unknown_tokens(running: Gateway, count: int, prefix: str) -> None:
                 assert b"Invalid bearer token" in answers.read(length)
 
 
-def test_status(tmp_path: Path, backend: Upstream) -> None:
-    policy = {"requests_per_minute": 10, "tokens_per_day": 500, "priority": 3, "models_allowlist": "fast,hang"}
-    with guarded(tmp_path, backend, policy) as running, client(running) as bot:
-        running.chat("fast")
+def test_status(policed: Gateway) -> None:
+    assert policed.chat("fast").status_code == 200
+    policed.wait_until_idle()
+    with client(policed, token("told")) as bot:
         assert chat(bot, "hang-mid").status_code == 403
-        with running.client.stream(
-            "POST", "/v1/chat/completions", json={"model": "hang-mid", "messages": [{"role": "user"}], "stream": True}
-        ) as stream:
+        body = {"model": "hang-mid", "messages": HI, "stream": True}
+        with policed.client.stream("POST", "/v1/chat/completions", json=body) as stream:
             chunks = stream.iter_raw()
             assert next(chunks)
             mine = bot.get("/v1/gateway/status").json()
-            everybodys = httpx.get(
-                f"http://127.0.0.1:{running.port}/v1/gateway/status", headers={"x-api-key": TOKEN}
-            ).json()
+            everybodys = policed.client.get("/v1/gateway/status").json()
     assert mine["admission_control"]["test.chat"] == {"limit": 64, "available": 63, "inflight": 1, "queued": 0}
     embeddings = {"limit": None, "available": None, "inflight": 0, "queued": 0}
     assert mine["admission_control"]["test.embeddings"] == embeddings
@@ -280,29 +332,34 @@ def test_status(tmp_path: Path, backend: Upstream) -> None:
     assert (health["healthy"], health["ready"], health["error"]) == (True, True, None)
     assert health["hosts"]["test@here"]["last_check"] == health["last_check"] > 0
     assert mine["tokens"] == [mine["token"]]
-    assert mine["token"] == {
-        "name": "bot",
-        "admin": False,
-        "models_allowlist": ["fast", "hang"],
-        "requests_per_minute": 10,
-        "requests_last_minute": 2,
-        "tokens_per_day": 500,
-        "tokens_today": 0,
-        "priority": 3,
-        "unenforced_policy_keys": [],
-    }
-    assert [token["name"] for token in everybodys["tokens"]] == sorted([SHOWN, "bot"])
+    used = {"requests_last_minute": 2, "tokens_today": 0, "unenforced_policy_keys": [], "admin": False}
+    assert mine["token"] == {"name": "told", **WHOLE_STATUS, **used, "models_allowlist": ["fast", "hang"]}
+    assert [one["name"] for one in everybodys["tokens"]] == sorted([SHOWN, *POLICIES, PAIR_SHOWN, PAIR_SHOWN])
     assert everybodys["token"]["name"] == SHOWN
-    assert everybodys["token"]["tokens_today"] == USED_A_CHAT
+    assert everybodys["token"]["tokens_today"] >= USED_A_CHAT
 
 
-def test_tokens_are_shown_nowhere(tmp_path: Path, backend: Upstream) -> None:
-    with guarded(tmp_path, backend, {"requests_per_minute": 4, "admin": True}) as running, client(running) as bot:
+def test_tokens_are_shown_nowhere(policed: Gateway) -> None:
+    with client(policed, token("admin")) as bot:
         answers = [chat(bot), bot.post("/v1/gateway/reload"), bot.get("/v1/gateway/status"), bot.get("/v1/models")]
-        answers += [chat(bot), running.client.get("/v1/gateway/status"), running.observe.get("/metrics")]
-        assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 429, 200, 200]
-        entries = running.log_entries(6)
-    assert {entry["token"] for entry in entries} == {"bot", SHOWN}
+        answers += [chat(bot), policed.client.get("/v1/gateway/status"), policed.observe.get("/metrics")]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 429, 200, 200]
+    entries = list(map(policed.entry_of, answers[:6]))
+    assert [entry["token"] for entry in entries] == ["admin"] * 5 + [SHOWN]
     told = json.dumps(entries) + "".join(f"{answer.headers}{answer.text}" for answer in answers)
-    for token in (BOT, TOKEN, sha256(BOT.encode()).hexdigest()):
-        assert token not in told
+    for secret in (token("admin"), TOKEN, sha256(token("admin").encode()).hexdigest()):
+        assert secret not in told
+
+
+def test_two_tokens_are_two_callers_though_they_look_like_one(policed: Gateway) -> None:
+    with client(policed, PAIR[0]) as one, client(policed, PAIR[1]) as other:
+        made = one.post("/v1/responses", json={"model": "fast", "input": "x"})
+        path = f"/v1/responses/{made.json()['id']}"
+        assert one.get(path).status_code == 200
+        assert other.get(path).status_code == 404
+        assert [one.get(path).status_code for _ in range(2)] == [200, 429]
+        status = policed.client.get("/v1/gateway/status").json()
+        assert [token["name"] for token in status["tokens"]].count(PAIR_SHOWN) == 2
+        assert other.get("/v1/gateway/status").json()["token"]["requests_last_minute"] == 2
+    assert policed.entry_of(made)["token"] == PAIR_SHOWN
+    assert sha256(PAIR[0].encode()).hexdigest() not in policed.observe.get("/metrics").text

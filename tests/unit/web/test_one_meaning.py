@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from gateway.dialects.chat import CHAT_REQUEST
 from gateway.errors import ApiError
@@ -17,9 +15,7 @@ from gateway.web.multipart import Form
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.page import BODIES, read_page
-from tests.support.upstream import Upstream
 
 MESSAGES = '"messages":[{"role":"user","content":"Hi"}]'
 KNOWN = sorted(known_fields(CHAT_REQUEST)._names - {"messages"})
@@ -71,18 +67,13 @@ def test_any_other_body_is_taken(known: set[str], others: dict[str, Any], space:
     assert parse(written(pairs, space), CHAT_REQUEST).keys() == {*known, *others, "messages"}
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ('"stream_options":{"include_usage":true,"include_usage":false}', "stream_options.include_usage"),
-        ('"stream_options":{"include_usage":true,"include\\u005fusage":false}', "stream_options.include_usage"),
-    ],
-)
-def test_fields_of_a_known_object_are_there_once(fields: str, param: str) -> None:
-    for space in ("", " "):
-        with pytest.raises(ApiError) as caught:
-            parse(f"{{{space}{MESSAGES},{fields}}}".encode(), CHAT_REQUEST)
-        assert caught.value.param == param
+@pytest.mark.parametrize("again", ["include_usage", "include\\u005fusage"])
+@pytest.mark.parametrize("space", ["", " "])
+def test_fields_of_a_known_object_are_there_once(again: str, space: str) -> None:
+    body = f'{{{space}{MESSAGES},"stream_options":{{"include_usage":true,"{again}":false}}}}'
+    with pytest.raises(ApiError) as caught:
+        parse(body.encode(), CHAT_REQUEST)
+    assert caught.value.param == "stream_options.include_usage"
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -101,67 +92,6 @@ def test_every_route_refuses_them(path: str, tmp_path: Path) -> None:
                 parse(written(pairs, ""), adapter)
             assert caught.value.param == name or name not in example, (name, caught.value)
     assert parse(written(base, ""), adapter) == example
-
-
-@pytest.fixture(scope="module")
-def narrow(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Gateway]:
-    """A gateway whose token may use one model."""
-    home = tmp_path_factory.mktemp("narrow")
-    write_files(home, backend.url)
-    policies = json.dumps({TOKEN: {"models_allowlist": ["echo"]}})
-    with gateway(home, GATEWAY_TOKEN_POLICIES_JSON=policies) as running:
-        yield running
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        '"model":"forbidden","model":"echo"',
-        '"model":"echo","Model":"forbidden"',
-        '"mod\\u0065l":"forbidden","model":"echo"',
-        '"model":"echo","MODEL":"forbidden"',
-        '"model":"echo","max_tokens":9,"max_tokens":5',
-        '"model":"echo","tools":[{}],"Tools":[]',
-    ],
-)
-def test_no_second_model_passes_by_a_policy(narrow: Gateway, seen: Upstream, fields: str) -> None:
-    answer = narrow.client.post("/v1/chat/completions", content=f"{{{fields},{MESSAGES}}}")
-    assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["param"] in fields
-    assert not seen.seen
-
-
-@pytest.mark.parametrize(
-    "field",
-    ['"fallbacks":["forbidden"]', '"models":["forbidden"]', '"extra_body":{"model":"forbidden"}', '"Fallbacks":["x"]'],
-)
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/rerank"])
-def test_no_field_sends_a_bound_token_to_another_model(narrow: Gateway, seen: Upstream, field: str, path: str) -> None:
-    body = f'{{"model":"echo",{MESSAGES},"query":"x","documents":["x"],{field}}}'
-    answer = narrow.client.post(path, content=body)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_allowed"), answer.text
-    assert answer.json()["error"]["param"].rpartition(".")[2] in field
-    assert not seen.seen
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ([("x-backend", "test"), ("x-backend", "other")], 400),
-        ([("authorization", "Bearer another-token-0123456789")], 400),
-        ([("x-api-key", "a"), ("x-api-key", "b")], 400),
-        ([("x-backend", "test"), ("x-backend", "test"), ("x-own", "a"), ("x-own", "b")], 200),
-        ([("x-api-key", "another")], 200),
-    ],
-)
-def test_a_header_that_decides_has_one_value(served: Gateway, headers: list[tuple[str, str]], status: int) -> None:
-    sent = [*served.client.headers.multi_items(), *headers]
-    body = {"model": "echo", "messages": [{"role": "user", "content": "Hi"}]}
-    request = httpx.Request("POST", served.client.base_url.join("/v1/chat/completions"), headers=sent, json=body)
-    answer = served.client.send(request)
-    assert answer.status_code == status, answer.text
-    if status == 400:
-        assert answer.json()["error"]["param"] == headers[-1][0]
 
 
 def part(head: bytes, text: bytes = b"1") -> bytes:
@@ -205,13 +135,3 @@ def test_lists_and_unknown_fields_of_a_form_may_come_again() -> None:
     form = Form(b'multipart/form-data; boundary="B"; charset=utf-8', b"".join(map(part, again)) + b"--B--\r\n")
     form.check(["model", "include[]"])
     assert form.text("model") == "1"
-
-
-@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits"])
-def test_a_route_of_forms_refuses_a_second_model(served: Gateway, path: str) -> None:
-    file = ("image" if "images" in path else "file", ("f.png", b"x"))
-    for names in (("model", "model"), ("model", "Model")):
-        fields: Any = [*((name, (None, "m")) for name in names), file, ("prompt", (None, "p"))]
-        answer = served.client.post(path, files=fields)
-        assert answer.status_code == 400, answer.text
-        assert answer.json()["error"]["param"] == "model", answer.text

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
 
-import httpx
-import pytest
 from gateway.access.callers import is_hash, of_owner, shown
 from gateway.access.limits import SlidingWindow
 from gateway.access.usage import DAY_SEC, TokenUsage
@@ -19,9 +16,7 @@ from gateway.features.conversations.store import ResponseStore
 from gateway.features.music.jobs import Job, MusicJobs
 from gateway.storage import Database
 
-from tests.support.gateways import Gateway, gateway, write_files
 from tests.support.last_release import last_release_file
-from tests.support.upstream import Upstream
 
 PAIR = ("test-token-of-a-pair-71532", "test-token-of-a-pair-103403")  # found by trying 100,000
 ONE, OTHER = (sha256(token.encode()).hexdigest() for token in PAIR)
@@ -33,6 +28,7 @@ def test_the_two_are_shown_as_one() -> None:
     assert shown(ONE) == shown(OTHER) == SHOWN
     assert is_hash(ONE)
     assert [shown(name) for name in ("name", SHOWN, ONE[:-1])] == ["name", SHOWN, ONE[:-1]]
+    assert of_owner("name") == {"owner": "name", "shown": "name"}
 
 
 @asynccontextmanager
@@ -139,36 +135,3 @@ async def test_counts_are_each_ones_own_in_both_releases(tmp_path: Path) -> None
     # What nobody can tell whose it is counts for both.
     await process({ONE: 307, OTHER: 107}, {ONE: 4, OTHER: 2}, OTHER)
     await process({ONE: 307, OTHER: 207}, {ONE: 4, OTHER: 3})
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Gateway]:
-    home = tmp_path_factory.mktemp("pair")
-    write_files(home, backend.url)
-    policies = {token: {"requests_per_minute": 3, "admin": True} for token in PAIR}
-    with gateway(
-        home,
-        GATEWAY_BEARER_TOKEN="",
-        GATEWAY_BEARER_TOKENS=",".join((*PAIR, "test-token-0123456789abcdef")),
-        GATEWAY_TOKEN_POLICIES_JSON=json.dumps(policies),
-    ) as running:
-        yield running
-
-
-def test_two_tokens_are_two_callers_though_they_look_like_one(pair: Gateway) -> None:
-    def ask(token: str, method: str, path: str, **fields: object) -> httpx.Response:
-        return pair.client.request(method, path, headers={"Authorization": f"Bearer {token}"}, **fields)  # type: ignore[arg-type]  # httpx's
-
-    made = ask(PAIR[0], "POST", "/v1/responses", json={"model": "fast", "input": "x"})
-    path = f"/v1/responses/{made.json()['id']}"
-    assert ask(PAIR[0], "GET", path).status_code == 200
-    assert ask(PAIR[1], "GET", path).status_code == 404
-    assert ask(PAIR[0], "GET", path).status_code == 200
-    assert ask(PAIR[0], "GET", path).status_code == 429
-    status = ask(PAIR[1], "GET", "/v1/gateway/status").json()
-    assert [one["name"] for one in status["tokens"]].count(SHOWN) == 2
-    assert status["token"]["requests_last_minute"] < 3
-    entry = pair.log_entry(lambda entry: entry["path"] == "/v1/responses")
-    assert entry["token"] == SHOWN
-    assert ONE not in pair.observe.get("/metrics").text
-    assert of_owner("name") == {"owner": "name", "shown": "name"}
