@@ -20,8 +20,6 @@ PIECES = 20_000
 SLOW_SEC = 0.1
 WHOLE_BYTES = 48_000_000
 VECTORS, DIMENSIONS = 500, 4096
-MOST = 2**53 - 1  # the largest number of tokens that the gateway takes for one
-CODE_BYTES = 50_000
 NEAR = "organisation/large-language-model-8b-instruct-q4_k_m-gguf-2026-"
 
 
@@ -68,17 +66,6 @@ class Hostile(Upstream):
             half = "x" * (WHOLE_BYTES // 2)
             said: dict[str, Any] = {"role": "assistant", "content": half, "usage": 1, "refusal": half}
             await _answer(writer, 200, ANSWER | {"choices": [{"index": 0, "message": said, "finish_reason": "stop"}]})
-        elif model == "absurd":
-            usage = {"prompt_tokens": MOST, "completion_tokens": MOST, "total_tokens": 2 * MOST}
-            await _answer(writer, 200, ANSWER | {"usage": usage})
-        elif model.startswith("code-"):
-            error = {"error": {"message": "no", "type": "x", "code": f"{model}{'x' * CODE_BYTES}"}}
-            if request.get("stream"):
-                await _write(writer, EVENT_STREAM)
-                await _chunk(writer, EVENT % 0 + b"data: " + json.dumps(error).encode() + b"\n\n")
-                await _write(writer, b"0\r\n\r\n")
-            else:
-                await _answer(writer, 400, error)
         elif model in ("blank", "pieces", "endless"):
             await _write(writer, EVENT_STREAM)
             await self._stream(model, writer)

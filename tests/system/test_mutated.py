@@ -12,7 +12,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,8 @@ import uvloop
 from tests.support.faces.images import png
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.sampling import SEED, cases
-from tests.support.upstream import ANSWER, DONE, EVENT, Seen, Upstream, _answer, _write, running
+from tests.support.sound import sound
+from tests.support.upstream import Seen, Upstream, _write, running
 from tests.support.waiting import PATIENCE_SEC
 
 COUNT = cases(1_000, full=100_000)
@@ -35,8 +35,6 @@ FRAMED = 0.75  # of the requests with a body get one that is as long as they say
 HI = [{"role": "user", "content": "Hi"}]
 FILE = ("a.png", png(8, 8), "image/png")
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-EVENT_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-WAV = b"HTTP/1.1 200 OK\r\nContent-Type: audio/wav\r\nContent-Length: 4\r\n\r\nRIFF"
 
 
 class Willing(Upstream):
@@ -44,25 +42,7 @@ class Willing(Upstream):
 
     async def _act(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.seen.clear()
-        request: dict[str, Any] = {}
-        with suppress(ValueError):
-            request = seen.json
-        if seen.path.endswith("/speech"):
-            await _write(writer, WAV)
-        elif seen.path.endswith(("/transcriptions", "/translations")):
-            await _answer(writer, 200, {"text": "Hi"})
-        elif request.get("stream"):
-            await _write(writer, EVENT_STREAM + EVENT % 0 + DONE)
-            writer.close()
-        elif seen.path.endswith("/rerank"):
-            scores = [{"index": at, "relevance_score": 0.5} for at in range(len(request["documents"]))]
-            await _answer(writer, 200, {"results": scores})
-        elif seen.path.endswith("/embeddings"):
-            texts = request["input"] if isinstance(request["input"], list) else [0]
-            data = [{"object": "embedding", "index": at, "embedding": [0.5]} for at in range(len(texts))]
-            await _answer(writer, 200, {"object": "list", "data": data, "model": "echo"})
-        else:
-            await _answer(writer, 200, ANSWER)
+        await _write(writer, sound(seen.path, seen.body).http())
 
 
 def raw(method: str, path: str, *, lines: tuple[str, ...] = (), version: str = "1.1", **body: Any) -> bytes:
@@ -74,50 +54,26 @@ def raw(method: str, path: str, *, lines: tuple[str, ...] = (), version: str = "
     return "\r\n".join([*head, "Connection: close", "", ""]).encode() + content
 
 
-def seeds() -> list[bytes]:
-    """Good requests, in each of the forms that a request has."""
+def seeds(page: dict[str, Any]) -> list[bytes]:
+    """Good requests: those of the gateway's own page, and the other forms that a request has."""
     chat = {"model": "test:echo", "messages": HI}
     data = json.dumps(chat).encode()
     chunks = b"%x;name=value\r\n%b\r\n%x\r\n%b\r\n0\r\nX-Trailer: 1\r\n\r\n" % (9, data[:9], len(data) - 9, data[9:])
     whole = raw("POST", "/v1/chat/completions", json=chat)
+    any_stream = {**chat, "prompt": "Hi", "input": "Hi", "max_tokens": 9, "stream": True}
     rich = {**chat, "tools": [TOOL], "tool_choice": "auto", "temperature": 0.5, "max_tokens": 9, "stop": ["a"], "n": 1}
     calls = [{"type": "function", "id": "c", "function": {"name": "f", "arguments": "{}"}}]
     turns = [*HI, {"role": "assistant", "tool_calls": calls}, {"role": "tool", "tool_call_id": "c", "content": "x"}]
-    bodies: dict[str, dict[str, Any]] = {
-        "/v1/chat/completions": {**rich, "messages": turns, "stream_options": None},
-        "/v1/completions": {"model": "test:echo", "prompt": ["Hi", "Ho"], "max_tokens": 9},
-        "/v1/embeddings": {"model": "test:echo", "input": ["Hi", "Ho"], "encoding_format": "float"},
-        "/v1/rerank": {"model": "test:echo", "query": "Hi", "documents": ["a", {"text": "b"}], "top_n": 1},
-        "/v1/responses": {"model": "test:echo", "input": [{"role": "user", "content": "Hi"}], "store": False},
-        "/v1/messages": {"model": "test:echo", "max_tokens": 9, "system": "x", "messages": HI},
-        "/v1/messages/count_tokens": {"model": "test:echo", "messages": HI},
-        "/v1/images/generations": {"prompt": "a cat", "size": "64x64", "n": 1, "response_format": "b64_json"},
-        "/v1/audio/speech": {"model": "test:echo", "input": "Hi", "voice": "joe", "speed": 1.5},
-        "/v1/tts/generations": {"text": "Hi", "voice": "joe"},
-        "/v1/music/generations": {"prompt": "a song", "duration": 10},
-        "/v1/gateway/reload": {},
-    }
-    forms: dict[str, dict[str, Any]] = {
-        "/v1/audio/transcriptions": {"data": {"model": "test:echo", "language": "en"}, "files": {"file": FILE}},
-        "/v1/audio/translations": {"data": {"model": "test:echo"}, "files": {"file": FILE}},
-        "/v1/images/edits": {"data": {"prompt": "a cat"}, "files": [("image[]", FILE), ("mask", FILE)]},
-    }
-    pages = ("/health", "/readyz", "/docs", "/openapi.json", "/metrics", "/v1/models", "/v1/models/test:echo")
-    own = (
-        "/v1/gateway/status",
-        "/v1/responses/resp_1",
-        "/v1/music/generations/1",
-        "/ui/images/x.png",
-        "/nowhere?x=%20",
-    )
-    streams = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
     return [
-        *(raw("GET", path) for path in (*pages, *own)),
+        *of_page(page),
+        *(raw("GET", path) for path in ("/docs", "/openapi.json", "/nowhere?x=%20")),
+        *(
+            raw("POST", f"/v1/{path}", json=any_stream)
+            for path in ("chat/completions", "completions", "responses", "messages")
+        ),
         *(raw("HEAD", path) for path in ("/health", "/v1/models")),
         raw("OPTIONS", "/v1/chat/completions", lines=("Origin: http://x", "Access-Control-Request-Method: POST")),
-        *(raw("POST", path, json=body) for path, body in bodies.items()),
-        *(raw("POST", path, json={**bodies[path], "stream": True}) for path in streams),
-        *(raw("POST", path, **form) for path, form in forms.items()),
+        raw("POST", "/v1/chat/completions", json={**rich, "messages": turns, "stream_options": None}),
         raw("POST", "/v1/chat/completions", json=rich, version="1.0"),
         raw("POST", "/v1/chat/completions", json=chat, lines=("Expect: 100-continue",)),
         raw("POST", "/v1/chat/completions", content=gzip.compress(data), lines=("Content-Encoding: gzip",)),
@@ -126,22 +82,25 @@ def seeds() -> list[bytes]:
     ]
 
 
-SEEDS = seeds()
+def of_page(page: dict[str, Any]) -> Iterator[bytes]:
+    for where, item in page["paths"].items():
+        path = re.sub(r"{\w+}", "x", where)
+        for method, operation in item.items():
+            content = operation.get("requestBody", {}).get("content", {})
+            example = content.get("application/json", {}).get("example")
+            if "multipart/form-data" in content:
+                files = {"image" if "images" in path else "file": FILE, "mask": FILE}
+                yield raw("POST", path, data={"model": "test:echo", "prompt": "a cat", "language": "en"}, files=files)
+            elif example is not None:
+                yield raw("POST", path, json={**example, "model": "test:echo"})
+            else:
+                yield raw(method.upper(), path)
+
+
 VALUES = (
-    b"null",
-    b"true",
-    b"0",
-    b"-1",
-    b"1e400",
-    b"[]",
-    b"{}",
-    b"[[]]",
-    b'""',
-    b'"x"',
-    b'"\\ud800"',
-    b'"auto"',
-    b'[{"x":1}]',
-)
+    b"null", b"true", b"0", b"-1", b"1e400", b"[]", b"{}", b"[[]]", b'""', b'"x"',
+    b'"\\ud800"', b'"auto"', b'[{"x":1}]',
+)  # fmt: skip
 NUMBERS = (b"0", b"-1", b"1e9", b"9" * 20, b"0x10", b"", b"+5", b" 5", b"1_0", b"18446744073709551616", b"00000005")
 LINE_ENDS = (b"\n", b"\r", b"\n\r", b"\r\r\n", b"\r\n\r\n", b"\r\n ", b"\x00\r\n", b"")
 LINES = (
@@ -155,6 +114,9 @@ LINES = (
     b"Prefer: respond-async", b"Prefer: wait=99999999999999999999", b"anthropic-version: 2023-06-01",
     b"traceparent: 00-0-0-0", b"X-Request-Id: " + b"\xc3\xa4", b"Cookie: " + b"a=b; " * 2000,
 )  # fmt: skip
+
+
+Way = Callable[[bytearray, random.Random], None]
 
 
 def flip(data: bytearray, chance: random.Random) -> None:
@@ -177,10 +139,13 @@ def put_in(data: bytearray, chance: random.Random) -> None:
     data[at:at] = chance.randbytes(chance.choice((1, 2, 9)))
 
 
-def splice(data: bytearray, chance: random.Random) -> None:
-    other = chance.choice(SEEDS)
-    at, begin = chance.randrange(len(data)), chance.randrange(len(other))
-    data[at : at + chance.choice((0, 9, 10_000))] = other[begin:]
+def splice(seeds: list[bytes]) -> Way:
+    def spliced(data: bytearray, chance: random.Random) -> None:
+        other = chance.choice(seeds)
+        at, begin = chance.randrange(len(data)), chance.randrange(len(other))
+        data[at : at + chance.choice((0, 9, 10_000))] = other[begin:]
+
+    return spliced
 
 
 def truncate(data: bytearray, chance: random.Random) -> None:
@@ -216,22 +181,22 @@ def other_lines(data: bytearray, chance: random.Random) -> None:
     data[:] = b"\r\n".join(lines) + end + body
 
 
-WAYS: tuple[Callable[[bytearray, random.Random], None], ...] = (
-    flip, cut, double, put_in, splice, truncate, other_number, other_line_end, other_lines, other_value,
-    other_value, other_value,
+WAYS: tuple[Way, ...] = (
+    flip, cut, double, put_in, truncate, other_number, other_line_end, other_lines, other_value, other_value,
+    other_value,
 )  # fmt: skip
 
 
-def mutated(number: int) -> bytes:
+def mutated(seeds: list[bytes], number: int) -> bytes:
     """The request of this number."""
     chance = random.Random(f"{SEED}:{number}")  # noqa: S311 - repeatable, not secret
-    seed = chance.choice(SEEDS)
+    seed, ways = chance.choice(seeds), (*WAYS, splice(seeds))
     head, end, body = seed.partition(b"\r\n\r\n")
     is_framed = bool(body) and b"content-length" in head and chance.random() < FRAMED
     data = bytearray(body if is_framed else seed)
     for _ in range(chance.choice((1, 1, 2, 3))):
         if data:
-            chance.choice(WAYS)(data, chance)
+            chance.choice(ways)(data, chance)
     if not is_framed:
         return bytes(data)
     return re.sub(rb"(?i)content-length: \d+", b"content-length: %d" % len(data), head) + end + data
@@ -317,7 +282,7 @@ async def exchange(port: int, data: bytes) -> tuple[list[int], str]:
 def willing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("mutated")
     with running(Willing()) as double:
-        all_of_them = ["chat", "completions", "embeddings", "rerank", "tts", "transcription"]
+        all_of_them = ["chat", "completions", "embeddings", "rerank", "images", "tts", "transcription"]
         write_files(home, double.url, supported_capabilities=all_of_them)
         classes = {"TTS_BACKEND_CLASS": "test", "TRANSCRIPTION_BACKEND_CLASS": "test", "IMAGES_MAX_PIXELS": "10000"}
         with gateway(home, None, **classes) as served:
@@ -327,9 +292,10 @@ def willing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 def test_mutated_requests(willing: Gateway) -> None:
     problems: list[str] = []
     statuses: Counter[int] = Counter()
+    good = seeds(willing.client.get("/openapi.json").json())
 
     async def one(number: int) -> None:
-        data = mutated(number)
+        data = mutated(good, number)
         found, problem = await exchange(willing.port, data)
         statuses.update(found or [0])
         if problem:

@@ -7,182 +7,18 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import uvicorn
-from gateway.wire.ending import LINGER_MAX_SEC
-from gateway.wire.protocol import REQUEST_HEAD_MAX_SEC, Protocol
+from gateway.wire.protocol import Protocol
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.server import ServerState
 
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.sockets import connect, read_to_end, read_until, send
 from tests.support.waiting import PATIENCE_SEC, until
 from tests.support.wire import Script, Wire, event, head, wire
-
-WHOLE = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nok"
-
-
-class Timer:
-    def __init__(self, due: float, callback: Any, arguments: tuple[Any, ...]) -> None:
-        self.due = due
-        self.cancelled = False
-        self.run: Callable[[], object] = lambda: callback(*arguments)
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class Connection:
-    """A protocol on a transport and an event loop that a test moves on by hand; `unsent` bytes wait in its buffer."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.unsent = 0
-        self.is_closed = self.is_aborted = False
-        self.timers: list[Timer] = []
-        config = uvicorn.Config(_no_app, http=Protocol, log_config=None)
-        loop: Any = self
-        self.protocol = Protocol(config, ServerState(), {}, loop)
-        self.protocol.connection_made(loop)
-
-    def receive(self, data: bytes, *, answered: bool = False) -> None:
-        self.protocol.data_received(data)
-        if answered:
-            self.protocol.cycle.response_complete = True
-
-    def pass_time(self, seconds: float) -> None:
-        """Runs what becomes due, in its order."""
-        end = self.now + seconds
-        while due := [timer for timer in self.timers if timer.due <= end and not timer.cancelled]:
-            timer = min(due, key=lambda one: one.due)
-            self.timers.remove(timer)
-            self.now = max(self.now, timer.due)
-            timer.run()
-        self.now = end
-
-    # The loop.
-
-    def time(self) -> float:
-        return self.now
-
-    def call_at(self, due: float, callback: Any, *arguments: Any) -> Timer:
-        self.timers.append(Timer(due, callback, arguments))
-        return self.timers[-1]
-
-    def call_later(self, delay: float, callback: Any, *arguments: Any) -> Timer:
-        return self.call_at(self.now + delay, callback, *arguments)
-
-    def call_soon(self, callback: Any) -> None:
-        callback()
-
-    def create_task(self, work: Any) -> Mock:
-        work.close()
-        return Mock()
-
-    # The transport.
-
-    def can_write_eof(self) -> bool:
-        return False
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        pass
-
-    def is_closing(self) -> bool:
-        return self.is_closed or self.is_aborted
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def get_extra_info(self, name: str) -> None:
-        return None
-
-    def get_write_buffer_size(self) -> int:
-        return self.unsent
-
-    def write(self, data: bytes) -> None:
-        pass
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def abort(self) -> None:
-        self.is_aborted = True
-
-
-async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
-    pass
-
-
-def test_a_connection_outlives_the_time_that_its_heads_have() -> None:
-    connection = Connection()
-    for _ in range(3):
-        connection.receive(WHOLE, answered=True)
-        connection.pass_time(2 * REQUEST_HEAD_MAX_SEC)
-        assert not connection.is_closed
-
-
-def test_each_head_has_the_whole_of_its_time() -> None:
-    connection = Connection()
-    connection.receive(WHOLE, answered=True)
-    connection.pass_time(REQUEST_HEAD_MAX_SEC - 1)
-    connection.receive(b"POST / HTTP/1.1\r\n")
-    connection.pass_time(REQUEST_HEAD_MAX_SEC - 1)
-    assert not connection.is_closed
-    connection.receive(b"Content-Le")
-    connection.pass_time(2 + LINGER_MAX_SEC)
-    assert connection.is_closed
-
-
-def test_only_who_takes_nothing_is_cut() -> None:
-    """Whoever has taken anything since the last look gets as much time again."""
-    connection = Connection()
-    connection.receive(WHOLE)
-    connection.unsent = 100_000
-    connection.protocol.pause_writing()
-    for _ in range(3):
-        connection.unsent -= 1
-        connection.pass_time(Protocol.send_timeout)
-        assert not connection.is_aborted
-    connection.pass_time(Protocol.send_timeout)
-    assert connection.is_aborted
-
-
-def test_nobody_is_cut_once_writing_is_resumed() -> None:
-    connection = Connection()
-    connection.receive(WHOLE)
-    connection.unsent = 100_000
-    connection.protocol.pause_writing()
-    connection.unsent = 1000
-    connection.protocol.resume_writing()
-    connection.pass_time(10 * Protocol.send_timeout)
-    assert not connection.is_aborted
-
-
-def test_what_is_left_at_the_end_has_its_time_too() -> None:
-    """Less than stops a writer, or what is left of more: nobody but the event loop waits for it."""
-    for is_paused in (False, True):
-        connection = Connection()
-        connection.receive(WHOLE)
-        connection.unsent = 100_000
-        if is_paused:
-            connection.protocol.pause_writing()
-        connection.protocol.transport.close()
-        connection.unsent = 1000
-        if is_paused:
-            connection.protocol.resume_writing()
-        connection.pass_time(2 * Protocol.send_timeout)
-        assert connection.is_aborted
-
-
-# On real sockets
 
 
 @pytest.fixture(scope="module")
