@@ -168,22 +168,6 @@ def gateway(home: Path, tls: ssl.SSLContext | None = None, /, **settings: str) -
     assert "Traceback" not in said, said
 
 
-@contextmanager
-def two_hosts(
-    home: Path,
-    first: str,
-    second: str,
-    *,
-    usage_told_by: tuple[bool, bool] = (True, True),
-    record: Mapping[str, Any] = {},
-    **settings: str,
-) -> Iterator[Gateway]:
-    there = {"concurrency_limits": {"chat": 64}, **record, "base_url": second, "stream_usage": usage_told_by[1]}
-    write_files(home, first, {"test@there": there}, **record, stream_usage=usage_told_by[0])
-    with gateway(home, None, **settings) as running:
-        yield running
-
-
 def _program(env: dict[str, str], stderr: IO[str]) -> subprocess.Popen[bytes]:
     """One that reads its PYTHONPATH."""
     return subprocess.Popen([sys.executable, "-m", "gateway", "serve"], env=env, stderr=stderr)

@@ -30,7 +30,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Ite
     home = tmp_path_factory.mktemp("observed")
     others: dict[str, dict[str, Any]] = {
         "mute@here": {"stream_usage": False},
-        "narrow@here": {"concurrency_limits": {"chat": 1}, "queue": {"max": 8, "timeout_sec": 60}},
+        "narrow@here": {"concurrency_limits": {"chat": 1}, "queue": {"max": 1, "timeout_sec": 60}},
         "gone@here": {"base_url": f"http://127.0.0.1:{NOBODYS}/v1", "optional": True},
     }
     write_files(home, backend.url, others)
@@ -61,6 +61,8 @@ def test_request_log_has_the_fields_of_the_contract(observed: Gateway) -> None:
     assert streamed["bytes_out"] > 100
     assert 0 < streamed["ttft_ms"] <= streamed["duration_ms"]
     assert failed["status"] == 404
+    translated = {"model": "fast", "max_tokens": 9, "tools": [{"name": "f", "input_schema": {"type": "object"}}], **HI}
+    assert observed.entry_of(observed.client.post("/v1/messages", json=translated))["has_tools"]
     path = observed.home / "data/requests.jsonl"
     assert TOKEN not in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o640
@@ -142,13 +144,16 @@ def test_stream_that_breaks_off_is_counted_with_its_reason(observed: Gateway) ->
 def test_waiting_in_a_queue_is_seen(observed: Gateway, seen: Upstream) -> None:
     narrow = {"backend_class": "narrow", "capability": "chat"}
     with (
-        grows(observed, 1, "gateway_queue_wait_ms_count", backend_class="narrow"),
+        grows(observed, 2, "gateway_queue_wait_ms_count", backend_class="narrow"),  # the refused one's, too
         ThreadPoolExecutor(1) as pool,
     ):
         with send(observed.port, "/v1/chat/completions", {"model": "narrow:hang", **HI}):
             seen.wait_for(1)
             waiting = pool.submit(observed.chat, "narrow:echo")
             until(lambda: observed.value("gateway_queue_waiting", **narrow) == 1, "it does not wait")
+            full = observed.chat("narrow:echo")
+            assert full.status_code == 429
+            assert "queue of 1 is full" in full.json()["error"]["message"]
         answer = waiting.result()
     assert answer.status_code == 200
     entry = observed.entry_of(answer)
