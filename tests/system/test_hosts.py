@@ -106,8 +106,16 @@ def test_class_is_ready_while_one_of_its_hosts_is(tmp_path: Path) -> None:
 
             here.healthy = False
             until(lambda: ready() == (200, [False, True]), "one of two is not enough")
+            assert running.chat("echo").status_code == 200
             there.healthy = False
             until(lambda: ready() == (503, [False, False]), "none is enough")
+            answer = running.chat("echo")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "backend_not_ready")
+            assert answer.headers["retry-after"] == "30"
+            assert [running.client.get(path).status_code for path in ("/readyz", "/health")] == [503, 200]
+            here.healthy = True
+            until(lambda: running.chat("echo").status_code == 200, "not probed back in")
+            assert ready() == (200, [True, False])
 
 
 # A request to each kind of route, as httpx names its parts.

@@ -16,6 +16,7 @@ from gateway.steps import Steps
 
 from tests.support.authority import LOCAL, Authority
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
+from tests.support.hostile import deaf
 from tests.support.sockets import connect, read_to_end, read_until, send
 from tests.support.upstream import DONE, EVENT, Seen, Upstream, upstream
 from tests.support.upstream import running as serve
@@ -45,20 +46,6 @@ def test_backend_sees_its_client_leave(served: Gateway, seen: Upstream, model: s
     assert entry["status"] == (200 if model == "hang-mid" else 499)
 
 
-def test_client_that_leaves_the_queue_for_a_connection(tmp_path: Path) -> None:
-    with upstream() as backend:
-        write_files(tmp_path, backend.url, max_connections=1)
-        with gateway(tmp_path) as running:
-            with chat(running.port, "hang"):
-                backend.wait_for(1)
-                with chat(running.port, "hang"):
-                    until(lambda: running.inflight() == 2, "the second does not wait")
-                until(lambda: running.inflight() == 1, "the second still waits")
-            backend.wait_for(1, left=True)
-            assert len(backend.seen) == 1
-            assert running.chat("echo").status_code == 200
-
-
 def test_slots_are_held_until_the_last_byte_and_then_free(tmp_path: Path) -> None:
     with upstream() as backend:
         write_files(tmp_path, backend.url, concurrency_limits={"chat": 1})
@@ -71,25 +58,6 @@ def test_slots_are_held_until_the_last_byte_and_then_free(tmp_path: Path) -> Non
                 assert refused.headers["retry-after"] == "5"
             running.wait_until_idle()
             assert running.chat("echo").status_code == 200
-
-
-def test_backend_that_is_gone_is_a_503_until_it_is_back(tmp_path: Path) -> None:
-    with upstream() as backend:
-        write_files(tmp_path, backend.url)
-        with gateway(tmp_path, HEALTH_CHECK_INTERVAL_SEC="0.05") as running:
-            assert running.chat("die-before").status_code == 503
-            assert running.chat("echo").status_code == 200
-            backend.healthy = False
-            until(lambda: running.chat("echo").status_code == 503, "not probed out")
-            answer = running.chat("echo")
-            assert answer.json()["error"]["code"] == "backend_not_ready"
-            assert answer.headers["retry-after"] == "30"
-            assert running.client.get("/readyz").status_code == 503
-            assert running.observe.get("/readyz").json()["backends"]["test@here"]["ready"] is False
-            assert running.client.get("/health").status_code == 200
-            backend.healthy = True
-            until(lambda: running.chat("echo").status_code == 200, "not probed back in")
-            assert running.observe.get("/readyz").status_code == 200
 
 
 def test_stop_cuts_what_does_not_end(tmp_path: Path, backend: Upstream, seen: Upstream) -> None:
@@ -126,8 +94,7 @@ def test_told_again_and_again_to_stop_it_still_ends_well(tmp_path: Path, backend
     assert running.process.returncode == 0
 
 
-@pytest.mark.parametrize("signals", [1, 2])
-@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize(("signals", "is_tls"), [(1, False), (2, True)], ids=["plain, told once", "TLS, told twice"])
 def test_stop_waits_for_no_client_for_ever(
     tmp_path: Path, backend: Upstream, seen: Upstream, signals: int, is_tls: bool
 ) -> None:
@@ -221,14 +188,11 @@ def test_stop_lets_a_stream_end(tmp_path: Path, backend: Upstream) -> None:
 
 
 def test_clients_that_leave_as_their_backend_is_dialled_do_not_hold_the_stop(tmp_path: Path) -> None:
-    """One backend accepts, so that some leave in the very moment; the other drops each SYN: its backlog is full."""
-    with upstream() as backend, socket.create_server(("127.0.0.1", 0), backlog=0) as deaf:
-        address = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
+    """One backend accepts, so that some leave in the very moment; the other drops each SYN."""
+    with upstream() as backend, deaf() as silent:
+        silent.stop_hearing()
+        address = f"http://127.0.0.1:{silent.port}/v1"
         write_files(tmp_path, backend.url, {"deaf@here": {"base_url": address}}, concurrency_limits={})
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(deaf.getsockname())
         with gateway(tmp_path, UPSTREAM_CONNECT_TIMEOUT_SEC="60", HEALTH_CHECK_INTERVAL_SEC="600") as running:
             held = []
             for models in (["deaf:x", "hang"] * 300, ["hang"] * 2_000):
@@ -240,8 +204,6 @@ def test_clients_that_leave_as_their_backend_is_dialled_do_not_hold_the_stop(tmp
             chat(running.port, "hang").close()  # the last one may leave as the process does
             running.process.send_signal(signal.SIGTERM)
             assert running.process.wait(PATIENCE_SEC) == 0
-        for filler in fillers:
-            filler.close()
 
 
 @dataclass
@@ -273,15 +235,6 @@ def test_slot_cools_down_after_a_hang_up_until_its_backend_has_noticed(tmp_path:
                     until(lambda: len(backend.seen) > before or select.select([connection], [], [], 0)[0], "no answer")
                 return len(backend.seen) > before
 
-            for number in range(8):
+            for _ in range(6):
                 until(is_left, "no slot is free again")
-                if number == 5:  # a reload forgets no rest
-                    content = (tmp_path / "backends.yaml").read_text()
-                    (tmp_path / "backends.yaml").write_text(
-                        content.replace("chat: 2", "chat: 3").replace("2000", "1999")
-                    )
-                    assert running.client.post("/v1/gateway/reload").status_code == 200
-                    content = (tmp_path / "backends.yaml").read_text()
-                    (tmp_path / "backends.yaml").write_text(content.replace("chat: 3", "chat: 2"))
-                    assert running.client.post("/v1/gateway/reload").status_code == 200
             assert backend.most == 2
