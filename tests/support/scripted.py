@@ -146,7 +146,8 @@ class Backend:
         """No connection but those that were accepted."""
         return self._peers.empty()
 
-    async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Called as soon as the connection is made: a task might not begin before the server's end."""
         self.accepted += 1
         peer = Peer(reader, writer)
         self._all.append(peer)
@@ -160,6 +161,7 @@ class Backend:
             yield
         finally:
             server.close()
+            await asyncio.sleep(0)  # those that it has just accepted
             for peer in self._all:
                 peer.reset()
             await server.wait_closed()

@@ -175,8 +175,9 @@ def test_what_fails_is_logged_counted_and_tried_again(
     with monkeypatch.context() as patch:
         run(lambda: case(tmp_path, patch))
         assert background.failures == {task: 1} or (task == "event_loop_lag" and background.failures[task] > 1)
-    assert f'gateway_background_failures_total{{task="{task}"}} 1.0' in Metrics(registry(a=record(1)), None).text(
-    ).decode() or task == "event_loop_lag"  # fmt: skip
+    if task != "event_loop_lag":
+        page = Metrics(registry(a=record(1)), None).text().decode()
+        assert f'gateway_background_failures_total{{task="{task}"}} 1.0' in page
     assert f"background task '{task}' failed" in caplog.text or task == "process_log"
 
 
@@ -202,22 +203,8 @@ def test_a_wait_that_is_cancelled_is_not_the_end_of_the_task(run: Run) -> None:
 # --- numbers of a backend
 
 ABSURD: tuple[Any, ...] = (
-    2**53,
-    2**54,
-    2**63,
-    2**64 - 1,
-    2**70,
-    -1,
-    -(2**63),
-    1.5,
-    1e308,
-    True,
-    False,
-    "5",
-    [5],
-    {},
-    COUNT_MAX,
-)
+    2**53, 2**54, 2**63, 2**64 - 1, 2**70, -1, -(2**63), 1.5, 1e308, True, False, "5", [5], {}, COUNT_MAX,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("number", ABSURD, ids=repr)
@@ -243,13 +230,16 @@ async def test_what_was_spent_fits_the_database(tmp_path: Path) -> None:
     assert background.failures == {}
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"]
-)
-def test_absurd_usage_harms_nobody(tmp_path: Path, path: str) -> None:
+def test_absurd_usage_harms_nobody(tmp_path: Path) -> None:
     """The counts of all are stored, and the stop exits with 0."""
     said = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
-    bodies = {"/v1/completions": {"prompt": "x"}, "/v1/embeddings": {"input": "x"}, "/v1/responses": {"input": "x"}}
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/chat/completions": said,
+        "/v1/completions": {"prompt": "x"},
+        "/v1/embeddings": {"input": "x"},
+        "/v1/responses": {"input": "x"},
+        "/v1/messages": said,
+    }
     choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "text": "x", "finish_reason": "stop"}
     data = [{"object": "embedding", "index": 0, "embedding": [1.0]}]
     with wire() as server:
@@ -260,9 +250,10 @@ def test_absurd_usage_harms_nobody(tmp_path: Path, path: str) -> None:
                 usage = {"prompt_tokens": told, "completion_tokens": told, "prompt_tokens_details": details}
                 body = json.dumps({"choices": [choice], "data": data, "usage": usage}).encode()
                 server.script = Script((framed(JSON, body),))
-                answer = running.client.post(path, json={"model": "fast", **bodies.get(path, said)})
-                assert answer.status_code in (200, 502), answer.text  # NaN is not JSON
-            assert answer.status_code == 200
+                for path, asked in bodies.items():
+                    answer = running.client.post(path, json={"model": "fast", **asked})
+                    assert answer.status_code in (200, 502), answer.text  # NaN is not JSON
+                    assert answer.status_code == 200 or told != 5
             assert running.value("gateway_background_failures_total") == 0
     connection = apsw.Connection(str(tmp_path / "data/gateway.sqlite"))
     (stored,) = {tokens for (tokens,) in connection.execute("SELECT tokens FROM token_usage")}
