@@ -198,6 +198,21 @@ def get(client: Pool) -> asyncio.Task[Response]:
     return asyncio.create_task(client.request(b"GET", b"/", b""))
 
 
+@asynccontextmanager
+async def asked(**options: Any) -> AsyncIterator[tuple[Backend, Pool, asyncio.Task[Response], Peer]]:
+    """A server, a pool, the pool's first request, and the connection on which it comes."""
+    async with backend() as server, pool(server, **options) as client:
+        task = get(client)
+        yield server, client, task, await server.accept()
+
+
+@asynccontextmanager
+async def kept(**options: Any) -> AsyncIterator[tuple[Backend, Pool, Peer]]:
+    """A server, a pool, and their one connection, which has served a request and is idle."""
+    async with backend() as server, pool(server, **options) as client:
+        yield server, client, await served(client, server)
+
+
 async def cancelled(task: asyncio.Task[Any]) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

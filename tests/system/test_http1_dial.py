@@ -48,14 +48,10 @@ async def test_no_connection_in_time() -> None:
         assert client.open_connections == 0
 
 
-async def test_ipv6() -> None:
-    async with backend("::1") as server, pool(server, "http://[::1]") as client:
-        assert b"Host: [::1]:%d\r\n" % server.port in await get(client, server)
-
-
-async def test_a_name() -> None:
-    async with backend() as server, pool(server, "http://localhost") as client:
-        assert b"Host: localhost:%d\r\n" % server.port in await get(client, server)
+@pytest.mark.parametrize(("address", "name"), [("::1", "[::1]"), ("127.0.0.1", "localhost")])
+async def test_address_and_name(address: str, name: str) -> None:
+    async with backend(address) as server, pool(server, f"http://{name}") as client:
+        assert f"Host: {name}:{server.port}\r\n".encode() in await get(client, server)
 
 
 @pytest.mark.parametrize("ipv6", ["answers", "refuses", "is a black hole"])
@@ -137,24 +133,23 @@ async def test_tls(host: str, tmp_path: Path) -> None:
         await peer.gone()
 
 
-async def test_a_certificate_of_an_unknown_authority_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "is_trusted", "problem"),
+    [("localhost", False, "certificate verify failed"), ("elsewhere.test", True, "mismatch")],
+    ids=["an unknown authority", "another name"],
+)
+async def test_certificate_that_does_not_fit_is_refused(
+    tmp_path: Path, name: str, is_trusted: bool, problem: str
+) -> None:
+    authority = Authority(tmp_path)
+    trusted = authority.client() if is_trusted else None
     async with (
-        backend(tls=Authority(tmp_path).server(*LOCAL)) as server,
-        pool(server, "https://127.0.0.1") as client,
+        backend(tls=authority.server(x509.DNSName(name))) as server,
+        pool(server, "https://localhost", ssl_context=trusted) as client,
     ):
-        with pytest.raises(ConnectFailed, match=r"(?i)certificate verify failed"):
+        with pytest.raises(ConnectFailed, match=f"(?i){problem}"):
             await client.request(b"GET", b"/", b"")
         assert client.open_connections == 0
-
-
-async def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
-    authority = Authority(tmp_path)
-    async with (
-        backend(tls=authority.server(x509.DNSName("elsewhere.test"))) as server,
-        pool(server, "https://localhost", ssl_context=authority.client()) as client,
-    ):
-        with pytest.raises(ConnectFailed, match=r"(?i)mismatch"):
-            await client.request(b"GET", b"/", b"")
 
 
 async def test_plain_text_on_a_tls_port_is_refused() -> None:

@@ -8,7 +8,7 @@ import pytest
 from gateway.wire.errors import ConnectFailed, ProtocolViolation, UpstreamClosed, UpstreamTimeout
 from gateway.wire.http1 import Timeouts
 
-from tests.support.scripted import OK, backend, cancelled, get, pool, served, stopped
+from tests.support.scripted import OK, asked, backend, cancelled, get, kept, pool, served, stopped
 from tests.support.waiting import until_async
 
 STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -30,9 +30,7 @@ async def test_cancel_before_the_first_byte() -> None:
 
 @pytest.mark.parametrize("how", ["next_chunk", "read", "close"])
 async def test_leaving_in_the_body_shows_the_backend_that_nobody_listens(how: str) -> None:
-    async with backend() as server, pool(server) as client:
-        task = get(client)
-        peer = await server.accept()
+    async with asked() as (_server, client, task, peer):
         await peer.answer(STREAM + b"1\r\nx\r\n")
         response = await task
         assert await response.next_chunk() == b"x"
@@ -51,8 +49,7 @@ async def test_leaving_in_the_body_shows_the_backend_that_nobody_listens(how: st
 
 
 async def test_cancel_as_the_answer_arrives_keeps_the_connection_good() -> None:
-    async with backend() as server, pool(server) as client:
-        peer = await served(client, server)
+    async with kept() as (_server, client, peer):
         task = get(client)
         await peer.request()
         (connection,) = client._joined
@@ -85,9 +82,7 @@ async def test_closing_the_pool_ends_everything() -> None:
 
 
 async def test_two_readers_are_a_mistake() -> None:
-    async with backend() as server, pool(server) as client:
-        task = get(client)
-        peer = await server.accept()
+    async with asked() as (_server, _client, task, peer):
         await peer.answer(STREAM)
         response = await task
         reading = asyncio.create_task(response.next_chunk())
@@ -100,9 +95,7 @@ async def test_two_readers_are_a_mistake() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 100 Continue\r\n\r\nHTTP"], ids=["silence", "an interim answer"])
 async def test_answer_has_its_time_and_buys_no_more(sent: bytes) -> None:
-    async with backend() as server, pool(server) as client:
-        task = get(client)
-        peer = await server.accept()
+    async with asked() as (_server, client, task, peer):
         await peer.request()
         connection = stopped(client)
         deadline = connection.deadline
@@ -118,9 +111,7 @@ async def test_answer_has_its_time_and_buys_no_more(sent: bytes) -> None:
 
 async def test_silence_in_the_body() -> None:
     idle = 100.0
-    async with backend() as server, pool(server, timeouts=Timeouts(first_byte=200, idle=idle)) as client:
-        task = get(client)
-        peer = await server.accept()
+    async with asked(timeouts=Timeouts(first_byte=200, idle=idle)) as (_server, client, task, peer):
         await peer.answer(STREAM)
         response = await task
         connection, now = stopped(client), asyncio.get_running_loop().time()

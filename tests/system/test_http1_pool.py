@@ -8,7 +8,7 @@ import pytest
 from gateway.wire.errors import ConnectFailed, UpstreamClosed
 from gateway.wire.http1 import Timeouts
 
-from tests.support.scripted import OK, backend, cancelled, get, pool, served
+from tests.support.scripted import OK, backend, cancelled, get, kept, pool, served
 from tests.support.waiting import until_async
 
 # Reuse
@@ -16,8 +16,7 @@ from tests.support.waiting import until_async
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 async def test_a_kept_connection_that_dies_unanswered_costs_no_error(how: str) -> None:
-    async with backend() as server, pool(server, max_connections=1) as client:
-        peer = await served(client, server)
+    async with kept(max_connections=1) as (server, client, peer):
         task = asyncio.create_task(client.request(b"POST", b"/again", b"", b"body"))
         request = await peer.request()
         getattr(peer, how)()
@@ -28,8 +27,7 @@ async def test_a_kept_connection_that_dies_unanswered_costs_no_error(how: str) -
 
 
 async def test_a_request_goes_out_twice_at_most() -> None:
-    async with backend() as server, pool(server) as client:
-        peer = await served(client, server)
+    async with kept() as (server, client, peer):
         task = get(client)
         for _ in range(2):
             await peer.request()
@@ -43,8 +41,7 @@ async def test_a_request_goes_out_twice_at_most() -> None:
 
 
 async def test_an_answer_that_has_begun_is_not_asked_for_again() -> None:
-    async with backend() as server, pool(server) as client:
-        peer = await served(client, server)
+    async with kept() as (server, client, peer):
         task = get(client)
         await peer.answer(b"H")
         peer.close()
@@ -55,8 +52,7 @@ async def test_an_answer_that_has_begun_is_not_asked_for_again() -> None:
 
 
 async def test_a_cancelled_retry_leaves_nothing() -> None:
-    async with backend() as server, pool(server, max_connections=1) as client:
-        peer = await served(client, server)
+    async with kept(max_connections=1) as (server, client, peer):
         task = get(client)
         await peer.request()
         peer.close()
@@ -68,8 +64,7 @@ async def test_a_cancelled_retry_leaves_nothing() -> None:
 
 
 async def test_a_request_that_is_cancelled_as_its_connection_dies_leaves_its_slot() -> None:
-    async with backend() as server, pool(server, max_connections=1) as client:
-        peer = await served(client, server)
+    async with kept(max_connections=1) as (server, client, peer):
         task = get(client)
         await peer.request()
         (connection,) = client._joined
@@ -82,19 +77,16 @@ async def test_a_request_that_is_cancelled_as_its_connection_dies_leaves_its_slo
 
 
 async def test_idle_connections_are_closed_in_time_or_by_the_backend() -> None:
-    async with backend() as server, pool(server, keepalive_idle=0.05) as client:
-        peer = await served(client, server)
+    async with kept(keepalive_idle=0.05) as (_, client, peer):
         await peer.gone()
         await until_async(lambda: client.open_connections == 0)
-    async with backend() as server, pool(server) as client:
-        peer = await served(client, server)
+    async with kept() as (_server, client, peer):
         peer.close()
         await until_async(lambda: client.open_connections == 0)
 
 
 async def test_an_idle_connection_is_kept_for_its_time() -> None:
-    async with backend() as server, pool(server, keepalive_idle=60) as client:
-        peer = await served(client, server)
+    async with kept(keepalive_idle=60) as (server, client, peer):
         (connection,) = client._joined
         connection.check(asyncio.get_running_loop().time() + 59)
         task = get(client)

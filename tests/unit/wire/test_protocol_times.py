@@ -122,3 +122,21 @@ def test_what_is_left_at_the_end_has_its_time_too(is_paused: bool) -> None:
         connection.protocol.resume_writing()
     connection.pass_time(2 * Protocol.send_timeout)
     assert connection.mock.abort.called
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_told", "is_closed"),
+    [
+        (b"", False, True),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-Half", True, True),
+        (WHOLE, False, False),
+        (WHOLE + b"GET / HTTP/1.1\r\nX-Half", False, False),
+    ],
+    ids=["nothing", "half a head", "a whole request", "one and a half"],
+)
+def test_head_has_its_time_and_no_answer_under_way_is_disturbed(sent: bytes, is_told: bool, is_closed: bool) -> None:
+    connection = Connection()
+    connection.receive(sent) if sent else None
+    connection.pass_time(REQUEST_HEAD_MAX_SEC + 1 + LINGER_MAX_SEC)
+    written = b"".join(call.args[0] for call in connection.mock.write.call_args_list)
+    assert (b"408 Request Timeout" in written, connection.mock.close.called) == (is_told, is_closed)
