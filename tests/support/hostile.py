@@ -20,22 +20,18 @@ PIECES = 20_000
 SLOW_SEC = 0.1
 WHOLE_BYTES = 48_000_000
 VECTORS, DIMENSIONS = 500, 4096
-NEAR = "organisation/large-language-model-8b-instruct-q4_k_m-gguf-2026-"
 
 
 @dataclass
 class Hostile(Upstream):
-    """`models` is how many it serves beside `late`; `most` how many requests for `slow` it had at once."""
+    """`most` is how many requests for `slow` it had at once."""
 
-    models: int = 0
     most: int = 0
     _slow: int = 0
     probes: tuple[str, ...] = ("/health", "/models", "/api/version", "/api/tags", "/api/ps")
 
     async def _answer_probe(self, path: str, writer: asyncio.StreamWriter) -> None:
-        names = ["late", *(f"{NEAR}{number:05}" for number in range(self.models))]
-        data = [{"id": name, "object": "model"} for name in names]
-        tags = [{"name": name, "model": name} for name in names]
+        data, tags = [{"id": "late", "object": "model"}], [{"name": "late", "model": "late"}]
         await _answer(writer, 200, {"object": "list", "version": "0.12.11", "data": data, "models": tags})
 
     async def _act(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

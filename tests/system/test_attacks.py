@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from tests.support.gateways import TOKEN, Gateway, gateway, write_files
-from tests.support.hostile import NEAR, Deaf, Hostile, deaf, pour, reply
+from tests.support.hostile import Hostile, pour, reply
 from tests.support.neighbour import Neighbour, neighbour
 from tests.support.sockets import connect, read_until, send
 from tests.support.upstream import running
@@ -51,7 +51,6 @@ class House:
     gateway: Gateway
     neighbour: Neighbour
     hostile: Hostile
-    deaf: Deaf
     home: Path
 
     def head(self, path: str = CHAT, *lines: str, token: str = TOKEN) -> bytes:
@@ -88,7 +87,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # the gateway inherits it
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         good, bad = stack.enter_context(neighbour()), stack.enter_context(running(Hostile()))
-        many, silent = stack.enter_context(running(Hostile(models=10_000))), stack.enter_context(deaf())
         there = {"base_url": bad.url, "supported_capabilities": ["chat", "completions", "embeddings", "tts"]}
         one_at_once = {"concurrency_limits": {"chat": 1}}
         others: dict[str, dict[str, Any]] = {
@@ -99,8 +97,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             "narrow": {**one_at_once, "queue": {"max": 16, "timeout_sec": 60}},
             "wide": {**there, **one_at_once, "queue": {"max": LEAVERS, "timeout_sec": 60}},
             "moved": {**there, "concurrency_limits": {"chat": 4}},
-            "many": {"base_url": many.url},
-            "deaf": {"base_url": f"http://127.0.0.1:{silent.port}/v1", "optional": True},
         }
         common = {"concurrency_limits": {"chat": 64}, "max_connections": 64}
         write_files(home, good.url, {name: {**common, **record} for name, record in others.items()})
@@ -113,7 +109,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
             "HEALTH_CHECK_INTERVAL_SEC": "600",
         }
         served = stack.enter_context(gateway(home, None, **settings))
-        house = House(served, good, bad, silent, home)
+        house = House(served, good, bad, home)
         with good.asking(served.port, served.process.pid, TOKEN, "test:echo"):
             for path, body in BODIES.values():  # what is loaded and kept once is not an attack's
                 house.ask(path, {**body, "model": "hostile:m"})
@@ -167,26 +163,7 @@ def extension_without_end(house: House) -> None:
     without_end(house, b"x" * 60_000, b"2;x=")
 
 
-@attack("tiny chunks after a refusal")
-def tiny_chunks(house: House) -> None:
-    for token, expected in (("", 401), (TOKEN, 413)):
-        with connect(house.gateway.port) as connection:
-            connection.sendall(house.head(token=token) + FRAMED)
-            sent, answer = pour(connection, b"1\r\nx\r\n" * 10_000, 4 * POURED_BYTES)
-        assert sent < 4 * POURED_BYTES, "there is no bound"
-        assert status(answer) == expected
-
-
 # --- clients that leave, or do not read
-
-
-@attack("leaving while the gateway dials")
-def leaving_in_the_dial(house: House) -> None:
-    house.deaf.stop_hearing()
-    for _ in range(20):
-        with send(house.gateway.port, CHAT, {"model": "deaf:echo", "messages": HI}):
-            until(lambda: house.gateway.held() == 1, "it is not admitted")
-        until(lambda: house.gateway.held() == 0, "its slot is held")
 
 
 @attack("leaving at once")
@@ -254,70 +231,32 @@ def slow_readers(house: House) -> None:
 # --- bodies
 
 
-def items(item: str, last: str = "5") -> bytes:
-    """A list that is as long as a body may be, and wrong at its end."""
-    return ("[" + f"{item}," * ((BODY_BYTES - 1000) // (len(item) + 1)) + f"{last}]").encode()
-
-
-def chat_with(fields: bytes, model: bytes = b"test:echo") -> tuple[str, bytes]:
-    return CHAT, b'{"model":"%b",%b}' % (model, fields)
-
-
-def dumped(path: str, **fields: Any) -> tuple[str, bytes]:
-    return path, json.dumps({"model": "test:echo", **fields}, separators=(",", ":")).encode()
-
-
-TURN = json.dumps(HI[0])
-FUNCTIONS = [{"type": "function", "function": {"name": f"f{number}"}} for number in range(11_000)]
-FLAT = [{"type": "function", "name": f"f{number}"} for number in range(11_000)]
-ALLOWED = {"type": "allowed_tools", "mode": "auto"}
-SOME_ALLOWED = {**ALLOWED, "allowed_tools": {"mode": "auto", "tools": FUNCTIONS[:6000]}}
-TURNS, ONE_TURN = b'"messages":%b' % items(TURN, TURN), b'"messages":%b' % json.dumps(HI).encode()
+# Those without an alias are tried by field in unit/test_long_bodies.py.
+TURN, HERE = json.dumps(HI[0]).encode(), b'"messages":%b' % json.dumps(HI).encode()
+TURNS = b'"messages":[%b]' % b",".join([TURN] * (BODY_BYTES // (len(TURN) + 1) - 5))
 DEEP = b"[%b0]" % ((b"[" * 190 + b"]" * 190 + b",") * 2600)
 MANY = json.dumps({f"x{number}": [[]] for number in range(50_000)}).encode()[1:-1]
-BODIES_OF_1_MB: dict[str, tuple[str, bytes]] = {
-    "prompts of objects": ("/v1/completions", b'{"model":"test:echo","prompt":%b}' % items("{}")),
-    "inputs of lists": ("/v1/embeddings", b'{"model":"test:echo","input":%b}' % items("[5]", '"x"')),
-    "documents of numbers": ("/v1/rerank", b'{"model":"test:echo","query":"x","documents":%b}' % items("5")),
-    "messages of numbers": chat_with(b'"messages":%b' % items("5")),
-    "messages of objects": chat_with(b'"messages":%b' % items("{}")),
-    "parts of numbers": chat_with(b'"messages":[{"role":"user","content":%b}]' % items("5")),
-    "stops of numbers": chat_with(b'"messages":[],"stop":%b' % items("5")),
-    "tools of numbers": chat_with(b'"messages":[],"tools":%b' % items("5")),
-    "many messages": chat_with(TURNS),
-    "Anthropic's messages of numbers": (MESSAGES, chat_with(b'"max_tokens":5,"messages":%b' % items("5"))[1]),
-    "many of Anthropic's messages": (MESSAGES, chat_with(b'"max_tokens":5,' + TURNS)[1]),
-    "items of numbers": (RESPONSES, chat_with(b'"input":%b' % items("5"))[1]),
-    "items of objects": (RESPONSES, chat_with(b'"input":%b' % items("{}"))[1]),
-    "many items": (RESPONSES, chat_with(b'"input":%b' % items(TURN, TURN))[1]),
-    "allowed tools": dumped(CHAT, messages=HI, tools=FUNCTIONS, tool_choice=SOME_ALLOWED),
-    "allowed tools of responses": dumped(RESPONSES, input="Hi", tools=FLAT, tool_choice={**ALLOWED, "tools": FLAT}),
-    "many messages under an alias with caps": chat_with(TURNS, b"capped"),
-    "deep fields under an alias with caps": chat_with(ONE_TURN + b',"x":' + DEEP, b"capped"),
-    "many fields under an alias with caps": chat_with(ONE_TURN + b"," + MANY, b"capped"),
-    "many spaces under an alias with caps": chat_with(ONE_TURN + b" " * 900_000, b"capped"),
+BODIES_OF_1_MB = {
+    "many messages": b'{"model":"test:echo",%b}' % TURNS,
+    "many messages under an alias with caps": b'{"model":"capped",%b}' % TURNS,
+    "deep fields under an alias with caps": b'{"model":"capped",%b,"x":%b}' % (HERE, DEEP),
+    "many fields under an alias with caps": b'{"model":"capped",%b,%b}' % (HERE, MANY),
+    "many spaces under an alias with caps": b'{"model":"capped",%b%b}' % (HERE, b" " * 900_000),
 }
-assert all(len(body) < BODY_BYTES for _, body in BODIES_OF_1_MB.values())
+assert all(len(body) < BODY_BYTES for body in BODIES_OF_1_MB.values())
 
 
-def body_of_1_mb(path: str, body: bytes) -> Act:
+def body_of_1_mb(body: bytes) -> Act:
     def act(house: House) -> None:
         for _ in range(3):
-            assert status(house.ask(path, body)) < 500
+            assert status(house.ask(CHAT, body)) < 500
             time.sleep(0.03)  # so that no answer of another's waits for two of them
 
     return act
 
 
-for _name, (_path, _body) in BODIES_OF_1_MB.items():
-    attack(_name)(body_of_1_mb(_path, _body))
-
-
-@attack("names that are near to 10,000")
-def near_names(house: House) -> None:
-    for number in range(3):
-        assert status(house.ask(CHAT, {"model": f"{NEAR}{number}x", "messages": HI})) == 404
-        time.sleep(0.03)
+for _name, _body in BODIES_OF_1_MB.items():
+    attack(_name)(body_of_1_mb(_body))
 
 
 # --- what one backend does

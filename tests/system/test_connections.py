@@ -40,17 +40,13 @@ def test_stream_between_pipelined_answers(connection: socket.socket) -> None:
     assert received.index(DONE) < received.rindex(b"HTTP/1.1 200 OK")
 
 
-def test_connection_is_closed_where_the_client_asks(connection: socket.socket) -> None:
+@pytest.mark.parametrize(("extra", "version"), [("Connection: close\r\n", "1.1"), ("", "1.0")])
+def test_last_answer_comes_whole_before_the_end(connection: socket.socket, extra: str, version: str) -> None:
     with connection:
-        connection.sendall(request("echo", extra="Connection: close\r\n"))
-        assert b"connection: close" in read_to_end(connection)
-
-
-def test_older_clients_get_an_answer_and_the_end(connection: socket.socket) -> None:
-    with connection:
-        connection.sendall(request("echo", version="1.0"))
+        connection.sendall(request("echo", extra=extra, version=version))
         received = read_to_end(connection)
     assert b"200 OK" in received
+    assert b"connection: close" in received
     assert received.endswith(b"}")
 
 

@@ -1,6 +1,5 @@
 """Who may come in: tokens, addresses, sizes; nothing open by accident."""
 
-import asyncio
 import re
 import socket
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from typing import Any
 from unittest.mock import Mock
 
 import httpx
-import openai
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -20,7 +18,6 @@ from gateway.app import FEATURES
 from tests.support.gateways import TOKEN, Gateway, write_files
 from tests.support.ports import free_ports
 from tests.support.sockets import connect, read_to_end, read_until
-from tests.support.waiting import PATIENCE_SEC
 
 DOCS = {"/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png"}
 OPEN = {"/health", "/readyz", "/openapi.json", *DOCS}
@@ -91,23 +88,6 @@ def test_open_pages_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with TestClient(pages) as client:
         assert [client.get("/openapi.json").json() for _ in range(3)] == [{}] * 3
     assert made.call_count == 1
-
-
-@pytest.mark.parametrize(("key", "status"), [("x" * 20, 401), (TOKEN, 413)])
-def test_sdk_that_sends_more_than_it_may_reads_why(served: Gateway, key: str, status: int) -> None:
-    """It sends all before it reads. Also when its connections are kept: none of them is one that has ended."""
-
-    async def ask(client: openai.AsyncOpenAI) -> int:
-        with pytest.raises(openai.APIStatusError) as caught:
-            await client.chat.completions.create(model="fast", messages=[{"role": "user", "content": "x" * 5_000_000}])
-        return caught.value.status_code
-
-    async def test() -> list[int]:
-        url = f"http://127.0.0.1:{served.port}/v1"
-        async with openai.AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=PATIENCE_SEC) as client:
-            return await asyncio.gather(*(ask(client) for _ in range(8))) + [await ask(client) for _ in range(8)]
-
-    assert asyncio.run(test()) == [status] * 16
 
 
 @pytest.mark.parametrize(

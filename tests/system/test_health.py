@@ -122,14 +122,6 @@ async def test_an_answer_without_end_is_a_failure(monkeypatch: pytest.MonkeyPatc
         await peer.gone()
 
 
-async def test_silence_is_a_failure() -> None:
-    async with backend() as server, probed(server, longest=0.1) as one:
-        peer = await server.accept()
-        await peer.gone()
-        await until_async(lambda: one.last_check is not None)
-        assert (one.healthy, one.error) == (False, "/health did not answer within 0.1 s")
-
-
 SERVING = """
 import asyncio, sys
 import gateway.server

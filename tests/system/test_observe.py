@@ -26,11 +26,13 @@ CHAT = {"path": "/v1/chat/completions"}
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory, backend: Upstream) -> Iterator[Gateway]:
-    """A gateway whose backends are `test`, `mute` that tells no usage of streams, a `narrow` one, and one not there."""
+    """A gateway whose backends are `test`, one that is `mute` about usage, some with one slot, and one not there."""
     home = tmp_path_factory.mktemp("observed")
     others: dict[str, dict[str, Any]] = {
         "mute@here": {"stream_usage": False},
         "narrow@here": {"concurrency_limits": {"chat": 1}, "queue": {"max": 1, "timeout_sec": 60}},
+        "slow@here": {"concurrency_limits": {"chat": 1}, "cooldown_ms": 60_000},
+        "slower@here": {"concurrency_limits": {"chat": 1}, "cooldown_ms": 60_000},
         "gone@here": {"base_url": f"http://127.0.0.1:{NOBODYS}/v1", "optional": True},
     }
     write_files(home, backend.url, others)
@@ -152,13 +154,23 @@ def test_waiting_in_a_queue_is_seen(observed: Gateway, seen: Upstream) -> None:
             waiting = pool.submit(observed.chat, "narrow:echo")
             until(lambda: observed.value("gateway_queue_waiting", **narrow) == 1, "it does not wait")
             full = observed.chat("narrow:echo")
-            assert full.status_code == 429
+            assert (full.status_code, full.headers["retry-after"]) == (429, "5")
+            assert full.json()["error"]["code"] == "backend_overloaded"
             assert "queue of 1 is full" in full.json()["error"]["message"]
         answer = waiting.result()
     assert answer.status_code == 200
     entry = observed.entry_of(answer)
     assert 0 < entry["queued_ms"] < entry["duration_ms"]
     assert observed.value("gateway_queue_waiting", **narrow) == 0
+
+
+@pytest.mark.parametrize(("path", "name"), [("/v1/chat/completions", "slow"), ("/v1/messages", "slower")])
+def test_slot_cools_down_after_a_client_has_left(observed: Gateway, seen: Upstream, path: str, name: str) -> None:
+    """Until its backend has noticed, it would work for one more than its limit."""
+    with send(observed.port, path, {"model": f"{name}:hang", "max_tokens": 9, **HI}):
+        seen.wait_for(1)
+    assert observed.log_entry(lambda entry: entry.get("backend_class") == name)["abort_reason"] == "client_disconnected"
+    assert observed.chat(f"{name}:echo").status_code == 429
 
 
 def test_both_listeners_show_backends_process_and_loop(observed: Gateway) -> None:

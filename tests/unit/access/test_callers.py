@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sized
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
 from gateway.access.callers import is_hash, of_owner, shown
 from gateway.access.limits import SlidingWindow
+from gateway.access.tokens import Authenticator
 from gateway.access.usage import DAY_SEC, TokenUsage
 from gateway.app import schema
+from gateway.errors import ApiError
 from gateway.features.conversations.store import ResponseStore
 from gateway.features.music.jobs import Job, MusicJobs
 from gateway.storage import Database
@@ -135,3 +138,19 @@ async def test_counts_are_each_ones_own_in_both_releases(tmp_path: Path) -> None
     # What nobody can tell whose it is counts for both.
     await process({ONE: 307, OTHER: 107}, {ONE: 4, OTHER: 2}, OTHER)
     await process({ONE: 307, OTHER: 207}, {ONE: 4, OTHER: 3})
+
+
+@pytest.mark.parametrize("header", [b"authorization", b"x-api-key"])
+def test_nothing_is_kept_of_unknown_tokens(header: bytes) -> None:
+    authenticator = Authenticator([PAIR[0]])
+    begin = b"Bearer " if header == b"authorization" else b""
+
+    def identify(token: str) -> None:
+        authenticator.identify({"client": ("127.0.0.1", 1), "headers": []}, {header: begin + token.encode()})
+
+    identify(PAIR[0])
+    kept = [len(one) for one in vars(authenticator).values() if isinstance(one, Sized)]
+    for number in range(1_000):
+        with pytest.raises(ApiError, match="Invalid bearer token"):
+            identify(f"unknown-{number}")
+    assert kept == [len(one) for one in vars(authenticator).values() if isinstance(one, Sized)]
