@@ -215,18 +215,6 @@ def capped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway, 
             yield running, backend
 
 
-@pytest.mark.proves("/v1/chat/completions", "max_tokens", "temperature", "tools", backend="openai")
-def test_caps_of_an_alias_reach_the_backend(capped: tuple[Gateway, Upstream]) -> None:
-    running, backend = capped
-    assert running.chat("fast", max_tokens=50, temperature=0.9, top_p=0.3).status_code == 200
-    body = backend.seen[-1].json
-    assert (body["model"], body["max_tokens"], body["temperature"], body["top_p"]) == ("echo", 9, 0.5, 0.3)
-    refused = running.chat("fast", tools=[{"type": "function", "function": {"name": "f"}}])
-    assert refused.status_code == 400
-    assert refused.json()["error"]["param"] == "tools"
-    assert refused.json()["error"]["message"] == "tools not allowed for model alias 'fast'"
-
-
 @pytest.mark.parametrize(
     ("fields", "headers", "reason"),
     [

@@ -102,25 +102,6 @@ def test_models_of_a_token(policed: Gateway, seen: Upstream) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [
-        '"model":"echo","model":"fast"',
-        '"model":"fast","Model":"echo"',
-        '"mod\\u0065l":"echo","model":"fast"',
-        '"model":"fast","MODEL":"echo"',
-        '"model":"fast","max_tokens":9,"max_tokens":5',
-        '"model":"fast","tools":[{}],"Tools":[]',
-    ],
-)
-def test_no_second_model_passes_by_a_policy(policed: Gateway, seen: Upstream, fields: str) -> None:
-    with client(policed, token("bound")) as bot:
-        answer = bot.post("/v1/chat/completions", content=f"{{{fields},{MESSAGES}}}")
-    assert answer.status_code == 400, answer.text
-    assert answer.json()["error"]["param"] in fields
-    assert not seen.seen
-
-
-@pytest.mark.parametrize(
     "field", ['"fallbacks":["echo"]', '"models":["echo"]', '"extra_body":{"model":"echo"}', '"Fallbacks":["x"]']
 )
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/rerank"])
