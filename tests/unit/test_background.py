@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gateway import background
 from gateway.access.usage import TOKENS_MAX, TokenUsage
-from gateway.app import schema
 from gateway.backends.health import Prober
 from gateway.backends.usage import COUNT_MAX, count_of, usage_of
 from gateway.features.conversations.store import ResponseStore
@@ -24,9 +23,9 @@ from gateway.observe.linelog import LineLog
 from gateway.observe.metrics import LAG_BOUNDS, Histogram, Metrics
 from gateway.observe.settings import TraceSettings
 from gateway.observe.tracing import Tracer
-from gateway.storage import Database
 from opentelemetry.sdk.trace.export import SpanExportResult
 
+from tests.support.databases import opened
 from tests.support.registries import record, registry
 from tests.support.scripted import Run
 from tests.support.waiting import until_async
@@ -53,22 +52,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.background.failures", type(background.failures)())
 
 
-@asynccontextmanager
-async def opened(home: Path) -> AsyncIterator[Database]:
-    database = Database(home / "x.sqlite", schema())
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
 Case = Callable[[Path, pytest.MonkeyPatch], Any]
 
 
 async def token_usage(home: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.01)
-    async with opened(home) as database:
+    async with opened(home / "x.sqlite") as database:
         usage = TokenUsage()
         await usage.start(database)
         usage.spend("a", 5)
@@ -79,7 +68,7 @@ async def token_usage(home: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 async def token_usage_at_the_stop(home: Path, patch: pytest.MonkeyPatch) -> None:
-    async with opened(home) as database:
+    async with opened(home / "x.sqlite") as database:
         usage = TokenUsage()
         await usage.start(database)
         usage.spend("a", 5)
@@ -88,7 +77,7 @@ async def token_usage_at_the_stop(home: Path, patch: pytest.MonkeyPatch) -> None
 
 
 async def responses_sweep(home: Path, patch: pytest.MonkeyPatch) -> None:
-    async with opened(home) as database:
+    async with opened(home / "x.sqlite") as database:
         store = ResponseStore(database, 60, 1000)
         write = FailsOnce(database, "write", patch)
         await store.start()
@@ -125,7 +114,7 @@ async def prober(home: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 async def database_writer(home: Path, patch: pytest.MonkeyPatch) -> None:
-    async with opened(home) as database:
+    async with opened(home / "x.sqlite") as database:
         commit = FailsOnce(database, "_commit", patch)
         with pytest.raises(KeyError):
             await database.write(lambda _: None)
@@ -213,14 +202,14 @@ def test_an_absurd_count_is_absent(number: Any) -> None:
 async def test_what_was_spent_fits_the_database(tmp_path: Path) -> None:
     for _ in range(2):
         async with AsyncExitStack() as stack:
-            database = await stack.enter_async_context(opened(tmp_path))
+            database = await stack.enter_async_context(opened(tmp_path / "x.sqlite"))
             usage = TokenUsage()
             await usage.start(database)
             stack.push_async_callback(usage.stop)
             for _ in range(3):
                 usage.spend("a", 2**62)
             usage.spend("b", 1)
-        async with opened(tmp_path) as database:
+        async with opened(tmp_path / "x.sqlite") as database:
             rows = await database.read(lambda c: list(c.execute("SELECT caller, tokens FROM token_usage")))
     assert rows == [("a", TOKENS_MAX), ("b", 2)]
     assert background.failures == {}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Sized
-from contextlib import asynccontextmanager
+from collections.abc import Sized
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,12 +12,11 @@ from gateway.access.callers import is_hash, of_owner, shown
 from gateway.access.limits import SlidingWindow
 from gateway.access.tokens import Authenticator
 from gateway.access.usage import DAY_SEC, TokenUsage
-from gateway.app import schema
 from gateway.errors import ApiError
 from gateway.features.conversations.store import ResponseStore
 from gateway.features.music.jobs import Job, MusicJobs
-from gateway.storage import Database
 
+from tests.support.databases import opened
 from tests.support.last_release import last_release_file
 
 PAIR = ("test-token-of-a-pair-71532", "test-token-of-a-pair-103403")  # found by trying 100,000
@@ -32,16 +30,6 @@ def test_the_two_are_shown_as_one() -> None:
     assert is_hash(ONE)
     assert [shown(name) for name in ("name", SHOWN, ONE[:-1])] == ["name", SHOWN, ONE[:-1]]
     assert of_owner("name") == {"owner": "name", "shown": "name"}
-
-
-@asynccontextmanager
-async def opened(home: Path) -> AsyncIterator[Database]:
-    database = Database(home / "gateway.sqlite", schema())
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.close()
 
 
 def as_before(response_id: str, owner: str) -> tuple[str, tuple[object, ...]]:
@@ -62,7 +50,7 @@ async def test_rows_are_each_ones_own_and_those_of_the_release_before_stay(tmp_p
     with last_release_file(tmp_path / "gateway.sqlite") as connection:
         connection.execute(*as_before("resp_old", SHOWN))
         connection.execute(JOB_BEFORE, ("music-old", later, "old.mp3", SHOWN))
-    async with opened(tmp_path) as database:
+    async with opened(tmp_path / "gateway.sqlite") as database:
         store = ResponseStore(database, 60, 10_000)
         jobs = MusicJobs(database, ttl_sec=60, most=9, most_per_owner=9)
         await store.put(ONE, {"id": "resp_new", "output": []}, [])
@@ -86,7 +74,7 @@ async def test_rows_are_each_ones_own_and_those_of_the_release_before_stay(tmp_p
 
 
 async def test_each_evicts_its_own(tmp_path: Path) -> None:
-    async with opened(tmp_path) as database:
+    async with opened(tmp_path / "gateway.sqlite") as database:
         store = ResponseStore(database, 60, 4 * 60)
         await database.write(lambda c: c.execute(*as_before("resp_old", SHOWN)))
         await store.put(ONE, {"id": "resp_one", "output": []}, [])
@@ -106,7 +94,7 @@ async def test_counts_are_each_ones_own_in_both_releases(tmp_path: Path) -> None
     slot = int(now * 4) - 8
 
     async def process(tokens: dict[str, int], requests: dict[str, int], *spends: str) -> None:
-        async with opened(tmp_path) as database:
+        async with opened(tmp_path / "gateway.sqlite") as database:
             usage = TokenUsage(lambda: now, lambda: 1_000.0)
             usage.windows = {ONE: SlidingWindow(99), OTHER: SlidingWindow(99)}
             await usage.start(database)
@@ -119,7 +107,7 @@ async def test_counts_are_each_ones_own_in_both_releases(tmp_path: Path) -> None
 
     async def release_before() -> tuple[int, int]:
         """Spends 7 in one request; what it has counted before that."""
-        async with opened(tmp_path) as database:
+        async with opened(tmp_path / "gateway.sqlite") as database:
             seen = await database.read(
                 lambda c: (
                     c.execute("SELECT tokens FROM token_usage WHERE caller = ?", (SHOWN,)).get,
