@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,24 +15,15 @@ from uvicorn.server import ServerState
 WHOLE = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nok"
 
 
-class Timer:
-    def __init__(self, due: float, callback: Any, arguments: tuple[Any, ...]) -> None:
-        self.due = due
-        self.cancelled = False
-        self.run: Callable[[], object] = lambda: callback(*arguments)
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
 class Connection:
     """A protocol; `mock` is its transport and its event loop, and `unsent` bytes wait in its buffer."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.unsent = 0
-        self.timers: list[Timer] = []
+        self.timers: list[asyncio.TimerHandle] = []
         self.mock = mock = Mock()
+        mock.get_debug.return_value = False
         mock.time = lambda: self.now
         mock.call_at = self._call_at
         mock.call_later = lambda delay, *callback: self._call_at(self.now + delay, *callback)
@@ -46,8 +37,8 @@ class Connection:
         self.protocol = Protocol(config, ServerState(), {}, mock)
         self.protocol.connection_made(mock)
 
-    def _call_at(self, due: float, callback: Any, *arguments: Any) -> Timer:
-        self.timers.append(Timer(due, callback, arguments))
+    def _call_at(self, due: float, callback: Any, *arguments: Any) -> asyncio.TimerHandle:
+        self.timers.append(asyncio.TimerHandle(due, callback, arguments, self.mock))
         return self.timers[-1]
 
     def receive(self, data: bytes, *, answered: bool = False) -> None:
@@ -58,11 +49,11 @@ class Connection:
     def pass_time(self, seconds: float) -> None:
         """Runs what becomes due, in its order."""
         end = self.now + seconds
-        while due := [timer for timer in self.timers if timer.due <= end and not timer.cancelled]:
-            timer = min(due, key=lambda one: one.due)
+        while due := [timer for timer in self.timers if timer.when() <= end and not timer.cancelled()]:
+            timer = min(due, key=asyncio.TimerHandle.when)
             self.timers.remove(timer)
-            self.now = max(self.now, timer.due)
-            timer.run()
+            self.now = max(self.now, timer.when())
+            timer._callback(*timer._args)  # type: ignore[attr-defined]  # so that its errors are the test's
         self.now = end
 
 
