@@ -1,7 +1,8 @@
-"""The product roles, played by Ansible on this machine below a temporary directory.
+"""The product roles, played by Ansible on this machine below a temporary directory; a case is a host of each play.
 
 The roles `service` and `release`, which have tests of their own, are replaced: the one writes down what it was given,
-the other selects this interpreter's environment, so that `gateway check` is the real one.
+the other selects this interpreter's environment, so that `gateway check` is the real one. The tests are steps in the
+order of this file, and each fixture is one run after the other.
 """
 
 from __future__ import annotations
@@ -15,43 +16,80 @@ from typing import Any
 
 import pytest
 import yaml
+from catalog import backends
 
 from tests.support.ansible_run import ROOT, Run, ansible_playbook
+from tests.support.services import CATALOG, EXPECTED
+
+pytestmark = pytest.mark.xdist_group("products")
 
 SHIPPED = (ROOT / "files/model_aliases.json").read_text()
 OWN_ALIASES = '{"aliases": {"default": {"backend": "llamacpp", "model": "mine"}}}\n'
 SECRET = "http://secret-proxy.example"
+TOKEN, LATER_TOKEN = "it's-a-token-of-the-operator", "another-token-of-this-test"
 
-INVENTORY = """
-all:
-  hosts:
-    box1: {ansible_connection: local}
-    box2: {ansible_host: 10.1.2.3}
-  children:
-    gateway: {hosts: {box1: }}
-    gateway_embed: {hosts: {box1: }}
-    llamacpp: {hosts: {box1: , box2: }}
-"""
+# `tuned` is what an operator chose, `misplaced` and `lacking` are refused; box2 is elsewhere and is not played.
+CASES: dict[str, dict[str, Any]] = {
+    "box1": {},
+    "tuned": {
+        "gateway_bearer_token": TOKEN,
+        "gateway_settings": {
+            "MAX_REQUEST_BYTES": 5000,
+            "METRICS_ENABLED": False,
+            "OLLAMA_BASE_URL": "http://by-name.example:11434",
+        },
+        "gateway_shutdown_timeout": 5,
+        "appliance_services_override": {"gateway": {"port": 18800, "allow_from": ["10.0.0.0/8"]}},
+        "llamacpp_threads": 3,
+        "llamacpp_parallel": 2,
+        "llamacpp_context_size": 512,
+        "llamacpp_model_path": "/srv/models/own.gguf",
+        "llamacpp_model_name": "own",
+        "gateway_embed_threads": 2,
+    },
+    "misplaced": {
+        "gateway_settings": {"GATEWAY_PORT": 9000, "MAX_REQUEST_BYTES": 1, "GATEWAY_TLS_KEY_PATH": "/etc/key.pem"}
+    },
+    "lacking": {"appliance_python": "/bin/false"},
+}
+GROUPS = {"gateway": ["box1"], "gateway_embed": ["box1"], "llamacpp": ["box1", "box2"]}
 
+# What site.yml calls of each role, in this order.
+PREFLIGHT = [(role, "preflight") for role in EXPECTED if (ROOT / f"roles/{role}/tasks/preflight.yml").exists()]
+MAIN = [(role, "main") for role in EXPECTED]
 PLAY = """
-- hosts: box1
+- hosts: all:!box2
   gather_facts: false
   tasks:
     - ansible.builtin.include_role:
-        name: "{{ product }}"
-        tasks_from: "{{ item }}"
-      loop: "{{ entry_points[product] }}"
+        name: "{{ item[0] }}"
+        tasks_from: "{{ item[1] }}"
+      loop: "{{ entry_points }}"
 """
 
-# What site.yml calls of each role, in this order; gateway_embed has nothing to refuse.
-ENTRY_POINTS = {"gateway": ["preflight", "main"], "llamacpp": ["preflight", "main"], "gateway_embed": ["main"]}
-REMOVE: dict[str, Any] = {"entry_points": {product: ["main"] for product in ENTRY_POINTS}, "product_state": "absent"}
+# Makes a file with a text, a link to a target, or neither; on the control node, which here is the host as well.
+STAND_IN = """
+from pathlib import Path
+from ansible.plugins.action import ActionBase
 
-DOUBLES = {
-    "service/tasks/main.yml": """
-- ansible.builtin.copy:
-    dest: "{{ appliance_root }}/{{ service_name }}.json"
-    content: >-
+class ActionModule(ActionBase):
+    def run(self, tmp=None, task_vars=None):
+        path, text, target = (self._task.args.get(name) for name in ("path", "text", "target"))
+        path = Path(path)
+        found = (str(path.readlink()) if path.is_symlink() else path.read_text()) if path.exists() else None
+        if found == (text or target) or self._task.check_mode:
+            return {"changed": found != (text or target)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_text(text) if text else path.symlink_to(target) if target else None
+        return {"changed": True}
+"""
+STAND_INS = {
+    "action_plugins/stand_in.py": STAND_IN,
+    "roles/service/tasks/main.yml": """
+- stand_in:
+    path: "{{ appliance_root }}/{{ service_name }}.json"
+    text: >-
       {{ {'state': service_state | default('present'), 'argv': service_argv | default([]),
           'environment': service_environment | default({}), 'reads': service_reads | default([]),
           'reloads': service_reloads | default([]),
@@ -59,130 +97,139 @@ DOUBLES = {
           'stop_timeout': service_stop_timeout | default(15),
           'exceptions': service_sandbox_exceptions | default([])} | to_json }}
 """,
-    "release/tasks/main.yml": """
-- ansible.builtin.file:
-    path: "{{ appliance_lib }}/{{ release_name }}"
-    state: directory
-- ansible.builtin.file:
-    src: "{{ omit if release_state | default('present') == 'absent' else environment_of_the_tests }}"
+    "roles/release/tasks/main.yml": """
+- stand_in:
     path: "{{ appliance_lib }}/{{ release_name }}/env"
-    state: "{{ 'absent' if release_state | default('present') == 'absent' else 'link' }}"
+    target: "{{ omit if release_state | default('present') == 'absent' else environment_of_the_tests }}"
 """,
 }
 
 
-class Project:
-    """A checkout's playbook directory and an inventory of its own; everything on the host is below `root`."""
+class Host:
+    """What the runs left of one host, below a directory."""
 
-    def __init__(self, path: Path) -> None:
-        self.root = path / "root"
-        self.inventory = path / "inventory"
-        self.app = self.root / "var/lib/gateway/app"
-        self.token_file = self.inventory / "secrets/gateway_token"
-        self._path = path
-        self.root.mkdir()
-        (self.inventory / "files").mkdir(parents=True)
-        (self.inventory / "hosts.yml").write_text(INVENTORY)
-        (path / "group_vars").symlink_to(ROOT / "playbooks/group_vars")
-        (path / "play.yml").write_text(PLAY)
-        for name, text in DOUBLES.items():
-            (path / "doubles" / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / "doubles" / name).write_text(text)
-
-    def play(self, product: str = "gateway", *arguments: str, **variables: Any) -> Run:
-        """One run that ends well."""
-        return self._run(product, *arguments, **variables).succeeded()
-
-    def refusal(self, product: str = "gateway", *arguments: str, **variables: Any) -> str:
-        """The message of the task that ends a run, without Ansible's YAML around it."""
-        run = self._run(product, *arguments, **variables)
-        assert run.status != 0, run.output
-        return re.sub(r"\s+", " ", run.output[run.output.index("fatal: [box1]") :])
-
-    def _run(self, product: str, *arguments: str, **variables: Any) -> Run:
-        """As loud as it can be. No secret may be in its output."""
-        given = {
-            "product": product,
-            "entry_points": ENTRY_POINTS,
-            "appliance_mode": "rootless",
-            "appliance_root": str(self.root),
-            "ansible_python_interpreter": sys.executable,
-            "environment_of_the_tests": sys.prefix,
-            **variables,
-        }
-        loud = ("-e", json.dumps(given), "-vvv", "--diff", *arguments)
-        run = ansible_playbook(self._path / "play.yml", *loud, inventory=self.inventory / "hosts.yml")
-        for secret in self._secrets(variables):
-            assert secret not in run.output
-        return run
-
-    def _secrets(self, variables: dict[str, Any]) -> list[str]:
-        token = self.token_file.read_text().strip() if self.token_file.exists() else None
-        chosen = variables.get("gateway_bearer_token")
-        return [secret for secret in (token, chosen, SECRET) if secret]
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lib = root / "var/lib"
+        self.app = self.lib / "gateway/app"
 
     def definition(self, service: str = "gateway") -> dict[str, Any]:
         """What the role `service` was given."""
         content: dict[str, Any] = json.loads((self.root / f"{service}.json").read_text())
         return content
 
+    def files(self) -> dict[str, str]:
+        return {path.name: path.read_text() for path in self.app.iterdir()}
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.setenv("ANSIBLE_ROLES_PATH", f"{tmp_path / 'doubles'}:{ROOT / 'roles'}")
-    return Project(tmp_path)
+
+class Project:
+    """A checkout's playbook directory and an inventory of its own, with a directory for each host."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self.hosts = {name: Host(place / "hosts" / name) for name in CASES}
+        self.inventory = place / "inventory"
+        self.token_file = self.inventory / "secrets/gateway_token"
+        (self.inventory / "files").mkdir(parents=True)
+        (place / "group_vars").symlink_to(ROOT / "playbooks/group_vars")
+        (place / "play.yml").write_text(PLAY)
+        for name, text in STAND_INS.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text(text)
+        self.secrets = {SECRET, TOKEN, LATER_TOKEN}
+
+    def play(self, *names: str, check: bool = False, remove: bool = False, **changes: dict[str, Any]) -> Run:
+        """One run on these hosts, with changes to their variables and as loud as it can be; it shows no secret."""
+        common = {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            "appliance_mode": "rootless",
+            "environment_of_the_tests": sys.prefix,
+            "entry_points": MAIN if remove else [*PREFLIGHT, *MAIN],
+            "product_state": "absent" if remove else "present",
+        }
+        hosts = {
+            name: common | {"appliance_root": str(host.root)} | CASES[name] | changes.get(name, {})
+            for name, host in self.hosts.items()
+        }
+        hosts["box2"] = {"ansible_host": "10.1.2.3"}
+        groups = {group: {"hosts": dict.fromkeys(members)} for group, members in GROUPS.items()}
+        file = self.inventory / "hosts.yml"
+        file.write_text(json.dumps({"all": {"hosts": hosts, "children": groups}}))
+        loud = ["-vvv", "--diff", "--limit", ",".join(names), *(["--check"] if check else [])]
+        roles = {"ANSIBLE_ROLES_PATH": f"{self._place / 'roles'}:{ROOT / 'roles'}"}
+        run = ansible_playbook(self._place / "play.yml", *loud, inventory=file, environment=roles)
+        self.secrets |= {self.token_file.read_text().strip()} if self.token_file.exists() else set()
+        assert [secret for secret in self.secrets if secret in run.output] == []
+        return run
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return Project(tmp_path_factory.mktemp("products"))
+
+
+@pytest.fixture(scope="module")
+def box1(project: Project) -> Host:
+    return project.hosts["box1"]
+
+
+@pytest.fixture(scope="module")
+def tuned(project: Project) -> Host:
+    return project.hosts["tuned"]
+
+
+@pytest.fixture(scope="module")
+def dry(project: Project) -> Run:
+    return project.play("box1", "tuned", check=True).succeeded()
+
+
+@pytest.fixture(scope="module")
+def first(project: Project, dry: Run) -> Run:
+    return project.play(*CASES)
+
+
+@pytest.fixture(scope="module")
+def edited(project: Project, first: Run) -> Run:
+    """The same again, after edits on the host box1 and in the inventory's files."""
+    host = project.hosts["box1"]
+    (host.app / "model_aliases.json").write_text(OWN_ALIASES)
+    with (host.app / ".env").open("a") as env:
+        env.write(f"SOME_PROXY='{SECRET}'\n")
+    return project.play("box1", "tuned").succeeded()
+
+
+def said(run: Run, host: str) -> str:
+    """The message of the task that ends a run, without Ansible's YAML around it."""
+    return re.sub(r"\s+", " ", run.said(host))
 
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_gateway_from_a_bare_host_to_a_converged_one(project: Project) -> None:
-    dry = project.play("gateway", "--check")
-    assert dry.changed > 0
+def test_check_mode_of_a_bare_host_writes_nothing(project: Project, dry: Run) -> None:
+    assert all(dry.counts(name)["changed"] for name in ("box1", "tuned"))
     assert not project.token_file.exists()
-    assert list(project.root.iterdir()) == []
+    assert not (project._place / "hosts").exists()
 
-    project.play()
+
+def test_the_gateways_files_and_definition(project: Project, box1: Host, first: Run) -> None:
+    assert first.counts("box1")["failed"] == 0, first.output
     token = project.token_file.read_text()
     assert re.fullmatch(r"[A-Za-z0-9_-]{43}\n", token)
     assert mode(project.token_file) == 0o600
-    env = (project.app / ".env").read_text().splitlines()
-    assert env[-1] == f"GATEWAY_BEARER_TOKEN='{token.strip()}'"
-    assert (project.app / "model_aliases.json").read_text() == SHIPPED
+    assert box1.files()[".env"].splitlines()[-1] == f"GATEWAY_BEARER_TOKEN='{token.strip()}'"
+    assert box1.files()["model_aliases.json"] == SHIPPED
     for name in (".env", "model_aliases.json", "token_policies.json", "backends.yaml"):
-        assert mode(project.app / name) == 0o640
-    assert mode(project.app) == 0o755
-    assert yaml.safe_load((project.app / "backends.yaml").read_text()) == {"backends": BACKENDS}
-    assert project.definition() == gateway_definition(project.root / "var/lib/gateway")
-
-    assert project.play().changed == 0
-    assert project.play("gateway", "--check").changed == 0
-    assert project.token_file.read_text() == token
-
-
-LLAMACPP = {
-    "class": "llamacpp",
-    "protocol": "llamacpp",
-    "description": "llama.cpp with a small model inside, the default on every machine",
-    "supported_capabilities": ["chat", "completions"],
-    "concurrency_limits": {"chat": 4, "completions": 4},
-    "health": {"liveness": "/health", "readiness": "/health"},
-    "optional": False,
-}
-BACKENDS = {
-    "gateway_embed@box1": {
-        "class": "gateway_embed",
-        "base_url": "http://127.0.0.1:8802/v1",
-        "description": "Sentence embeddings on the CPU, no network needed",
-        "supported_capabilities": ["embeddings"],
-        "concurrency_limits": {"embeddings": 4},
-        "health": {"liveness": "/health", "readiness": "/health"},
-        "optional": True,
-    },
-    "llamacpp@box1": {**LLAMACPP, "base_url": "http://127.0.0.1:8088/v1"},
-    "llamacpp@box2": {**LLAMACPP, "base_url": "http://10.1.2.3:8088/v1"},
-}
+        assert mode(box1.app / name) == 0o640
+    assert mode(box1.app) == 0o755
+    hostvars = {"box1": {"appliance_services": CATALOG}}
+    hostvars["box2"] = hostvars["box1"] | {"ansible_host": "10.1.2.3"}
+    document = backends(CATALOG, GROUPS, hostvars, "box1")
+    assert yaml.safe_load(box1.files()["backends.yaml"]) == document
+    assert len(document["backends"]) == 3
+    assert box1.definition() == gateway_definition(box1.lib / "gateway")
 
 
 def gateway_definition(home: Path) -> dict[str, Any]:
@@ -211,26 +258,14 @@ def gateway_definition(home: Path) -> dict[str, Any]:
     }
 
 
-def test_what_the_operator_chose_for_the_gateway(project: Project) -> None:
-    hosts = project.inventory / "hosts.yml"
-    hosts.write_text(INVENTORY.replace("10.1.2.3", "box2.example"))
-    (project.inventory / "files/model_aliases.json").write_text(OWN_ALIASES)
-    token = "it's-a-token-of-the-operator"
-    project.play(
-        gateway_bearer_token=token,
-        gateway_settings={"MAX_REQUEST_BYTES": 5000, "METRICS_ENABLED": False, "IP_ALLOWLIST": "10.0.0.0/8"},
-        gateway_shutdown_timeout=5,
-        appliance_services_override={"gateway": {"port": 18800, "allow_from": ["10.0.0.0/8"]}},
-    )
-    assert (project.app / ".env").read_text().splitlines()[1:] == [
+def test_what_the_operator_chose_for_the_gateway(tuned: Host, first: Run) -> None:
+    assert tuned.files()[".env"].splitlines()[1:] == [
         r"GATEWAY_BEARER_TOKEN='it\'s-a-token-of-the-operator'",
-        "IP_ALLOWLIST='10.0.0.0/8'",
         "MAX_REQUEST_BYTES='5000'",
         "METRICS_ENABLED='false'",
+        "OLLAMA_BASE_URL='http://by-name.example:11434'",
     ]
-    assert not project.token_file.exists()
-    assert (project.app / "model_aliases.json").read_text() == OWN_ALIASES
-    definition = project.definition()
+    definition = tuned.definition()
     environment = definition["environment"]
     assert (environment["GATEWAY_HOST"], environment["GATEWAY_PORT"]) == ("0.0.0.0", "18800")
     assert environment["OBSERVABILITY_HOST"] == "127.0.0.1"
@@ -238,104 +273,78 @@ def test_what_the_operator_chose_for_the_gateway(project: Project) -> None:
     assert definition["peers"] == ["any"]  # a backend that is known by name may be at any address
 
 
-def test_settings_that_are_made_elsewhere_are_refused_before_anything_is_installed(project: Project) -> None:
-    settings = {"GATEWAY_PORT": 9000, "MAX_REQUEST_BYTES": 1, "GATEWAY_TLS_KEY_PATH": "/etc/key.pem"}
-    refusal = project.refusal(gateway_settings=settings)
-    assert "GATEWAY_PORT, GATEWAY_TLS_KEY_PATH: set the token by gateway_bearer_token, listeners by" in refusal
-    assert list(project.root.iterdir()) == []
-
-
-def test_edits_on_the_host_are_kept_until_the_operator_says_otherwise(project: Project) -> None:
-    project.play()
-    aliases, env = project.app / "model_aliases.json", project.app / ".env"
-    before = env.read_text()
-    aliases.write_text(OWN_ALIASES)
-    env.write_text(before + f"SOME_PROXY='{SECRET}'\n")
-    kept = project.play()
-    assert kept.changed == 0
-    assert (aliases.read_text(), env.read_text()) == (OWN_ALIASES, before + f"SOME_PROXY='{SECRET}'\n")
-    assert "model_aliases.json: edited on the host and kept" in kept.output
-    assert "-e gateway_config_overwrite=model_aliases.json" in kept.output
-    assert "other values, not shown, of: SOME_PROXY" in kept.output
-
-    project.token_file.write_text("another-token-of-this-test\n")
-    replaced = project.play("gateway", "-e", "gateway_config_overwrite=.env,model_aliases.json")
-    assert replaced.changed == 1
-    assert aliases.read_text() == SHIPPED
-    assert env.read_text().endswith("GATEWAY_BEARER_TOKEN='another-token-of-this-test'\n")
-    assert "other values, not shown, of: GATEWAY_BEARER_TOKEN" in replaced.output
-    assert before.split("'")[1] not in replaced.output
-
-
-def test_what_the_gateway_refuses_is_not_written_and_nothing_restarts(project: Project) -> None:
-    project.play()
-    before = {path.name: path.read_bytes() for path in project.app.iterdir()}
-    definition = project.definition()
-    override = {"gateway": {"port": 18800}, "llamacpp": {"port": 18088}}
-    refusal = project.refusal(gateway_bearer_token="abc", appliance_services_override=override)
-    assert "GATEWAY_BEARER_TOKEN is 3 characters long" in refusal
-    assert {path.name: path.read_bytes() for path in project.app.iterdir()} == before
-    assert project.definition() == definition
-
-
-def test_removal_of_the_gateway_keeps_what_was_edited(project: Project) -> None:
-    project.play()
-    (project.app / "model_aliases.json").write_text(OWN_ALIASES)
-    project.play(**REMOVE)
-    assert project.definition()["state"] == "absent"
-    assert not (project.root / "var/lib/gateway/env").exists()
-    assert sorted(path.name for path in project.app.iterdir()) == [".written.json", "model_aliases.json"]
-    assert project.play("gateway", "--check", **REMOVE).changed == 0
-
-
-def test_llamacpp(project: Project) -> None:
-    assert project.play("llamacpp", "--check").changed > 0
-    assert list(project.root.iterdir()) == []
-
-    project.play("llamacpp")
-    home = project.root / "var/lib/llamacpp"
-    definition = project.definition("llamacpp")
+def test_definitions_of_the_backends(box1: Host, tuned: Host, first: Run) -> None:
+    home = box1.lib / "llamacpp"
     launcher = f"{home}/app/llamacpp_server.py"
+    definition = box1.definition("llamacpp")
     assert definition["argv"] == [
         *(f"{home}/env/bin/python", "-I", launcher, "--host", "127.0.0.1", "--port", "8088"),
         *("--model-name", "smollm2-135m-instruct", "--context-size", "4096", "--parallel", "4"),
     ]
     assert definition["reads"] == [f"{home}/env", launcher]
     assert (definition["exceptions"], definition["writable"]) == ([], [])
-    assert project.play("llamacpp", "--check").changed == 0
-
-    tuned = {"llamacpp_threads": 3, "llamacpp_parallel": 2, "llamacpp_context_size": 512}
-    named = {"llamacpp_model_path": "/srv/models/own.gguf", "llamacpp_model_name": "own"}
-    project.play("llamacpp", **tuned, **named)
-    assert project.definition("llamacpp")["argv"][7:] == [
+    assert tuned.definition("llamacpp")["argv"][7:] == [
         *("--model-name", "own", "--context-size", "512", "--parallel", "2"),
         *("--threads", "3", "--model", "/srv/models/own.gguf"),
     ]
-    project.play("llamacpp", **REMOVE)
-    assert list(home.iterdir()) == []
-
-
-def test_llamacpp_says_what_to_type_when_its_library_is_missing(project: Project, tmp_path: Path) -> None:
-    python = tmp_path / "python-without-libgomp"
-    python.write_text("#!/bin/sh\nexit 1\n")
-    python.chmod(0o755)
-    refusal = project.refusal("llamacpp", appliance_python=str(python))
-    assert "box1: llama.cpp needs libgomp.so.1; type: sudo apt-get install libgomp1" in refusal
-    assert list(project.root.iterdir()) == []
-
-
-def test_the_embedder(project: Project) -> None:
-    assert project.play("gateway_embed", "--check").changed > 0
-    assert list(project.root.iterdir()) == []
-
-    project.play("gateway_embed")
-    home = project.root / "var/lib/gateway-embed"
-    definition = project.definition("gateway_embed")
-    command = [f"{home}/env/bin/gateway-embed", "--host", "127.0.0.1", "--port", "8802"]
-    assert definition["argv"] == command
+    home = box1.lib / "gateway-embed"
+    definition = box1.definition("gateway_embed")
+    assert definition["argv"] == [f"{home}/env/bin/gateway-embed", "--host", "127.0.0.1", "--port", "8802"]
     assert (definition["reads"], definition["exceptions"]) == ([f"{home}/env"], ["procfs"])
+    assert tuned.definition("gateway_embed")["argv"][5:] == ["--threads", "2"]
 
-    project.play("gateway_embed", gateway_embed_threads=2)
-    assert project.definition("gateway_embed")["argv"] == [*command, "--threads", "2"]
-    project.play("gateway_embed", **REMOVE)
-    assert list(home.iterdir()) == []
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("misplaced", "GATEWAY_PORT, GATEWAY_TLS_KEY_PATH: set the token by gateway_bearer_token, listeners by"),
+        ("lacking", "lacking: llama.cpp needs libgomp.so.1; type: sudo apt-get install libgomp1"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_installed(
+    project: Project, first: Run, name: str, reason: str
+) -> None:
+    assert reason in said(first, name)
+    assert not project.hosts[name].root.exists()
+
+
+def test_edits_on_the_host_are_kept_and_named(box1: Host, edited: Run) -> None:
+    assert edited.changed == 0
+    assert box1.files()["model_aliases.json"] == OWN_ALIASES
+    assert box1.files()[".env"].endswith(f"SOME_PROXY='{SECRET}'\n")
+    assert "model_aliases.json: edited on the host and kept" in edited.output
+    assert "-e gateway_config_overwrite=model_aliases.json" in edited.output
+    assert "other values, not shown, of: SOME_PROXY" in edited.output
+
+
+def test_edits_are_replaced_when_asked_for_and_what_the_gateway_refuses_is_not_written(
+    project: Project, box1: Host, tuned: Host, edited: Run
+) -> None:
+    (project.inventory / "files/model_aliases.json").write_text(aliases := OWN_ALIASES.replace("mine", "theirs"))
+    project.token_file.unlink()
+    overwritten = {"gateway_config_overwrite": ".env,model_aliases.json", "gateway_bearer_token": LATER_TOKEN}
+    moved = {"gateway": {"port": 18801}, "llamacpp": {"port": 18088}}
+    refused = {"gateway_bearer_token": "abc", "appliance_services_override": moved}
+    before, definition = tuned.files(), tuned.definition()
+    run = project.play("box1", "tuned", box1=overwritten, tuned=refused)
+
+    assert (run.counts("box1")["failed"], run.counts("box1")["changed"]) == (0, 1)
+    assert box1.files()["model_aliases.json"] == aliases
+    assert box1.files()[".env"].endswith(f"GATEWAY_BEARER_TOKEN='{LATER_TOKEN}'\n")
+    assert "other values, not shown, of: GATEWAY_BEARER_TOKEN" in run.output
+    assert not project.token_file.exists(), "the operator's own is used"
+
+    assert "GATEWAY_BEARER_TOKEN is 3 characters long" in said(run, "tuned")
+    assert (tuned.files(), tuned.definition()) == (before, definition)
+
+
+def test_removal_keeps_what_was_edited(project: Project, box1: Host, tuned: Host, edited: Run) -> None:
+    (tuned.app / "model_aliases.json").write_text(SHIPPED + "\n")
+    project.play("box1", "tuned", remove=True).succeeded()
+    for service in EXPECTED:
+        assert box1.definition(service)["state"] == "absent"
+        assert list((box1.lib / CATALOG[service]["unit"]).iterdir()) == []
+    assert not (tuned.lib / "gateway/env").exists()
+    assert sorted(tuned.files()) == [".written.json", "model_aliases.json"]
+    assert not project.token_file.exists(), "removal makes no token"
+    assert project.play("box1", "tuned", check=True, remove=True).succeeded().changed == 0
