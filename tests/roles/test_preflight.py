@@ -436,7 +436,7 @@ def refusals(tmp_path: Path, variables: dict[str, Any], groups: dict[str, Any] |
         "appliance_root": str(tmp_path / "root"),
         **variables,
     }
-    children = dict.fromkeys(CATALOG, {"hosts": {"box1": None}}) | (groups or {})
+    children = {key: {"hosts": {"box1": None}} for key in CATALOG} | (groups or {})
     inventory = tmp_path / "inventory.yml"
     inventory.write_text(yaml.safe_dump({"all": {"hosts": {"box1": host}, "children": children}}))
     json_lines = {"ANSIBLE_CALLBACK_RESULT_FORMAT": "json"}

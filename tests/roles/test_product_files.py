@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import stat
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-MODULE = Path(__file__).parents[2] / "roles/product/library/product_files.py"
+from tests.support.ansible_run import ROOT, run_module
+
+MODULE = ROOT / "roles/product/library/product_files.py"
 GATEWAY = Path(sys.executable).parent / "gateway"
 
 TOKEN = "a-token-for-this-test"
@@ -53,16 +54,8 @@ class Host:
             "_ansible_diff": True,
             **options,
         }
-        done = subprocess.run(
-            [sys.executable, MODULE],
-            input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "Traceback" not in done.stdout + done.stderr
-        assert TOKEN not in done.stdout
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer = run_module(MODULE, arguments)
+        assert TOKEN not in str(answer)
         return answer
 
     def text(self, name: str = "model_aliases.json") -> str:

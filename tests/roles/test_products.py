@@ -18,7 +18,7 @@ import pytest
 import yaml
 from catalog import backends
 
-from tests.support.ansible_run import ROOT, Run, ansible_playbook
+from tests.support.ansible_run import ROOT, STAND_IN, Run, ansible_playbook
 from tests.support.services import CATALOG, EXPECTED
 
 pytestmark = pytest.mark.xdist_group("products")
@@ -67,26 +67,8 @@ PLAY = """
       loop: "{{ entry_points }}"
 """
 
-# Makes a file with a text, a link to a target, or neither; on the control node, which here is the host as well.
-STAND_IN = """
-from pathlib import Path
-from ansible.plugins.action import ActionBase
-
-class ActionModule(ActionBase):
-    def run(self, tmp=None, task_vars=None):
-        path, text, target = (self._task.args.get(name) for name in ("path", "text", "target"))
-        path = Path(path)
-        found = (str(path.readlink()) if path.is_symlink() else path.read_text()) if path.exists() else None
-        if found == (text or target) or self._task.check_mode:
-            return {"changed": found != (text or target)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        path.write_text(text) if text else path.symlink_to(target) if target else None
-        return {"changed": True}
-"""
 STAND_INS = {
-    "action_plugins/stand_in.py": STAND_IN,
-    "roles/service/tasks/main.yml": """
+    "service/tasks/main.yml": """
 - stand_in:
     path: "{{ appliance_root }}/{{ service_name }}.json"
     text: >-
@@ -97,7 +79,7 @@ STAND_INS = {
           'stop_timeout': service_stop_timeout | default(15),
           'exceptions': service_sandbox_exceptions | default([])} | to_json }}
 """,
-    "roles/release/tasks/main.yml": """
+    "release/tasks/main.yml": """
 - stand_in:
     path: "{{ appliance_lib }}/{{ release_name }}/env"
     target: "{{ omit if release_state | default('present') == 'absent' else environment_of_the_tests }}"
@@ -134,8 +116,8 @@ class Project:
         (place / "group_vars").symlink_to(ROOT / "playbooks/group_vars")
         (place / "play.yml").write_text(PLAY)
         for name, text in STAND_INS.items():
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / name).write_text(text)
+            (place / "roles" / name).parent.mkdir(parents=True)
+            (place / "roles" / name).write_text(text)
         self.secrets = {SECRET, TOKEN, LATER_TOKEN}
 
     def play(self, *names: str, check: bool = False, remove: bool = False, **changes: dict[str, Any]) -> Run:
@@ -157,8 +139,8 @@ class Project:
         file = self.inventory / "hosts.yml"
         file.write_text(json.dumps({"all": {"hosts": hosts, "children": groups}}))
         loud = ["-vvv", "--diff", "--limit", ",".join(names), *(["--check"] if check else [])]
-        roles = {"ANSIBLE_ROLES_PATH": f"{self._place / 'roles'}:{ROOT / 'roles'}"}
-        run = ansible_playbook(self._place / "play.yml", *loud, inventory=file, environment=roles)
+        environment = STAND_IN | {"ANSIBLE_ROLES_PATH": f"{self._place / 'roles'}:{ROOT / 'roles'}"}
+        run = ansible_playbook(self._place / "play.yml", *loud, inventory=file, environment=environment)
         self.secrets |= {self.token_file.read_text().strip()} if self.token_file.exists() else set()
         assert [secret for secret in self.secrets if secret in run.output] == []
         return run

@@ -1,200 +1,107 @@
-"""Releases on this machine: installed, switched, kept, repaired, removed. Real pip, real virtual environments."""
+"""Releases on this machine: installed, switched, kept, repaired, removed. Real pip, real virtual environments.
+
+A case is a host of each play, a directory that stands for its /var/lib. The tests are steps in the order of this file,
+and each fixture is one run after the other.
+"""
 
 import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from release.lock import pins
 from release.wheelhouse import WHEELHOUSE, sha256
-from tests.support.ansible_run import ROOT, Run, ansible_playbook
+from tests.support.ansible_run import ROOT, Run, play_cases
 from tests.support.tiny_wheel import tiny_wheel
 
+pytestmark = pytest.mark.xdist_group("release")
+
 PYTHON = str(Path(sys.executable).resolve())
+# As many upgrades in turn as the case has wheels.
+TASKS = [
+    {
+        "include_role": {"name": "release"},
+        "vars": {"release_wheels": "{{ [item] }}", "release_name": "tiny"},
+        "loop": "{{ wheels }}",
+    }
+]
 
 
-@dataclass
 class Host:
-    """A directory that stands for a host's /var/lib, and the role's variables."""
+    def __init__(self, lib: Path) -> None:
+        self.home = lib / "tiny"
 
-    place: Path
-    python: str = PYTHON
-
-    @property
-    def home(self) -> Path:
-        return self.place / "lib/tiny"
-
-    def play(self, *wheels: Path, lock: str = "", check: bool = False, **variables: Any) -> Run:
-        """Run the role once for each wheel, in turn, as so many upgrades."""
-        (self.place / "lock.txt").write_text(lock)
-        fixed = {"release_name": "tiny", "release_lock": str(self.place / "lock.txt"), **variables}
-        tasks = [
-            {"ansible.builtin.include_role": {"name": "release"}, "vars": {**fixed, "release_wheels": [str(wheel)]}}
-            for wheel in wheels
-        ]
-        facts = {"appliance_lib": str(self.place / "lib"), "appliance_python": self.python}
-        play = {"hosts": "all", "gather_facts": False, "vars": facts, "tasks": tasks}
-        (self.place / "play.yml").write_text(yaml.safe_dump([play]))
-        inventory = self.place / "hosts.yml"
-        local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
-        inventory.write_text(yaml.safe_dump({"all": {"hosts": {"box1": local}}}))
-        arguments = ["--check", "--diff"] if check else ["--diff"]
-        return ansible_playbook(self.place / "play.yml", *arguments, inventory=inventory)
-
-    def says(self) -> str:
-        return subprocess.run([self.home / "env/bin/tiny"], capture_output=True, text=True, check=True).stdout.strip()
+    def says(self, program: str = "tiny") -> str:
+        argv = [self.home / "env/bin" / program]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
 
     def links(self) -> dict[str, str]:
-        return {name: (self.home / name).readlink().name for name in ("env", "previous") if (self.home / name).exists()}
+        return {name: (self.home / name).readlink().name for name in ("env", "previous")}
 
     def releases(self) -> list[str]:
         return sorted(path.name for path in (self.home / "releases").iterdir())
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path)
+class Site:
+    """The cases by name: what role `release` is given for each."""
 
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.archive = pack_interpreter(place / "python.tar.gz")
+        self.other = tiny_wheel(place / "index", name="packaging", version="0.0.1")
+        standalone = {"release_python_archive": str(self.archive), "release_python_sha256": sha256(self.archive)}
+        absent = {"release_lock": self._lock(f"ai-appliance-gateway==0.0.1 --hash=sha256:{'0' * 64}")}
+        own_lock = {"release_lock": self._lock(f"packaging==0.0.1 --hash=sha256:{sha256(self.other)}")}
+        self.cases: dict[str, dict[str, Any]] = {
+            "plain": self.wheels("1.0"),
+            "upgraded": self.wheels("1.0", "1.1", "2.0"),
+            "three": self.wheels("1.1", "1.0 before", "1.0 after") | {"release_keep": 3},
+            "interrupted": self.wheels("1.0 interrupted"),
+            "locked": self.wheels("1.0") | own_lock,
+            "standalone": self.wheels("1.0") | {"appliance_python": "/nowhere/python3"} | standalone,
+            "incomplete": self.wheels("1.0") | absent,
+            "bare": self.wheels("1.0") | {"appliance_python": "/nowhere/python3"},
+            "old": self.wheels("1.0") | {"appliance_python": self._old_python()},
+        }
+        self.cases["forged"] = self.cases["standalone"] | {"release_python_sha256": "0" * 64}
+        self.good = tuple(self.cases)[:6]
 
-@pytest.fixture
-def wheel(tmp_path: Path) -> Callable[..., Path]:
-    def make(version: str = "1.0", says: str = "") -> Path:
-        return tiny_wheel(tmp_path / f"wheels{version}{says}", version=version, says=says)
+    def wheels(self, *texts: str) -> dict[str, Any]:
+        """Of these versions; after a blank stands what their program says."""
+        return {"wheels": [str(self._wheel(*text.split())) for text in texts]}
 
-    return make
+    def _wheel(self, version: str, says: str = "") -> Path:
+        return tiny_wheel(self.place / f"wheels{version}{says}", version=version, says=says)
 
+    def host(self, name: str) -> Host:
+        return Host(self.place / name)
 
-def refusal(run: Run) -> str:
-    """What a failed run tells the operator, with Ansible's line breaks taken out."""
-    assert run.status != 0, run.output
-    assert "Traceback" not in run.output
-    return " ".join(run.output.split())
+    def play(self, *names: str, check: bool = False, **changes: dict[str, Any]) -> Run:
+        given = {"appliance_python": PYTHON, "release_lock": self._lock("")}
+        cases = {
+            name: given | {"appliance_lib": str(self.place / name)} | self.cases[name] | changes.get(name, {})
+            for name in names
+        }
+        options = ["--diff", *(["--check"] if check else [])]
+        return play_cases(self.place, cases, TASKS, *options, PIP_FIND_LINKS=str(self.other.parent))
 
+    def _lock(self, text: str) -> str:
+        file = self.place / f"{text.partition('=')[0]}.lock"
+        file.write_text(f"{text}\n")
+        return str(file)
 
-def test_a_bare_host_is_checked_then_installed_and_left_alone(host: Host, wheel: Callable[..., Path]) -> None:
-    checked = host.play(wheel(), check=True).succeeded()
-    assert checked.changed == 1
-    assert "+env -> 1.0-" in checked.output
-    assert not host.home.exists()
-
-    assert host.play(wheel()).succeeded().changed == 1
-    assert host.says() == "1.0"
-    assert host.play(wheel()).succeeded().changed == 0
-    assert host.play(wheel(), check=True).succeeded().changed == 0
-
-
-def test_the_tree_is_compiled_and_nobody_else_may_write_it(host: Host, wheel: Callable[..., Path]) -> None:
-    host.play(wheel()).succeeded()
-    files = [path for path in host.home.rglob("*") if not path.is_symlink()]
-    assert [path for path in files if path.stat().st_mode & 0o022] == []
-    assert [path for path in files if path.name.startswith("tiny.cpython-")]
-    assert not [path for path in files if path.name in {"pip", "pip3"}]
-
-
-def test_an_upgrade_keeps_the_release_before_and_prunes_older_ones(host: Host, wheel: Callable[..., Path]) -> None:
-    assert host.play(*map(wheel, ("1.0", "1.1", "2.0"))).succeeded().changed == 3
-    assert host.says() == "2.0"
-    current, previous = host.links()["env"], host.links()["previous"]
-    assert (current.split("-")[0], previous.split("-")[0]) == ("2.0", "1.1")
-    assert host.releases() == sorted([current, previous])
-
-    # Going back needs no wheels: the release is still there.
-    assert host.play(wheel("1.1")).succeeded().changed == 1
-    assert host.links() == {"env": previous, "previous": current}
-    assert host.says() == "1.1"
-
-
-def test_a_changed_wheel_of_the_same_version_is_a_new_release(host: Host, wheel: Callable[..., Path]) -> None:
-    assert host.play(wheel(says="before"), wheel(says="after")).succeeded().changed == 2
-    assert host.says() == "1.0 after"
-
-
-def test_more_releases_are_kept_when_asked(host: Host, wheel: Callable[..., Path]) -> None:
-    host.play(*map(wheel, ("1.0", "1.1", "2.0")), release_keep=3).succeeded()
-    assert [name.split("-")[0] for name in host.releases()] == ["1.0", "1.1", "2.0"]
-
-
-def test_an_interrupted_installation_is_done_again(host: Host, wheel: Callable[..., Path]) -> None:
-    host.play(wheel()).succeeded()
-    release = (host.home / "env").resolve()
-    (release / ".complete").unlink()
-    (release / "bin/tiny").unlink()
-    assert host.play(wheel(), check=True).succeeded().changed == 1
-    assert host.play(wheel()).succeeded().changed == 1
-    assert host.says() == "1.0"
-
-
-def test_a_wheel_that_was_tampered_with_stops_before_the_switch(host: Host, wheel: Callable[..., Path]) -> None:
-    host.play(wheel(), wheel("1.1")).succeeded()
-    (brought,) = WHEELHOUSE.glob(f"*/tiny-{host.links()['previous']}/tiny-1.0-*.whl")
-    genuine = brought.read_bytes()
-    try:
-        brought.write_bytes(genuine + b"tampered")
-        (host.home / "releases" / host.links()["previous"] / ".complete").unlink()
-        message = refusal(host.play(wheel()))
-    finally:
-        brought.write_bytes(genuine)
-    assert "DO NOT MATCH THE HASHES" in message
-    assert host.links()["env"].startswith("1.1-")
-    assert host.says() == "1.1"
-
-
-def test_a_missing_wheel_names_package_and_target(host: Host, wheel: Callable[..., Path]) -> None:
-    absent = f"ai-appliance-gateway==0.0.1 --hash=sha256:{'0' * 64}\n"
-    message = refusal(host.play(wheel(), lock=absent))
-    assert "no wheel of ai-appliance-gateway==0.0.1 for " in message
-    assert not host.home.exists()
-
-
-def old_python(directory: Path) -> str:
-    """An interpreter that says it is CPython 3.10."""
-    markers = {"implementation_name": "cpython", "platform_python_implementation": "CPython"}
-    python = directory / "python3.10"
-    python.write_text(f"#!/bin/sh\necho '{json.dumps({'version': [3, 10], 'markers': markers})}'\n")
-    python.chmod(0o755)
-    return str(python)
-
-
-def test_a_missing_or_old_python_is_refused_with_what_to_type(host: Host, wheel: Callable[..., Path]) -> None:
-    for python, why in [
-        ("/nowhere/python3", "/nowhere/python3: No such file or directory"),
-        (old_python(host.place), "is CPython 3.10, not CPython 3.11 to 3.14"),
-    ]:
-        message = refusal(Host(host.place, python).play(wheel()))
-        assert why in message
-        assert "apt-get install python3" in message
-        assert "set appliance_python" in message
-    assert not host.home.exists()
-
-
-def test_a_lock_of_its_own_may_contradict_the_tests_own(
-    host: Host, wheel: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Torch of one backend and torch of another, say; here the `packaging` that Ansible runs on."""
-    other = tiny_wheel(host.place / "index", name="packaging", version="0.0.1")
-    tested = {pin.version for pin in pins(ROOT / "release/locks/test.txt", {}) if pin.name == "packaging"}
-    assert tested and "0.0.1" not in tested
-    monkeypatch.setenv("PIP_FIND_LINKS", str(other.parent))
-    run = host.play(wheel(), lock=f"packaging==0.0.1 --hash=sha256:{sha256(other)}\n")
-    assert run.succeeded().changed == 1
-    said = subprocess.run([host.home / "env/bin/packaging"], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "0.0.1"
-
-
-def test_removal_leaves_what_the_program_wrote(host: Host, wheel: Callable[..., Path]) -> None:
-    host.play(wheel()).succeeded()
-    (host.home / "data").mkdir()
-    assert host.play(wheel(), release_state="absent", check=True).succeeded().changed == 1
-    assert host.says() == "1.0"
-    assert host.play(wheel(), wheel(), release_state="absent").succeeded().changed == 1  # the second time there is none
-    assert [path.name for path in host.home.iterdir()] == ["data"]
+    def _old_python(self) -> str:
+        """An interpreter that says it is CPython 3.10."""
+        markers = {"implementation_name": "cpython", "platform_python_implementation": "CPython"}
+        python = self.place / "python3.10"
+        python.write_text(f"#!/bin/sh\necho '{json.dumps({'version': [3, 10], 'markers': markers})}'\n")
+        python.chmod(0o755)
+        return str(python)
 
 
 def pack_interpreter(archive: Path) -> Path:
@@ -214,22 +121,159 @@ def pack_interpreter(archive: Path) -> Path:
     return archive
 
 
-def test_a_host_without_python_gets_the_standalone_one_that_was_named(host: Host, wheel: Callable[..., Path]) -> None:
-    archive = pack_interpreter(host.place / "python.tar.gz")
-    named: dict[str, Any] = {"release_python_archive": str(archive), "release_python_sha256": sha256(archive)}
-    host.python = "/nowhere/python3"
-    assert host.play(wheel(), check=True, **named).succeeded().changed == 1
-    assert not host.home.exists()
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(tmp_path_factory.mktemp("release"))
 
-    assert host.play(wheel(), **named).succeeded().changed == 1
-    base = "import sys; print(sys.base_prefix)"
-    home = subprocess.run([host.home / "env/bin/python", "-c", base], capture_output=True, text=True, check=True).stdout
-    assert home.strip() == str(host.home / "python" / sha256(archive)[:12])
+
+@pytest.fixture(scope="module")
+def dry(site: Site) -> Run:
+    return site.play("plain", "standalone", check=True).succeeded()
+
+
+@pytest.fixture(scope="module")
+def first(site: Site, dry: Run) -> Run:
+    return site.play(*site.cases)
+
+
+REMOVED = {"release_state": "absent"}
+
+
+@pytest.fixture(scope="module")
+def dry_again(site: Site, first: Run) -> Run:
+    """After an installation that was interrupted."""
+    release = (site.host("interrupted").home / "env").resolve()
+    (release / ".complete").unlink()
+    (release / "bin/tiny").unlink()
+    return site.play("plain", "interrupted", "locked", check=True, locked=REMOVED).succeeded()
+
+
+@pytest.fixture(scope="module")
+def second(site: Site, dry_again: Run) -> Iterator[Run]:
+    """After somebody tampered with a wheel that has to be installed again."""
+    host = site.host("three")
+    (brought,) = WHEELHOUSE.glob(f"*/tiny-{host.links()['previous']}/tiny-1.0-*.whl")
+    genuine = brought.read_bytes()
+    (host.home / "releases" / host.links()["previous"] / ".complete").unlink()
+    (site.host("locked").home / "data").mkdir()
+    own = {"release_python": {"archive": str(site.archive), "sha256": sha256(site.archive)}}
+    try:
+        brought.write_bytes(genuine + b"tampered")
+        yield site.play(
+            *site.good,
+            upgraded=site.wheels("1.1"),
+            three=site.wheels("1.0 before"),
+            locked=REMOVED | site.wheels("1.0", "1.1"),  # the second time nothing is left
+            standalone={"release_python_archive": "", "release_python_sha256": ""} | own,  # for this release alone
+        )
+    finally:
+        brought.write_bytes(genuine)
+
+
+def said(run: Run, host: str) -> str:
+    """What a failed run tells the operator, with Ansible's line breaks taken out."""
+    return " ".join(run.said(host).split())
+
+
+def test_check_mode_of_a_bare_host_installs_nothing(site: Site, dry: Run) -> None:
+    assert [dry.counts(name)["changed"] for name in ("plain", "standalone")] == [1, 1]
+    assert "+env -> 1.0-" in dry.output
+    assert not any(site.host(name).home.exists() for name in ("plain", "standalone"))
+
+
+def test_the_tree_is_compiled_and_nobody_else_may_write_it(site: Site, first: Run) -> None:
+    assert {name: first.counts(name)["changed"] for name in site.good} == {
+        "plain": 1,
+        "upgraded": 3,
+        "three": 3,
+        "interrupted": 1,
+        "locked": 1,
+        "standalone": 1,
+    }
+    host = site.host("plain")
     assert host.says() == "1.0"
-    assert host.play(wheel(), **named).succeeded().changed == 0
+    files = [path for path in host.home.rglob("*") if not path.is_symlink()]
+    assert [path for path in files if path.stat().st_mode & 0o022] == []
+    assert [path for path in files if path.name.startswith("tiny.cpython-")]
+    assert not [path for path in files if path.name in {"pip", "pip3"}]
 
-    named["release_python_sha256"] = "0" * 64
-    assert f"has the sha256 {sha256(archive)}, not {'0' * 64}" in refusal(host.play(wheel(), **named))
 
-    own = {"archive": str(archive), "sha256": sha256(archive)}
-    assert host.play(wheel(), release_python=own).succeeded().changed == 0  # for this release alone, the same one
+def test_an_upgrade_keeps_the_release_before_and_prunes_older_ones(site: Site, first: Run) -> None:
+    host = site.host("upgraded")
+    assert host.says() == "2.0"
+    current, previous = host.links()["env"], host.links()["previous"]
+    assert (current.split("-")[0], previous.split("-")[0]) == ("2.0", "1.1")
+    assert host.releases() == sorted([current, previous])
+
+
+def test_a_changed_wheel_of_the_same_version_is_a_new_release_and_more_are_kept_when_asked(
+    site: Site, first: Run
+) -> None:
+    host = site.host("three")
+    assert host.says() == "1.0 after"
+    assert [name.split("-")[0] for name in host.releases()] == ["1.0", "1.0", "1.1"]
+
+
+def test_a_lock_of_its_own_may_contradict_the_tests_own(site: Site, first: Run) -> None:
+    """Torch of one backend and torch of another, say; here the `packaging` that Ansible runs on."""
+    tested = {pin.version for pin in pins(ROOT / "release/locks/test.txt", {}) if pin.name == "packaging"}
+    assert tested and "0.0.1" not in tested
+    assert site.host("locked").says("packaging") == "0.0.1"
+
+
+def test_a_host_without_python_gets_the_standalone_one_that_was_named(site: Site, first: Run, second: Run) -> None:
+    host = site.host("standalone")
+    base = "import sys; print(sys.base_prefix)"
+    argv = [host.home / "env/bin/python", "-c", base]
+    home = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert home.strip() == str(host.home / "python" / sha256(site.archive)[:12])
+    assert host.says() == "1.0"
+    assert second.counts("standalone")["changed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "reasons"),
+    [
+        ("incomplete", ["no wheel of ai-appliance-gateway==0.0.1 for "]),
+        ("bare", ["/nowhere/python3: No such file or directory", "apt-get install python3", "set appliance_python"]),
+        ("old", ["is CPython 3.10, not CPython 3.11 to 3.14", "apt-get install python3", "set appliance_python"]),
+        ("forged", ["has the sha256 ", f", not {'0' * 64}"]),
+    ],
+)
+def test_what_cannot_be_installed_is_refused_with_what_to_type(
+    site: Site, first: Run, name: str, reasons: list[str]
+) -> None:
+    assert [reason for reason in reasons if reason not in said(first, name)] == []
+    assert "Traceback" not in first.output
+    assert not (site.host(name).home / "env").exists()
+
+
+def test_check_mode_of_an_installed_host_names_what_is_to_be_repaired_and_removed(site: Site, dry_again: Run) -> None:
+    changed = {name: dry_again.counts(name)["changed"] for name in ("plain", "interrupted", "locked")}
+    assert changed == {"plain": 0, "interrupted": 1, "locked": 1}
+
+
+def test_a_second_run_changes_nothing(second: Run) -> None:
+    assert second.counts("plain")["changed"] == 0
+
+
+def test_an_interrupted_installation_is_done_again(site: Site, second: Run) -> None:
+    assert second.counts("interrupted")["changed"] == 1
+    assert site.host("interrupted").says() == "1.0 interrupted"
+
+
+def test_the_release_before_is_selected_without_its_wheels(site: Site, first: Run, second: Run) -> None:
+    links = site.host("upgraded").links()
+    assert second.counts("upgraded")["changed"] == 1
+    assert {name: link.split("-")[0] for name, link in links.items()} == {"env": "1.1", "previous": "2.0"}
+    assert site.host("upgraded").says() == "1.1"
+
+
+def test_a_wheel_that_was_tampered_with_stops_before_the_switch(site: Site, second: Run) -> None:
+    assert "DO NOT MATCH THE HASHES" in said(second, "three")
+    assert site.host("three").says() == "1.0 after"
+
+
+def test_removal_leaves_what_the_program_wrote(site: Site, second: Run) -> None:
+    assert second.counts("locked")["changed"] == 1
+    assert [path.name for path in site.host("locked").home.iterdir()] == ["data"]

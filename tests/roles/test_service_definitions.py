@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
@@ -22,11 +21,10 @@ import pytest
 import yaml
 from supervisor.options import ServerOptions
 
-from tests.support.ansible_run import run_module
+from tests.support.ansible_run import ROOT, STAND_IN, ansible_playbook, run_module
 
 pytestmark = pytest.mark.xdist_group("service_definitions")  # rendered once
 
-ROOT = Path(__file__).parents[2]
 ROLE = ROOT / "roles/service"
 specification = importlib.util.spec_from_file_location("service", ROLE / "module_utils/appliance_service.py")
 assert specification and specification.loader
@@ -75,34 +73,36 @@ LAUNCHD_KEYS: dict[str, type] = {
 }
 
 
+TEMPLATES = [path.stem for path in ROLE.glob("templates/*.j2")]
+PLAY = {
+    "hosts": "all",
+    "gather_facts": False,
+    "vars_files": [str(ROLE / "vars/main.yml")],
+    "tasks": [
+        {
+            "stand_in": {
+                "path": "{{ output }}/{{ inventory_hostname }}.{{ item }}",
+                "text": f"{{{{ lookup('template', '{ROLE}/templates/' ~ item ~ '.j2') }}}}",
+            },
+            "loop": TEMPLATES,
+        }
+    ],
+}
+
+
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with <case>.<template> for all cases."""
     directory = tmp_path_factory.mktemp("rendered")
-    (directory / "out").mkdir()
-    shutil.copy(Path(__file__).parent / "service_contract/render.yml", directory)
-    (directory / "group_vars").symlink_to(ROOT / "playbooks/group_vars")
-    (directory / "filter_plugins").symlink_to(ROOT / "playbooks/filter_plugins")
+    for name in ("group_vars", "filter_plugins"):
+        (directory / name).symlink_to(ROOT / "playbooks" / name)
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
-    common = {
-        **defaults,
-        "service_argv": ARGV,
-        "service_environment": ENVIRONMENT,
-        "role": str(ROLE),
-        "output": str(directory / "out"),
-        "ansible_connection": "local",
-        "ansible_python_interpreter": sys.executable,
-    }
-    inventory = directory / "inventory.json"
-    inventory.write_text(json.dumps({"all": {"hosts": {name: {**common, **case} for name, case in CASES.items()}}}))
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), directory / "render.yml", "-i", inventory],
-        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
-        cwd=directory,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    common = {**defaults, "service_argv": ARGV, "service_environment": ENVIRONMENT, "output": str(directory / "out")}
+    hosts = {name: {"ansible_connection": "local", **common, **case} for name, case in CASES.items()}
+    (directory / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}))
+    (directory / "play.yml").write_text(json.dumps([PLAY]))
+    play, inventory = directory / "play.yml", directory / "hosts.json"
+    ansible_playbook(play, inventory=inventory, environment=STAND_IN).succeeded()
     return directory / "out"
 
 

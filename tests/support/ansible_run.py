@@ -1,17 +1,26 @@
 """Run ansible-playbook as an operator does and read its recap; or one module by itself."""
 
+import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import ansible.module_utils
+from ansible.module_utils.common import warnings
+from ansible.module_utils.testing import patch_module_args
 
 ROOT = Path(__file__).resolve().parents[2]
+STAND_IN = {"ANSIBLE_ACTION_PLUGINS": str(ROOT / "tests/support/action_plugins")}  # its docstring says what for
 ANSIBLE_PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 
 
@@ -73,27 +82,30 @@ def ansible_playbook(
     return Run(done.returncode, done.stdout)
 
 
-# Argument 1: the role's module_utils, where Ansible would merge them; 2: the module.
-RUNNER = """
-import runpy, sys
-import ansible.module_utils, ansible.module_utils.basic as basic
-ansible.module_utils.__path__.append(sys.argv[1])
-basic._ANSIBLE_PROFILE = "legacy"
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+def play_cases(
+    place: Path, cases: Mapping[str, Mapping[str, Any]], tasks: list[Any], *arguments: str, **environment: str
+) -> Run:
+    """Play the tasks on this machine as on a host for each case, which the case's variables describe."""
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    hosts = {name: {**local, **case} for name, case in cases.items()}
+    play, inventory = place / "play.json", place / "hosts.json"
+    play.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]))
+    inventory.write_text(json.dumps({"all": {"hosts": hosts}}))
+    return ansible_playbook(play, *arguments, inventory=inventory, environment=environment)
 
 
 def run_module(
     module: Path, arguments: Mapping[str, Any], environment: Mapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """The result of one task, run as Ansible runs a role's module but without its way to a host."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER, module.parents[1] / "module_utils", module],
-        input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout, done.stderr
-    return dict(json.loads(done.stdout))
+    """The result of one task: a role's module in this process, without Ansible's way to a host."""
+    beside = [*ansible.module_utils.__path__, str(module.parents[1] / "module_utils")]  # where Ansible merges them
+    with (
+        patch_module_args(dict(arguments)),
+        mock.patch.object(ansible.module_utils, "__path__", beside),
+        mock.patch.object(warnings, "_global_warnings", {}),
+        mock.patch.dict(os.environ, dict(environment), clear=True),
+        redirect_stdout(io.StringIO()) as output,
+        suppress(SystemExit),
+    ):
+        runpy.run_path(str(module), run_name="__main__")
+    return dict(json.loads(output.getvalue()))

@@ -23,7 +23,8 @@ class _Transport(Transport):
         self._timeout = timeout
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return UnixConnection(self._path, self._timeout)  # type: ignore[no-any-return]  # mypy cannot follow the path
+        self._connection = host, UnixConnection(self._path, self._timeout)  # what `close` closes
+        return self._connection[1]
 
     def send_host(self, connection: Any, host: Any) -> None:
         """Nothing: http.client writes the header."""
