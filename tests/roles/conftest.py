@@ -2,9 +2,10 @@
 
 import pytest
 
-LONGEST = ("test_site", "test_service_contract", "test_firewall_hosts", "test_firewall_moves", "test_products")
+LONGEST = ("service_contract", "site", "add_a_backend", "firewall_hosts", "firewall_moves", "release", "products")
+ORDER = {f"test_{name}": place for place, name in enumerate(LONGEST)}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    items.sort(key=lambda item: ORDER.get(item.path.stem, len(ORDER)))

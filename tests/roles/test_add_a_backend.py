@@ -157,13 +157,11 @@ def test_the_page_is_followed_to_the_letter(copy: Copy, tmp_path: Path) -> None:
     checks = ("tests/roles/test_specs.py", "tests/roles/test_catalog.py", "tests/roles/test_preflight.py")
     copy.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", quick, *checks)
 
-    assert copy.play("site.yml", "--check").succeeded().changed > 0
-    assert not (tmp_path / "root").exists()
     first = copy.play("site.yml").succeeded()  # its smoke test asks echo too
     assert f"http://127.0.0.1:{NOBODYS} does not answer" in first.output
     status, answer = copy.ask()
     assert (status, answer["choices"][0]["message"]["content"]) == (200, "words of the model")
-    assert copy.play("site.yml").succeeded().changed == 0
+    assert copy.play("site.yml", "--check").succeeded().changed == 0
 
     copy.declare(tmp_path / "root", {"gateway"})
     copy.play("site.yml").succeeded()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 import yaml
 from models import model_manifests, models_of
 
-from tests.support.ansible_run import Run, ansible_playbook
+from tests.support.ansible_run import Run, play_cases
 
 # A connection that is local and does not say so: what it needs is copied, as to a host elsewhere.
 ELSEWHERE = """
@@ -35,25 +33,22 @@ class Hosts:
         self.place = place
         (place / "connections").mkdir()
         (place / "connections/elsewhere.py").write_text(ELSEWHERE)
-        play = {"hosts": "all", "gather_facts": False, "tasks": [{"ansible.builtin.include_role": {"name": "models"}}]}
-        (place / "play.yml").write_text(yaml.safe_dump([play]))
 
     def directory(self, name: str) -> Path:
         return self.place / name / "models"
 
     def play(self, cases: dict[str, list[dict[str, Any]]], *arguments: str, connection: str = "local") -> Run:
-        common = {"ansible_connection": connection, "ansible_python_interpreter": sys.executable}
-        hosts = {
-            name: {**common, "models_path": str(self.directory(name)), "models_files": files}
+        given = {
+            name: {"ansible_connection": connection, "models_path": str(self.directory(name)), "models_files": files}
             for name, files in cases.items()
         }
-        (self.place / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}))
-        return ansible_playbook(self.place / "play.yml", *arguments, inventory=self.place / "hosts.json")
+        plugins = str(self.place / "connections")
+        tasks = [{"include_role": {"name": "models"}}]
+        return play_cases(self.place, given, tasks, *arguments, ANSIBLE_CONNECTION_PLUGINS=plugins)
 
 
 @pytest.fixture
-def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
-    monkeypatch.setenv("ANSIBLE_CONNECTION_PLUGINS", str(tmp_path / "connections"))
+def hosts(tmp_path: Path) -> Hosts:
     return Hosts(tmp_path)
 
 

@@ -206,7 +206,7 @@ def test_the_gateways_files_and_definition(project: Project, box1: Host, first: 
     for name in (".env", "model_aliases.json", "token_policies.json", "backends.yaml"):
         assert mode(box1.app / name) == 0o640
     assert mode(box1.app) == 0o755
-    hostvars = {"box1": {"appliance_services": CATALOG}}
+    hostvars: dict[str, Any] = {"box1": {"appliance_services": CATALOG}}
     hostvars["box2"] = hostvars["box1"] | {"ansible_host": "10.1.2.3"}
     document = backends(CATALOG, GROUPS, hostvars, "box1")
     assert yaml.safe_load(box1.files()["backends.yaml"]) == document

@@ -224,7 +224,7 @@ def test_a_lock_of_its_own_may_contradict_the_tests_own(site: Site, first: Run) 
 def test_a_host_without_python_gets_the_standalone_one_that_was_named(site: Site, first: Run, second: Run) -> None:
     host = site.host("standalone")
     base = "import sys; print(sys.base_prefix)"
-    argv = [host.home / "env/bin/python", "-c", base]
+    argv: list[str | Path] = [host.home / "env/bin/python", "-c", base]
     home = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     assert home.strip() == str(host.home / "python" / sha256(site.archive)[:12])
     assert host.says() == "1.0"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import os
 import stat
-import sys
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from release.wheelhouse import sha256
-from tests.support.ansible_run import ROOT, Run, ansible_playbook
+from tests.support.ansible_run import ROOT, Run, play_cases
 
 PLATFORM = "-".join((os.uname().sysname, os.uname().machine)).lower()
 SAYS = b"#!/bin/sh\necho %s\n"
@@ -146,22 +144,14 @@ def test_an_archive_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 # The role, with a host for each case.
 
 
-class Hosts:
-    def __init__(self, place: Path, cases: dict[str, dict[str, Any]]) -> None:
-        self.place = place
-        common = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "release_name": "tool"}
-        hosts = {name: {**common, "appliance_lib": str(place / name), **case} for name, case in cases.items()}
-        (place / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}))
-        tasks = [{"ansible.builtin.include_role": {"name": "release"}}]
-        play = {"hosts": "all", "gather_facts": False, "vars": {"appliance_python": "/nowhere/python"}, "tasks": tasks}
-        (place / "play.yml").write_text(yaml.safe_dump([play]))
+def play(place: Path, cases: dict[str, dict[str, Any]], *arguments: str) -> Run:
+    common = {"release_name": "tool", "appliance_python": "/nowhere/python"}
+    given = {name: common | {"appliance_lib": str(place / name)} | case for name, case in cases.items()}
+    return play_cases(place, given, [{"include_role": {"name": "release"}}], *arguments)
 
-    def play(self, *arguments: str) -> Run:
-        return ansible_playbook(self.place / "play.yml", *arguments, inventory=self.place / "hosts.json")
 
-    def says(self, name: str) -> str:
-        with os.popen(str(self.place / name / "tool/env/bin/tool")) as output:  # noqa: S605 - a path of this test
-            return output.read().strip()
+def says(place: Path) -> str:
+    return subprocess.run([place / "tool/env/bin/tool"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_archives_and_programs_become_releases(tmp_path: Path) -> None:
@@ -184,11 +174,10 @@ def test_archives_and_programs_become_releases(tmp_path: Path) -> None:
         "absent": case(tmp_path / "none.tgz", "0" * 64),
         "evil": case(tarball(tmp_path / "evil.tgz", EVIL[0][1])),
     }
-    hosts = Hosts(tmp_path, good)
-    assert hosts.play("--check").succeeded().changed == len(good)
+    assert play(tmp_path, good, "--check").succeeded().changed == len(good)
     assert not (tmp_path / "tar").exists()
 
-    run = Hosts(tmp_path, good | wrong).play()
+    run = play(tmp_path, good | wrong)
     said = " ".join(run.output.split())
     digest = sha256(sources["tar"])
     assert f"tool.tgz has the sha256 {digest}, not {'0' * 64}; correct the digest" in said
@@ -198,12 +187,11 @@ def test_archives_and_programs_become_releases(tmp_path: Path) -> None:
     assert "../x leads out of the archive" in said
     assert "Traceback" not in said
     assert [name for name in wrong if (tmp_path / name / "tool/env").exists()] == []
-    assert {name: hosts.says(name) for name in good} == {"tar": "archive", "zip": "archive", "program": "program"}
+    assert {name: says(tmp_path / name) for name in good} == {"tar": "archive", "zip": "archive", "program": "program"}
     assert (tmp_path / "tar/tool/env").readlink() == Path(f"releases/1.0-{digest[:12]}")
 
-    again = Hosts(tmp_path, good)
-    assert again.play().succeeded().changed == 0
     other = tarball(tmp_path / "other.tgz", [("tool", FILE, 0o755, ""), ("bin/tool", FILE, 0o755, SAYS.decode() % 2)])
-    assert Hosts(tmp_path, {"tar": case(other)}).play().succeeded().changed == 1
-    assert again.says("tar") == "2"
+    again = play(tmp_path, good | {"tar": case(other)}).succeeded()
+    assert [again.counts(name)["changed"] for name in good] == [1, 0, 0]
+    assert says(tmp_path / "tar") == "2"
     assert (tmp_path / "tar/tool/previous").readlink() == Path(f"releases/1.0-{digest[:12]}")

@@ -23,8 +23,9 @@ class _Transport(Transport):
         self._timeout = timeout
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        self._connection = host, UnixConnection(self._path, self._timeout)  # what `close` closes
-        return self._connection[1]
+        connection: http.client.HTTPConnection = UnixConnection(self._path, self._timeout)
+        self._connection = host, connection  # what `close` closes
+        return connection
 
     def send_host(self, connection: Any, host: Any) -> None:
         """Nothing: http.client writes the header."""

@@ -207,7 +207,7 @@ class Machines(list[Machine]):
             self.directory / "playbooks" / playbook, *arguments, inventory=inventory, environment=environment
         )
         assert (self._run.status == 0) == succeeds, self.output
-        return [self._run.counts(machine.manager) for machine in self]
+        return [self._run.counts(machine.manager) for machine in self if f"\n{machine.manager} " in self.output]
 
     @staticmethod
     def _variables(machine: Machine) -> dict[str, Any]:
