@@ -79,7 +79,6 @@ def test_models_are_brought_once_renamed_and_reported(hosts: Hosts, tmp_path: Pa
         assert found["small.gguf"].read_bytes() == SMALL
         assert found["small.gguf"].stat().st_mode & 0o777 == 0o644
     assert hosts.play(cases).succeeded().changed == 0
-    assert hosts.play(cases, "--check").succeeded().changed == 0
 
 
 def test_a_transfer_to_another_host_comes_in_pieces_and_goes_on(hosts: Hosts, tmp_path: Path) -> None:
