@@ -46,58 +46,51 @@ def fleet(groups: dict[str, list[str]], **variables: dict[str, Any]) -> tuple[di
     return {"all": hosts, **groups}, hostvars
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ({"llamacpp": {"port": 8090, "allow_from": ["10.10.22.0/24"], "limits": {"memory": "80%"}}}, []),
-        ({"gateway": {"listeners": {"observability": {"port": 9801}}}}, []),
-        ({"llamacpp": {"backend": {"limits": {"embeddings": 2}}}}, []),
-        ({"llamacpp": {"backend": {"queue": {"max": 8, "timeout_sec": 30}, "stream_usage": False}}}, []),
-        ({"llamacpp": {"backend": {"cooldown_ms": 0}}}, []),
-        (
-            {"llamacpp": {"backend": {"cooldown_ms": -1}}},
-            ["llamacpp.backend.cooldown_ms is -1; write a whole number of milliseconds from 0 to 60000"],
-        ),
-        (
-            {"llamacpp": {"backend": {"queue": {"max": 0}}}},
-            ["llamacpp.backend.queue.max is 0; write a whole number from 1"],
-        ),
-        (
-            {"llamacpp": {"backend": {"queue": 8}}},
-            ["llamacpp.backend.queue is 8; write a mapping of max, timeout_sec"],
-        ),
-        (
-            {"llamacpp": {"backend": {"quue": {}}}},
-            ["llamacpp.backend.quue is not in the catalog; write queue"],
-        ),
-        (
-            {"llamacpp": {"backend": {"protocol": "lamacpp"}}},
-            ["llamacpp.backend.protocol is 'lamacpp'; write llamacpp; there are openai, llamacpp, "],
-        ),
-        ({"llamcpp": {}}, ["llamcpp is not in the catalog; write llamacpp"]),
-        ({"qqq": {}}, [f"qqq is not in the catalog; it has {', '.join(CATALOG)}"]),
-        ({"llamacpp": {"prot": 1}}, ["llamacpp.prot is not in the catalog; write port"]),
-        (
-            {"gateway": {"listeners": {"obs": {"port": 1}}}},
-            ["gateway.listeners.obs is not in the catalog; it has observability"],
-        ),
-        ({"llamacpp": 8090}, ["llamacpp is 8090; write a mapping of description, label, unit, user"]),
-        ({"llamacpp": {"port": "8090"}}, ["llamacpp.port is '8090'; write a whole number from 1 to 65535"]),
-        ({"llamacpp": {"port": 70000}}, ["llamacpp.port is 70000; write a whole number from 1 to 65535"]),
-        ({"llamacpp": {"port": True}}, ["llamacpp.port is True; write a whole number from 1 to 65535"]),
-        ({"llamacpp": {"backend": {"optional": "yes"}}}, ["llamacpp.backend.optional is 'yes'; write true or false"]),
-        ({"gateway": {"limits": {"memory": "1 GB"}}}, ["gateway.limits.memory is '1 GB'; write a size such as 2G"]),
-        *(
-            ({"gateway": {"allow_from": value}}, [f"gateway.allow_from is {value!r}; write a list of networks such as"])
-            for value in ("10.10.22.0/24", ["10.10.22.300/24"], ["10.10.22.5/24"], ["10.10.22.5"], [7])
-        ),
-    ],
-)
-def test_an_override_may_hold_what_the_catalog_has(override: dict[str, Any], expected: list[str]) -> None:
-    problems = preflight.override_problems(override, CATALOG)
-    assert len(problems) == len(expected)
-    for problem, beginning in zip(problems, expected, strict=True):
-        assert problem.startswith(f"appliance_services_override.{beginning}")
+GOOD_OVERRIDES: list[dict[str, Any]] = [
+    {"llamacpp": {"port": 8090, "allow_from": ["10.10.22.0/24"], "limits": {"memory": "80%"}}},
+    {"gateway": {"listeners": {"observability": {"port": 9801}}}},
+    {"llamacpp": {"backend": {"limits": {"embeddings": 2}}}},
+    {"llamacpp": {"backend": {"queue": {"max": 8, "timeout_sec": 30}, "stream_usage": False}}},
+    {"llamacpp": {"backend": {"cooldown_ms": 0}}},
+]
+MILLISECONDS = "a whole number of milliseconds from 0 to 60000"
+BAD_OVERRIDES: dict[str, dict[str, Any]] = {
+    f"llamacpp.backend.cooldown_ms is -1; write {MILLISECONDS}": {"llamacpp": {"backend": {"cooldown_ms": -1}}},
+    "llamacpp.backend.queue.max is 0; write a whole number from 1": {"llamacpp": {"backend": {"queue": {"max": 0}}}},
+    "llamacpp.backend.queue is 8; write a mapping of max, timeout_sec": {"llamacpp": {"backend": {"queue": 8}}},
+    "llamacpp.backend.quue is not in the catalog; write queue": {"llamacpp": {"backend": {"quue": {}}}},
+    "llamacpp.backend.protocol is 'lamacpp'; write llamacpp; there are openai, llamacpp, ": {
+        "llamacpp": {"backend": {"protocol": "lamacpp"}}
+    },
+    "llamcpp is not in the catalog; write llamacpp": {"llamcpp": {}},
+    f"qqq is not in the catalog; it has {', '.join(CATALOG)}": {"qqq": {}},
+    "llamacpp.prot is not in the catalog; write port": {"llamacpp": {"prot": 1}},
+    "gateway.listeners.obs is not in the catalog; it has observability": {
+        "gateway": {"listeners": {"obs": {"port": 1}}}
+    },
+    "llamacpp is 8090; write a mapping of description, label, unit, user": {"llamacpp": 8090},
+    "llamacpp.backend.optional is 'yes'; write true or false": {"llamacpp": {"backend": {"optional": "yes"}}},
+    "gateway.limits.memory is '1 GB'; write a size such as 2G": {"gateway": {"limits": {"memory": "1 GB"}}},
+    **{
+        f"llamacpp.port is {port!r}; write a whole number from 1 to 65535": {"llamacpp": {"port": port}}
+        for port in ("8090", 70000, True)
+    },
+    **{
+        f"gateway.allow_from is {value!r}; write a list of networks such as": {"gateway": {"allow_from": value}}
+        for value in ("10.10.22.0/24", ["10.10.22.300/24"], ["10.10.22.5/24"], ["10.10.22.5"], [7])
+    },
+}
+
+
+@pytest.mark.parametrize("override", GOOD_OVERRIDES)
+def test_an_override_may_hold_what_the_catalog_has(override: dict[str, Any]) -> None:
+    assert list(preflight.override_problems(override, CATALOG)) == []
+
+
+@pytest.mark.parametrize("beginning", BAD_OVERRIDES)
+def test_another_override_is_refused(beginning: str) -> None:
+    (problem,) = preflight.override_problems(BAD_OVERRIDES[beginning], CATALOG)
+    assert problem.startswith(f"appliance_services_override.{beginning}")
 
 
 def test_the_catalog_passes_its_own_check() -> None:
@@ -220,68 +213,44 @@ ONE = {"gateway": ["box1"], "gateway_embed": ["box1"], "llamacpp": ["box1"]}
 TWO = {"gateway": ["box1"], "llamacpp": ["box2"]}
 
 
-@pytest.mark.parametrize(
-    ("groups", "variables", "expected"),
-    [
-        (ONE, {}, []),
-        (TWO, {"box2": {"appliance_services_override": {"llamacpp": {"allow_from": ["192.0.2.1/32"]}}}}, []),
-        (
-            TWO,
-            {},
-            [
-                "box2: llamacpp listens on loopback, out of reach of the gateway on box1; set "
-                "appliance_services_override: {llamacpp: {allow_from: [<address of box1>/32]}}"
-            ],
-        ),
-        (
-            ONE,
-            {"box1": {"appliance_services_override": {"llamacpp": {"port": 8801}}}},
-            [
-                "box1: port 8801 is wanted by gateway (observability) and llamacpp; set "
-                "appliance_services_override: {llamacpp: {port: 8803}}"
-            ],
-        ),
-        (
-            ONE,
-            {"box1": {"appliance_services_override": {"gateway": {"port": 8801}}}},
-            [
-                "box1: port 8801 is wanted by gateway and gateway (observability); set "
-                "appliance_services_override: {gateway: {listeners: {observability: {port: 8803}}}}"
-            ],
-        ),
-        (
-            {"llamacpp": ["box1"]},
-            {},
-            ["no host is in the group gateway; add to the inventory: gateway: {hosts: {<name of a host>: }}"],
-        ),
-        (
-            {**ONE, "llamacp": ["box1"]},
-            {},
-            ["group llamacp is no service; rename it to llamacpp in the inventory"],
-        ),
-        (
-            ONE,
-            {"box1": {"appliance_service_override": {}}},
-            ["box1: appliance_service_override sets nothing; write appliance_services_override"],
-        ),
-        (ONE, {"box1": {"appliance_mode": "root"}}, ["box1: appliance_mode is 'root'; write system or rootless"]),
-        (
-            ONE,
-            {
-                "box1": {
-                    "appliance_mode": "rootless",
-                    "appliance_services_override": {"gateway": {"allow_from": ["10.10.22.0/24"]}},
-                }
-            },
-            [
-                "box1: gateway has allow_from, but rootless has no firewall; "
-                "set allow_from: [] or appliance_mode: system"
-            ],
-        ),
-    ],
-)
-def test_inventories_are_judged(groups: dict[str, list[str]], variables: dict[str, Any], expected: list[str]) -> None:
-    assert preflight.inventory_problems(CATALOG, *fleet(groups, **variables)) == expected
+def override(**services: dict[str, Any]) -> dict[str, Any]:
+    return {"appliance_services_override": services}
+
+
+INVENTORIES: dict[str, tuple[dict[str, list[str]], dict[str, Any]]] = {
+    "box2: llamacpp listens on loopback, out of reach of the gateway on box1; set "
+    "appliance_services_override: {llamacpp: {allow_from: [<address of box1>/32]}}": (TWO, {}),
+    "box1: port 8801 is wanted by gateway (observability) and llamacpp; set "
+    "appliance_services_override: {llamacpp: {port: 8803}}": (ONE, override(llamacpp={"port": 8801})),
+    "box1: port 8801 is wanted by gateway and gateway (observability); set appliance_services_override: "
+    "{gateway: {listeners: {observability: {port: 8803}}}}": (ONE, override(gateway={"port": 8801})),
+    "no host is in the group gateway; add to the inventory: gateway: {hosts: {<name of a host>: }}": (
+        {"llamacpp": ["box1"]},
+        {},
+    ),
+    "group llamacp is no service; rename it to llamacpp in the inventory": ({**ONE, "llamacp": ["box1"]}, {}),
+    "box1: appliance_service_override sets nothing; write appliance_services_override": (
+        ONE,
+        {"appliance_service_override": {}},
+    ),
+    "box1: appliance_mode is 'root'; write system or rootless": (ONE, {"appliance_mode": "root"}),
+    "box1: gateway has allow_from, but rootless has no firewall; set allow_from: [] or appliance_mode: system": (
+        ONE,
+        {"appliance_mode": "rootless"} | override(gateway={"allow_from": ["10.10.22.0/24"]}),
+    ),
+}
+
+
+@pytest.mark.parametrize("problem", INVENTORIES)
+def test_an_inventory_that_cannot_work_is_refused(problem: str) -> None:
+    groups, variables = INVENTORIES[problem]
+    assert preflight.inventory_problems(CATALOG, *fleet(groups, box1=variables)) == [problem]
+
+
+def test_an_inventory_that_can_work_passes() -> None:
+    assert preflight.inventory_problems(CATALOG, *fleet(ONE)) == []
+    within_reach = override(llamacpp={"allow_from": ["192.0.2.1/32"]})
+    assert preflight.inventory_problems(CATALOG, *fleet(TWO, box2=within_reach)) == []
 
 
 @pytest.mark.parametrize("token", ["abc", 7, *sorted(settings.PLACEHOLDERS)])
@@ -329,61 +298,41 @@ def held(port: int, address: str = "0.0.0.0", command: str = "nginx: master", pi
     return {**STATE, "listeners": [listener]}
 
 
+HOSTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "Fedora 41 is not supported; take Debian 12, Ubuntu 22.04, MacOSX 13 or newer, or set appliance_mode: rootless": (
+        {"distribution": "Fedora", "distribution_version": "41"},
+        STATE,
+    ),
+    "512 MB of memory, 1000 MB are needed (system 200, gateway 150, gateway_embed 250, llamacpp 400); "
+    "take a larger host, or another one for llamacpp": ({"memtotal_mb": 512}, STATE),
+    "90 MB are free for /var/lib, 1500 MB are needed (gateway 300, gateway_embed 600, llamacpp 600); make room there": (
+        {},
+        {**STATE, "free_mb": 90},
+    ),
+    "599 MB are free for /var/lib, 600 MB are needed (llamacpp 600); make room there": (
+        {},
+        {**STATE, "free_mb": 599, "services": ["gateway", "gateway_embed"]},
+    ),
+    "port 8088 is held by pid 123 (nginx); stop it or set appliance_services_override: {llamacpp: {port: 8089}}": (
+        {},
+        held(8088),
+    ),
+    "port 8801 is held by a process of another user; stop it or set appliance_services_override: "
+    "{gateway: {listeners: {observability: {port: 8803}}}}": ({}, held(8801, pid=0)),
+}
+GOOD_HOSTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, STATE),
+    ({"distribution": "Ubuntu", "distribution_version": "24.04"}, STATE),
+    ({}, {**STATE, "free_mb": 1, "services": list(ONE)}),
+    ({}, held(8088, address="192.0.2.7")),
+    ({}, held(8088, command="/var/lib/llamacpp/env/bin/python serve")),
+    ({}, held(9999)),
+]
+
+
 @pytest.mark.parametrize(
     ("facts", "state", "expected"),
-    [
-        ({}, STATE, []),
-        ({"distribution": "Ubuntu", "distribution_version": "24.04"}, STATE, []),
-        (
-            {"distribution": "Fedora", "distribution_version": "41"},
-            STATE,
-            [
-                "Fedora 41 is not supported; take Debian 12, Ubuntu 22.04, MacOSX 13 or newer, "
-                "or set appliance_mode: rootless"
-            ],
-        ),
-        (
-            {"memtotal_mb": 512},
-            STATE,
-            [
-                "512 MB of memory, 1000 MB are needed (system 200, gateway 150, gateway_embed 250, llamacpp 400); "
-                "take a larger host, or another one for llamacpp"
-            ],
-        ),
-        (
-            {},
-            {**STATE, "free_mb": 90},
-            [
-                "90 MB are free for /var/lib, 1500 MB are needed "
-                "(gateway 300, gateway_embed 600, llamacpp 600); make room there"
-            ],
-        ),
-        (
-            {},
-            {**STATE, "free_mb": 599, "services": ["gateway", "gateway_embed"]},
-            ["599 MB are free for /var/lib, 600 MB are needed (llamacpp 600); make room there"],
-        ),
-        ({}, {**STATE, "free_mb": 1, "services": list(ONE)}, []),
-        (
-            {},
-            held(8088),
-            [
-                "port 8088 is held by pid 123 (nginx); stop it or set "
-                "appliance_services_override: {llamacpp: {port: 8089}}"
-            ],
-        ),
-        (
-            {},
-            held(8801, pid=0),
-            [
-                "port 8801 is held by a process of another user; stop it or set "
-                "appliance_services_override: {gateway: {listeners: {observability: {port: 8803}}}}"
-            ],
-        ),
-        ({}, held(8088, address="192.0.2.7"), []),
-        ({}, held(8088, command="/var/lib/llamacpp/env/bin/python serve"), []),
-        ({}, held(9999), []),
-    ],
+    [*((*case, [problem]) for problem, case in HOSTS.items()), *((*case, []) for case in GOOD_HOSTS)],
 )
 def test_hosts_are_judged(facts: dict[str, Any], state: dict[str, Any], expected: list[str]) -> None:
     _, hostvars = fleet(ONE, box1={"appliance_service_manager": "systemd"})
