@@ -116,6 +116,6 @@ def test_a_job_that_starts_by_the_clock_need_not_run(mac: Mac) -> None:
 
 
 def test_a_job_that_launchd_refuses_is_one_message(mac: Mac) -> None:
-    result = mac.module(content="this is no property list", stop_timeout=0)
+    result = mac.module(content="this is no property list")
     assert "Bootstrap failed: 5: Input/output error" in result["msg"]
     assert "Traceback" not in result["msg"]

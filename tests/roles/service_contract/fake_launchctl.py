@@ -16,27 +16,30 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Any, NoReturn
 
 DIRECTORY = Path(os.environ["FAKE_LAUNCHD"])
 LINGER_SECONDS = 0.4
+REFUSED = 5, "Bootstrap failed: 5: Input/output error"
 
 
-def job_file(label: str) -> Path:
-    return DIRECTORY / f"{label}.job"
+def beside(target: str, kind: str) -> Path:
+    """A file of the job that `system/<label>` or its label names."""
+    return DIRECTORY / f"{target.rpartition('/')[2]}.{kind}"
 
 
-def read_job(label: str) -> dict[str, Any] | None:
+def read_job(target: str) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(job_file(label).read_text()))
+        return dict(json.loads(beside(target, "job").read_text()))
     except FileNotFoundError:
         return None
 
 
 def write_job(label: str, **job: Any) -> None:
-    temporary = job_file(label).with_suffix(".new")
+    temporary = beside(label, "new")
     temporary.write_text(json.dumps(job))
-    temporary.rename(job_file(label))
+    temporary.rename(beside(label, "job"))
 
 
 def fail(code: int, message: str) -> NoReturn:
@@ -44,46 +47,31 @@ def fail(code: int, message: str) -> NoReturn:
     sys.exit(code)
 
 
-def disabled() -> set[str]:
-    return {path.stem for path in DIRECTORY.glob("*.disabled")}
-
-
-def lingers(label: str) -> bool:
-    """Of a job that is just gone: once, however late that is asked for."""
-    try:
-        (DIRECTORY / f"{label}.gone").unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def bootstrap(domain: str, path: str) -> None:
     try:
         plist = plistlib.loads(Path(path).read_bytes())
     except (OSError, plistlib.InvalidFileException):
-        fail(5, "Bootstrap failed: 5: Input/output error")
+        fail(*REFUSED)
     label = plist["Label"]
-    if read_job(label) or lingers(label) or label in disabled():
-        fail(5, "Bootstrap failed: 5: Input/output error\nTry re-running the command as root for richer errors.")
+    if read_job(label) or beside(label, "disabled").exists():
+        fail(*REFUSED)
+    if beside(label, "gone").exists():  # once, however late that is asked for
+        beside(label, "gone").unlink()
+        fail(*REFUSED)
     environment = plist.get("EnvironmentVariables", {})
     write_job(label, state="spawn scheduled", path=path, keeper=None, pid=None, environment=environment)
-    subprocess.Popen(
-        [sys.executable, __file__, "keep", label, path],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    argv = [sys.executable, __file__, "keep", label, path]
+    null = subprocess.DEVNULL
+    subprocess.Popen(argv, stdin=null, stdout=null, stderr=null, start_new_session=True)
 
 
 def bootout(target: str) -> None:
-    label = target.partition("/")[2]
-    job = read_job(label)
+    job = read_job(target)
     if job is None:
         fail(3, "Boot-out failed: 3: No such process")
     while job is not None and job["keeper"] is None:  # it is just being started
         time.sleep(0.01)
-        job = read_job(label)
+        job = read_job(target)
     if job is not None:
         os.kill(job["keeper"], signal.SIGTERM)
         if job["pid"]:
@@ -91,40 +79,35 @@ def bootout(target: str) -> None:
 
 
 def kill(name: str, target: str) -> None:
-    job = read_job(target.partition("/")[2])
+    job = read_job(target)
     if job is None or not job["pid"]:
         fail(3, "No process to signal.")
     os.kill(job["pid"], signal.Signals[name])
 
 
 def show(target: str) -> None:
-    label = target.partition("/")[2]
-    job = read_job(label)
+    job = read_job(target)
     if job is None:
-        fail(113, f'Could not find service "{label}" in domain for system')
+        fail(113, f'Could not find service "{target}" in domain for system')
+    environment = "".join(f"\t\t{key} => {value}\n" for key, value in job["environment"].items())
     print(f"{target} = {{\n\tactive count = 1\n\tpath = {job['path']}\n\ttype = LaunchDaemon")
-    print(f"\tstate = {job['state']}\n\n\tenvironment = {{")
-    for key, value in job["environment"].items():
-        print(f"\t\t{key} => {value}")
-    print("\t}\n")
+    print(f"\tstate = {job['state']}\n\n\tenvironment = {{\n{environment}\t}}\n")
     if job["pid"]:
         print(f"\tpid = {job['pid']}")
     print("\tlast exit code = (never exited)\n}")
 
 
 def show_disabled(_domain: str) -> None:
-    print("\tdisabled services = {")
-    for label in sorted(disabled()):
-        print(f'\t\t"{label}" => disabled')
-    print("\t}")
+    lines = [f'\t\t"{path.stem}" => disabled\n' for path in sorted(DIRECTORY.glob("*.disabled"))]
+    print(f"\tdisabled services = {{\n{''.join(lines)}\t}}")
 
 
 def enable(target: str) -> None:
-    (DIRECTORY / f"{target.partition('/')[2]}.disabled").unlink(missing_ok=True)
+    beside(target, "disabled").unlink(missing_ok=True)
 
 
 def disable(target: str) -> None:
-    (DIRECTORY / f"{target.partition('/')[2]}.disabled").touch()
+    beside(target, "disabled").touch()
 
 
 def keep(label: str, path: str) -> None:
@@ -132,19 +115,15 @@ def keep(label: str, path: str) -> None:
     plist = plistlib.loads(Path(path).read_bytes())
     environment = plist.get("EnvironmentVariables", {})
     child: subprocess.Popen[bytes] | None = None
-    stopping = False
+    stopping = Event()
 
     def record(state: str) -> None:
         pid = child.pid if child and child.poll() is None else None
         write_job(label, state=state, path=path, keeper=os.getpid(), pid=pid, environment=environment)
 
-    def stop(*_: object) -> None:
-        nonlocal stopping
-        stopping = True
-
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     record("not running")
-    while not stopping:
+    while not stopping.wait(0.02):
         if plist.get("KeepAlive") and child is None:
             with Path(plist["StandardOutPath"]).open("ab") as out, Path(plist["StandardErrorPath"]).open("ab") as err:
                 child = subprocess.Popen(
@@ -155,7 +134,6 @@ def keep(label: str, path: str) -> None:
             child = None
             record("spawn scheduled")
             time.sleep(plist.get("ThrottleInterval", 10))
-        time.sleep(0.02)
     record("SIGTERMed")
     if child is not None and child.poll() is None:
         child.terminate()
@@ -165,8 +143,8 @@ def keep(label: str, path: str) -> None:
             child.kill()
             child.wait()
     time.sleep(LINGER_SECONDS)  # launchd takes its time to forget a job
-    (DIRECTORY / f"{label}.gone").touch()
-    job_file(label).unlink()
+    beside(label, "gone").touch()
+    beside(label, "job").unlink()
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -181,6 +159,4 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        fail(64, f"Unrecognized subcommand: {sys.argv[1:]}")
     COMMANDS[sys.argv[1]](*sys.argv[2:])
