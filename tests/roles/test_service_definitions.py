@@ -125,7 +125,8 @@ def test_only_user_namespaces_differ_on_a_test_host(units: Path) -> None:
 
 def test_a_unit_takes_user_limits_and_writable_places_from_the_catalog(units: Path) -> None:
     gateway = directives(units / "gateway.service")
-    assert {"User=gateway", "Group=gateway", "MemoryMax=1G", "LimitNOFILE=65536"} <= set(gateway)
+    limits = {"MemoryMax=1G", "LimitNOFILE=65536"}
+    assert {"User=gateway", "Group=gateway", "NoNewPrivileges=true"} | limits <= set(gateway)
     writable = [line for line in gateway if line.startswith("ReadWritePaths=")]
     assert writable == ['ReadWritePaths="/var/lib/gateway/data"', 'ReadWritePaths="/var/lib/gateway/tools"']
     assert "StandardError=append:/var/log/gateway/gateway.err.log" in gateway
