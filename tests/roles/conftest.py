@@ -2,7 +2,7 @@
 
 import pytest
 
-LONGEST = ("service_contract", "site", "add_a_backend", "firewall_hosts", "firewall_moves", "release", "products")
+LONGEST = ("service_contract", "firewall_hosts", "site", "add_a_backend", "firewall_moves", "release", "products")
 ORDER = {f"test_{name}": place for place, name in enumerate(LONGEST)}
 
 

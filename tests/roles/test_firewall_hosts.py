@@ -16,10 +16,7 @@ from tests.support.ansible_run import Run
 from tests.support.podman_hosts import Fleet, why_unavailable
 from tests.support.waiting import until
 
-pytestmark = [
-    pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable())),
-    pytest.mark.xdist_group("firewall_hosts"),
-]
+pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
 
 EVERYBODY = {"inside": True, "outside": True, "itself": True}
 DECLARED_ONLY = {"inside": True, "outside": False, "itself": True}

@@ -16,7 +16,6 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.support.ports import free_ports
 from tests.support.waiting import PATIENCE_SEC, until
 
-pytestmark = pytest.mark.xdist_group("llamacpp_server")  # one server
 LAUNCHER = Path(__file__).parents[2] / "roles/llamacpp/files/llamacpp_server.py"
 MODEL = "smollm2-135m-instruct"
 

@@ -21,8 +21,6 @@ from catalog import backends
 from tests.support.ansible_run import ROOT, STAND_IN, Run, ansible_playbook
 from tests.support.services import CATALOG, EXPECTED
 
-pytestmark = pytest.mark.xdist_group("products")
-
 SHIPPED = (ROOT / "files/model_aliases.json").read_text()
 OWN_ALIASES = '{"aliases": {"default": {"backend": "llamacpp", "model": "mine"}}}\n'
 SECRET = "http://secret-proxy.example"

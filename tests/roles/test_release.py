@@ -19,8 +19,6 @@ from release.wheelhouse import WHEELHOUSE, sha256
 from tests.support.ansible_run import ROOT, Run, play_cases
 from tests.support.tiny_wheel import tiny_wheel
 
-pytestmark = pytest.mark.xdist_group("release")
-
 PYTHON = str(Path(sys.executable).resolve())
 # As many upgrades in turn as the case has wheels.
 TASKS = [

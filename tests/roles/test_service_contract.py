@@ -15,8 +15,6 @@ from tests.roles.service_contract.machines import Machine, Machines, MacMachine,
 from tests.support.podman_hosts import why_unavailable
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.xdist_group("service_contract")
-
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:

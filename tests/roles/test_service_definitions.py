@@ -23,8 +23,6 @@ from supervisor.options import ServerOptions
 
 from tests.support.ansible_run import ROOT, STAND_IN, ansible_playbook, run_module
 
-pytestmark = pytest.mark.xdist_group("service_definitions")  # rendered once
-
 ROLE = ROOT / "roles/service"
 specification = importlib.util.spec_from_file_location("service", ROLE / "module_utils/appliance_service.py")
 assert specification and specification.loader
