@@ -12,7 +12,8 @@ from tests.clients import servers, upstream
 from tests.clients.alone import fronting, program, record
 from tests.clients.appliance import Appliance, existing, provisioned
 from tests.clients.recorder import Recorder, recording
-from tests.clients.upstream import ToolCaller, tool_caller
+from tests.clients.upstream import ToolCaller
+from tests.support.upstream import running
 
 __all__ = ["program"]
 
@@ -37,7 +38,7 @@ def client(appliance: Appliance) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="session")
 def caller() -> Iterator[ToolCaller]:
     """A backend that answers with tool calls."""
-    with tool_caller() as caller:
+    with running(ToolCaller()) as caller:
         yield caller
 
 

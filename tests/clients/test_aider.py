@@ -42,7 +42,7 @@ def environ(place: Path, **more: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("streams", ["--stream", "--no-stream"])
 def test_it_edits_and_commits(fleet: Appliance, caller: ToolCaller, repository: Path, streams: str) -> None:
-    caller.requests.clear()
+    caller.seen.clear()
     model = ["--model", f"openai/{upstream.EDITOR}", "--edit-format", "diff", "--map-tokens", "0", streams]
     done = subprocess.run(
         [environment(HERE / "aider.txt") / "aider", *model, *QUIET, "--message", "Greet the world", upstream.EDITED],

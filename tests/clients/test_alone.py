@@ -54,7 +54,7 @@ def test_it_serves_without_provisioning(sdk: openai.OpenAI) -> None:
 
 @pytest.mark.proves("/v1/chat/completions", "tools", "tool_choice", "parallel_tool_calls", backend="openai")
 def test_tools_reach_the_backend_as_they_were_given(sdk: openai.OpenAI, caller: ToolCaller) -> None:
-    caller.requests.clear()
+    caller.seen.clear()
     answer = sdk.chat.completions.create(
         model=upstream.MODEL, messages=HELLO, tools=TOOLS, tool_choice="required", parallel_tool_calls=True
     )
@@ -74,7 +74,7 @@ def test_tools_reach_the_backend_as_they_were_given(sdk: openai.OpenAI, caller: 
 
 @pytest.mark.proves("/v1/chat/completions", "tools", "stream", backend="openai")
 def test_tool_deltas_of_a_stream_keep_index_id_and_every_byte(sdk: openai.OpenAI, caller: ToolCaller) -> None:
-    caller.requests.clear()
+    caller.seen.clear()
     stream = sdk.chat.completions.create(model=upstream.MODEL, messages=HELLO, tools=TOOLS, stream=True)
     chunks: list[ChatCompletionChunk] = list(stream)
     deltas = [chunk.choices[0].delta.to_dict() for chunk in chunks]

@@ -16,6 +16,7 @@ from tests.clients import upstream
 from tests.clients.alone import serving
 from tests.clients.appliance import Appliance
 from tests.clients.upstream import ToolCaller
+from tests.support import chat_script
 
 PATH = "/v1/responses"
 QUESTION = "What is the weather in Zürich?"
@@ -58,7 +59,7 @@ def results(calls: list[ResponseFunctionToolCall]) -> ResponseInputParam:
 
 @pytest.mark.proves(PATH, "tools", "previous_response_id", "input", backend="openai")
 def test_a_round_of_tools(sdk: openai.OpenAI, caller: ToolCaller) -> None:
-    caller.requests.clear()
+    caller.seen.clear()
     asked = sdk.responses.create(model=upstream.MODEL, input=QUESTION, tools=TOOLS)
     calls = calls_of(asked)
     assert [(call.name, call.arguments) for call in calls] == list(zip(upstream.NAMES, upstream.ARGUMENTS, strict=True))
@@ -66,7 +67,7 @@ def test_a_round_of_tools(sdk: openai.OpenAI, caller: ToolCaller) -> None:
     assert answered.output_text == upstream.FINAL
     assert answered.status == "completed"
     assert answered.usage is not None
-    assert answered.usage.total_tokens == upstream.USAGE["total_tokens"]
+    assert answered.usage.total_tokens == chat_script.USAGE["total_tokens"]
     roles = [message["role"] for message in caller.requests[-1]["messages"]]
     assert roles == ["user", "assistant", "tool", "tool"]
     # As libraries do that keep the conversation themselves: what came goes back whole.
@@ -105,7 +106,7 @@ def test_a_stream_by_create_ends_with_the_response_that_is_stored(sdk: openai.Op
 
 @pytest.mark.proves(PATH, "text.format", backend="openai")
 def test_structured_output(sdk: openai.OpenAI, caller: ToolCaller) -> None:
-    caller.requests.clear()
+    caller.seen.clear()
     parsed: ParsedResponse[Weather] = sdk.responses.parse(model=upstream.MODEL, input=QUESTION, text_format=Weather)
     assert parsed.output_parsed == Weather(city="Zürich", degrees=18)
     schema = caller.requests[0]["response_format"]["json_schema"]

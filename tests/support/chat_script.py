@@ -79,7 +79,7 @@ class ChatScript(Upstream):
             elif isinstance(answer, dict):
                 await _answer(writer, 200, answer)
             else:
-                await _stream(answer, reader, writer)
+                await stream(answer, reader, writer)
         else:
             told = self.paths.get(seen.path)
             content = None if told is None else told(seen.json)
@@ -101,7 +101,7 @@ class ChatScript(Upstream):
         return chunks
 
 
-async def _stream(chunks: Sequence[Chunk | str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def stream(chunks: Sequence[Chunk | str], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await _write(writer, EVENT_STREAM)
     for chunk in chunks:
         if chunk == DIE:
