@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvloop
 
-from tests.support.in_process import CAPS, InProcess, Told, in_process
+from tests.support.in_process import CAPS, InProcess, Told, shared
 from tests.support.sound import good
 
 CAP, HOTTEST = CAPS["max_tokens_cap"], CAPS["temperature_cap"]
@@ -61,10 +60,8 @@ class Table:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Table]:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        house = in_process(tmp_path_factory.mktemp("caps"), good)
-        yield Table(runner, runner.run(house.__aenter__()))
-        runner.run(house.__aexit__(None, None, None))
+    with shared(tmp_path_factory.mktemp("caps"), good) as (runner, gateway):
+        yield Table(runner, gateway)
 
 
 def above(content: Any, at: str = "") -> list[str]:

@@ -9,20 +9,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
-import uvloop
 from gateway.backends.slots import Backend
 from gateway.wire.http1 import Timeouts
 from gateway.wire.origin import Origin
 
 from tests.support.faces.images import png
-from tests.support.in_process import Ending, InProcess, Told, http, in_process
+from tests.support.in_process import Ending, InProcess, Told, http, shared
 from tests.support.ports import NOBODYS
 
 MAX_RESPONSE = 100_000
 HI = [{"role": "user", "content": "Hi"}]
 JSON, EVENTS, NDJSON, AUDIO = "application/json", "text/event-stream", "application/x-ndjson", "audio/mpeg"
-BOUNDARY = "x"
 ERROR = {"error": {"message": "CUDA out of memory", "code": "x", "param": "y"}}
 SILENCE_SEC = 0.05  # nothing that comes is waited for with it
 IN_STREAM = 0  # for a status: the error is told within the stream
@@ -48,16 +47,10 @@ class Way:
     def is_stream(self) -> bool:
         return self.media in (EVENTS, NDJSON, AUDIO)
 
-    def body(self) -> bytes:
+    def request(self) -> httpx.Request:
         if not self.files:
-            return json.dumps(self.fields).encode()
-        parts = [(f'name="{name}"', str(value).encode()) for name, value in self.fields.items()]
-        parts += [(f'name="{name}"; filename="a"', png(8, 8)) for name in self.files]
-        form = b"".join(
-            b"--%b\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % (BOUNDARY.encode(), about.encode(), content)
-            for about, content in parts
-        )
-        return form + f"--{BOUNDARY}--\r\n".encode()
+            return httpx.Request(self.method, "http://x", json=self.fields)
+        return httpx.Request("POST", "http://x", data=self.fields, files=dict.fromkeys(self.files, png(8, 8)))
 
 
 def chat_ways() -> Iterator[Way]:
@@ -158,6 +151,8 @@ def speaks_openai(way: Way) -> bool:
 
 
 NOTHING = always(b"")
+WRONG = Outcome(502, "upstream_error", "answer")
+HTML = b"<!DOCTYPE html>\n<html>\n\n<body>502 Bad Gateway</body></html>\n"
 FAILURES = {
     "resets": Failure(NOTHING, Outcome(503, "backend_not_ready", "closed", "30"), "reset"),
     "breaks off": Failure(half, Outcome(502, "upstream_closed", "closed"), "close"),
@@ -178,16 +173,15 @@ FAILURES = {
         Outcome(502, "upstream_protocol_error", "protocol"),
         where=is_whole,
     ),
-    "HTML": Failure(always(http(b"<html>", content_type="text/html")), Outcome(502, "upstream_error", "answer")),
-    "another content type": Failure(
-        always(http(b"{}", content_type="text/plain")), Outcome(502, "upstream_error", "answer"), where=speaks_openai
-    ),
-    "no content type": Failure(
-        always(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"),
-        Outcome(502, "upstream_error", "answer"),
-        where=speaks_openai,
-    ),
-    "half a JSON": Failure(lambda way: http(way.begins), Outcome(502, "upstream_error", "answer"), where=is_whole),
+    "HTML": Failure(always(http(b"<html>", content_type="text/html")), WRONG),
+    "another content type": Failure(always(http(b"{}", content_type="text/plain")), WRONG, where=speaks_openai),
+    "no content type": Failure(always(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"), WRONG, where=speaks_openai),
+    **{
+        name: Failure(lambda way, body=body: http(body or way.begins), WRONG, where=is_whole)  # type: ignore[misc]
+        for name, body in {"half a JSON": b"", "the end of a JSON": b'c","choices":[]}', "null": b"null\n"}.items()
+    },
+    "nothing": Failure(always(http(b"")), WRONG, where=is_whole),
+    "HTML by another name": Failure(lambda way: http(HTML, content_type=way.media), WRONG, where=is_whole),
     "no event": Failure(
         lambda way: http(b"", content_type=way.media), Outcome(502, "upstream_closed", "closed"), where=has_events
     ),
@@ -209,6 +203,25 @@ FAILURES = {
     "status 429": Failure(status(429), Outcome(429, "x", "status_4xx", "5", "nothing")),
     "status 500": Failure(status(500), Outcome(502, "upstream_error", "status_5xx")),
     "status 503": Failure(status(503), Outcome(503, "backend_not_ready", "status_5xx", "30", "nothing")),
+    **{
+        f"status {line}": Failure(
+            always(b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % line.encode()),
+            Outcome(502, "upstream_error", f"status_{line[0]}xx", effect="nothing"),
+            where=lambda way: not way.path.startswith(("/v1/images", "/ui")),
+        )
+        for line in ("204 No Content", "206 Partial Content", "304 Not Modified")
+    },
+    **{
+        name: Failure(always(data), Outcome(502, "upstream_protocol_error", "protocol"))
+        for name, data in {
+            "interim answers without end": b"HTTP/1.1 102 Processing\r\n\r\n" * 50_000,
+            "a head without end": b"HTTP/1.1 200 OK\r\n" + b"X-A: 1\r\n" * 50_000,
+            "status 101": b"HTTP/1.1 101 Switching Protocols\r\nContent-Length: 0\r\n\r\n",
+            "status 999": b"HTTP/1.1 999 Odd\r\nContent-Length: 0\r\n\r\n",
+            "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}x",
+            "a refusal without end": http(b"x" * 2_000_000, 500),
+        }.items()
+    },
     "no connection free": Failure(
         NOTHING, Outcome(429, "backend_overloaded", "connections_exhausted", "5", "nothing"), setting=occupied
     ),
@@ -237,8 +250,9 @@ class House:
         failure.setting(backend)
         gateway.double.answer = lambda *_: failure.answer(way)
         gateway.double.ending = failure.ending
-        media = f"multipart/form-data; boundary={BOUNDARY}" if way.files else JSON
-        told = await gateway.ask(way.method, way.path, way.body(), [(b"content-type", media.encode())])
+        request = way.request()
+        content_type = request.headers["content-type"].encode()
+        told = await gateway.ask(way.method, way.path, request.read(), [(b"content-type", content_type)])
         effect = "away" if not backend.ready else "strained" if backend.circuit_failures else "nothing"
         kinds = " ".join(f"{kind}" if count == 1 else f"{count} {kind}" for kind, count in backend.failures.items())
         assert gateway.alarms.told == []
@@ -274,13 +288,10 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         "images_http_timeout_sec": 600,
         "music_max_jobs": 100,
     }
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        opened = in_process(tmp_path_factory.mktemp("failures"), good, **settings)
-        gateway = runner.run(opened.__aenter__())
+    with shared(tmp_path_factory.mktemp("failures"), good, **settings) as (runner, gateway):
         made = runner.run(gateway.post("/v1/music/generations", json.dumps({"prompt": "Hi"}).encode()))
         assert made.status == 200, made
         yield House(runner, gateway)
-        runner.run(opened.__aexit__(None, None, None))
 
 
 @pytest.mark.parametrize("name", FAILURES)

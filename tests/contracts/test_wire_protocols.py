@@ -14,14 +14,14 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway.backends.protocols import BY_NAME, PROTOCOLS, openai
 from gateway.backends.protocols.wire_protocol import WireProtocol
 
-from tests.support.in_process import InProcess, http, in_process
+from tests.support.in_process import InProcess, http, in_process, shared
 from tests.support.waiting import PATIENCE_SEC
 
 GOLDEN = Path(__file__).parent / "wire_protocols"
@@ -86,19 +86,11 @@ def settled(text: bytes) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def runner() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
-
-
-@pytest.fixture(scope="module")
-def gateway(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcess]:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, InProcess]]:
     """One gateway in front of a backend of each wire protocol, its class named like it."""
-    stack = AsyncExitStack()
-    home = tmp_path_factory.mktemp("turns")
-    opened = in_process(home, lambda *_: http(PROBED), BACKENDS, model_aliases_json="{}", images_http_timeout_sec=9)
-    yield runner.run(stack.enter_async_context(opened))
-    runner.run(stack.aclose())
+    settings: Any = {"model_aliases_json": "{}", "images_http_timeout_sec": 9}
+    with shared(tmp_path_factory.mktemp("turns"), lambda *_: http(PROBED), BACKENDS, **settings) as opened:
+        yield opened
 
 
 async def played(gateway: InProcess, parts: list[Part], backend: str) -> list[Part]:
@@ -128,7 +120,8 @@ async def played(gateway: InProcess, parts: list[Part], backend: str) -> list[Pa
     ("protocol", "path"),
     [pytest.param(name, path, id=f"{name}-{path.stem}", marks=[*proofs(name, path)]) for name, _, path in TURNS],
 )
-def test_golden_turn(gateway: InProcess, runner: asyncio.Runner, protocol: str, path: Path) -> None:
+def test_golden_turn(house: tuple[asyncio.Runner, InProcess], protocol: str, path: Path) -> None:
+    runner, gateway = house
     golden = read(path.read_bytes())
     now = runner.run(asyncio.wait_for(played(gateway, golden, protocol), PATIENCE_SEC))
     if os.environ.get("UPDATE_GOLDEN"):
@@ -144,7 +137,7 @@ def test_every_capability_of_every_protocol_has_a_turn() -> None:
     assert {path for _, _, path in TURNS} == set(GOLDEN.rglob("*.txt"))
 
 
-def test_the_page_adds_a_protocol(runner: asyncio.Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_adds_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, turn = re.findall(r"```(?:python)?\n(.*?)```", PAGE.read_text(), re.DOTALL)[:2]
     added: dict[str, WireProtocol] = {}
     exec(source, added)  # noqa: S102 - our own page
@@ -156,7 +149,7 @@ def test_the_page_adds_a_protocol(runner: asyncio.Runner, tmp_path: Path, monkey
         async with in_process(tmp_path, lambda *_: http(PROBED), backends, model_aliases_json="{}") as gateway:
             return await played(gateway, read(turn.encode()), protocol.name)
 
-    *_, (asked, body), _, (told, events) = runner.run(added_and_played())
+    *_, (asked, body), _, (told, events) = asyncio.run(added_and_played())
     assert (asked, body) == ("asked POST /say", b'{"bird":"polly","text":"pretty bird"}')
     assert told == "told 200 text/event-stream"
     assert [line.partition(b'"content":')[2][:9] for line in events.splitlines()[:4:2]] == [b'"pretty "', b'"bird "},']

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import uvloop
 import yaml
 from gateway.app import FEATURES, App, load_settings
 from gateway.features.face import Feature
@@ -242,3 +243,12 @@ async def in_process(
         async with asyncio.timeout(PATIENCE_SEC):  # a stop that waits for ever is a bug, too
             await app.stop()
         server.close()
+
+
+@contextmanager
+def shared(home: Path, answer: Answer, *options: Any, **settings: Any) -> Iterator[tuple[asyncio.Runner, InProcess]]:
+    """One for tests that are no coroutines, and the runner of its event loop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        opened = in_process(home, answer, *options, **settings)
+        yield runner, runner.run(opened.__aenter__())
+        runner.run(opened.__aexit__(None, None, None))
