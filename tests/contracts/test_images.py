@@ -1,20 +1,24 @@
-"""Images through the gateway, from doubles of each kind of image server on real sockets: fields, faults, leaving."""
+"""Images and edits through the gateway, by a double of each kind of image server: fields, files, faults, leaving."""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from gateway.backends.protocols.image_formats import kind_of, size_of
+from gateway.backends.protocols.image_formats import size_of
 
-from tests.support.faces.images import png
+from tests.support.faces.images import form, png
 from tests.support.gateways import TOKEN
 from tests.support.sockets import send
 from tests.support.studio import (
     EDITS,
     GENERATIONS,
     KINDS,
+    MASK,
     NAMES_OF,
+    PICTURE,
     SAMPLED,
     Studio,
     refusal,
@@ -132,112 +136,69 @@ def test_job_is_stopped_when_the_talk_fails(studio: Studio, late: str) -> None:
         assert server.asked("/queue")
 
 
-@pytest.mark.proves(
-    GENERATIONS,
-    *("quality", "style", "seed", "steps", "num_inference_steps", "user", "background", "moderation", "sampler"),
-    *("scheduler", "negative_prompt", "output_format", "output_compression"),
-    backend="openai",
-)
-def test_fields_that_an_openai_server_gets(studio: Studio) -> None:
-    fields: dict[str, Any] = {"quality": "high", "style": "vivid", "seed": 7, "steps": 4, "num_inference_steps": 4}
-    fields |= {"sampler": "a", "scheduler": "b", "negative_prompt": "dogs", "output_format": "png", "user": "me"}
-    fields |= {"output_compression": 9, "something": {"new": [1]}}
-    assert studio.generate("openai", **fields, background="opaque", moderation="low").status_code == 200
-    sent = studio.servers["openai"].asked(GENERATIONS)[0].json
-    assert sent == {
-        "prompt": "a cat",
-        "n": 1,
-        "size": "64x64",
-        "response_format": "b64_json",
-        "background": "opaque",
-        "moderation": "low",
-        **fields,
-    }
-
-
-def test_numbers_of_any_size_are_forwarded(studio: Studio) -> None:
-    assert studio.generate("openai", something=10**30).status_code == 200
-    assert studio.servers["openai"].asked(GENERATIONS)[0].json["something"] == 10**30
-
-
-@pytest.mark.proves(GENERATIONS, "guidance_scale", "guidance", "cfg_scale", backend="openai")
-def test_turbo_models_get_no_guidance_unless_asked_for(studio: Studio) -> None:
-    about = studio.generate("openai", model="sdxl-turbo").json()["_gateway"]
-    assert (about["guidance_scale"], about["guidance_auto"]) == (0, True)
-    about = studio.generate("openai", model="sdxl-turbo", guidance=2.5).json()["_gateway"]
-    assert (about["guidance_scale"], about["guidance_auto"]) == (2.5, False)
-    first, second = studio.servers["openai"].asked(GENERATIONS)
-    assert first.json["guidance_scale"] == 0
-    assert "guidance_scale" not in second.json
-    assert second.json["guidance"] == 2.5
-
-
-def test_what_an_openai_server_tells_is_passed_on(studio: Studio) -> None:
-    answer = studio.generate("openai", model="revised")
-    assert answer.json()["usage"] == {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
-    assert answer.json()["data"][0]["revised_prompt"] == "a better prompt"
-    entry = studio.gateway.log_entry(lambda entry: entry["request_id"] == answer.headers["x-request-id"])
-    assert (entry["input_tokens"], entry["output_tokens"]) == (3, 4)
-
-
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("kind", "model", "words"),
     [
-        ("url", "a URL or a path"),
-        ("text", "other than a PNG"),
-        ("few", "fewer than 1"),
-        ("webp", "than 'png'"),
+        ("openai", "url", "a URL or a path"),
+        ("openai", "text", "other than a PNG"),
+        ("openai", "few", "fewer than 1"),
+        ("openai", "webp", "than 'png'"),
+        ("nexa", "old", "a URL or a path"),  # of the backend's disk
+        ("nexa", "other", "model not found"),
     ],
 )
-def test_malformed_answers(studio: Studio, model: str, words: str) -> None:
-    assert words in refusal(studio.generate("openai", model=model, output_format="png"), 502)["message"]
-
-
-def test_path_on_the_backends_disk_is_not_read(studio: Studio) -> None:
-    assert "a URL or a path" in refusal(studio.generate("nexa", model="old"), 502)["message"]
-
-
-def test_errors_that_are_strings(studio: Studio) -> None:
-    assert "model not found" in refusal(studio.generate("nexa", model="other"), 502)["message"]
-
-
-REFUSED = [
-    ("nexa", ("seed", 1)),
-    ("nexa", ("steps", 1)),
-    ("nexa", ("negative_prompt", "x")),
-    *(("nexa", (name, 1)) for name in ("num_inference_steps", "guidance_scale", "guidance", "cfg_scale")),
-    ("nexa", ("sampler", "x")),
-    ("nexa", ("scheduler", "x")),
-    *((kind, ("quality", "hd")) for kind in ("nexa", "a1111", "comfyui", "invokeai")),
-    *((kind, ("style", "vivid")) for kind in ("nexa", "a1111", "comfyui", "invokeai")),
-    *((kind, ("background", "transparent")) for kind in ("nexa", "a1111", "comfyui", "invokeai")),
-    *((kind, ("output_format", "webp")) for kind in ("nexa", "a1111", "invokeai")),
-    *((kind, ("output_compression", 5)) for kind in ("nexa", "a1111", "comfyui", "invokeai")),
-    ("invokeai", ("sampler", "euler")),
-    *((kind, ("stream", True)) for kind in KINDS),
-    *((kind, ("partial_images", 2)) for kind in KINDS),
-]
-
-
-@pytest.mark.parametrize(
-    ("kind", "field"),
-    [
-        pytest.param(
-            kind,
-            field,
-            marks=pytest.mark.proves(GENERATIONS, field[0], backend=kind, refused=True),
-            id=f"{kind}-{field[0]}",
-        )
-        for kind, field in REFUSED
-    ],
-)
-def test_field_without_counterpart_is_refused_by_name(studio: Studio, kind: str, field: tuple[str, Any]) -> None:
-    name, value = field
-    assert refusal(studio.generate(kind, **{name: value}))["param"] == name
-    assert not studio.servers[kind].seen
+def test_malformed_answers(studio: Studio, kind: str, model: str, words: str) -> None:
+    fields = {"output_format": "png"} if kind == "openai" else {}
+    assert words in refusal(studio.generate(kind, model=model, **fields), 502)["message"]
 
 
 NATIVE = ("nexa", "a1111", "comfyui", "invokeai")
+REFUSED: dict[str, dict[str, tuple[str, ...]]] = {
+    GENERATIONS: {
+        **dict.fromkeys(("quality", "style", "background", "output_compression"), NATIVE),
+        **dict.fromkeys(("stream", "partial_images"), tuple(KINDS)),
+        **dict.fromkeys(("seed", "steps", "negative_prompt", "scheduler", *NAMES_OF), ("nexa",)),
+        "output_format": ("nexa", "a1111", "invokeai"),
+        "sampler": ("nexa", "invokeai"),
+    },
+    EDITS: {
+        **dict.fromkeys(("background", "quality", "input_fidelity", "stream", "partial_images"), SAMPLED),
+        "sampler": ("invokeai",),
+    },
+}
+VALUES: dict[str, Any] = {"background": "transparent", "output_format": "webp", "sampler": "euler", "stream": True}
+VALUES |= {"quality": "hd", "style": "vivid", "negative_prompt": "x", "scheduler": "x", "input_fidelity": "high"}
+
+
+def cases(route: str, kinds: Iterable[str], names: Iterable[str], *, refused: bool = False) -> list[Any]:
+    """Each kind with each name, which the test `proves` of the route."""
+    return [
+        pytest.param(
+            route,
+            kind,
+            name,
+            marks=pytest.mark.proves(route, name, backend=kind, refused=refused),
+            id=f"{route.rpartition('/')[2]}-{kind}-{name}",
+        )
+        for kind in kinds
+        for name in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("route", "kind", "name"),
+    [
+        case
+        for route, fields in REFUSED.items()
+        for name, kinds in fields.items()
+        for case in cases(route, kinds, [name], refused=True)
+    ],
+)
+def test_field_without_counterpart_is_refused_by_name(studio: Studio, route: str, kind: str, name: str) -> None:
+    assert refusal(studio.ask(route, kind, **{name: VALUES.get(name, 1)}))["param"] == name
+    assert not studio.servers[kind].seen
+
+
 DONE_ANYWAY = {"quality": "auto", "background": "auto", "moderation": "auto", "output_format": "png", "user": "me"}
 
 
@@ -247,21 +208,13 @@ def test_field_that_nobody_knows_is_refused_by_name(studio: Studio, kind: str) -
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        pytest.param(kind, name, marks=pytest.mark.proves(GENERATIONS, name, backend=kind))
-        for kind in SAMPLED
-        for name in NAMES_OF
-    ],
+    ("route", "kind", "name"), [case for route in REFUSED for case in cases(route, SAMPLED, NAMES_OF)]
 )
-def test_each_name_of_steps_and_guidance(studio: Studio, kind: str, name: str) -> None:
-    answer = studio.generate(kind, **{name: NAMES_OF[name]})
-    sent = answer.json()["_gateway"]["request"]
-    if "steps" in name:
-        assert sent["steps"] == 3
-    else:
-        assert sent.get("cfg_scale", sent.get("cfg")) == 2.5
-        assert answer.json()["_gateway"]["guidance_scale"] == 2.5
+def test_each_name_of_steps_and_guidance(studio: Studio, route: str, kind: str, name: str) -> None:
+    about = studio.ask(route, kind, **{name: NAMES_OF[name]}).json()["_gateway"]
+    sent = about["request"]
+    assert (sent["steps"] if "steps" in name else sent.get("cfg_scale", sent.get("cfg"))) == NAMES_OF[name]
+    assert about["guidance_scale"] == NAMES_OF[name] or "steps" in name
 
 
 @pytest.mark.parametrize(
@@ -272,63 +225,6 @@ def test_fields_that_ask_for_what_is_done_anyway(studio: Studio, kind: str) -> N
     assert studio.generate(kind, **DONE_ANYWAY, stream=False, partial_images=0).status_code == 200
 
 
-@pytest.mark.proves(
-    GENERATIONS, "seed", "steps", "cfg_scale", "negative_prompt", "sampler", "scheduler", "model", backend="a1111"
-)
-def test_fields_that_a1111_gets(studio: Studio) -> None:
-    fields = {"seed": 7, "num_inference_steps": 9, "cfg_scale": 3.5, "negative_prompt": "dogs", "model": "some.ckpt"}
-    answer = studio.generate("a1111", **fields, sampler="Euler a", scheduler="Karras", n=2)
-    assert answer.json()["_gateway"]["upstream"] == {"seeds": [7, 8]}
-    sent = studio.servers["a1111"].asked("/sdapi/v1/txt2img")[0].json
-    assert sent.pop("force_task_id").startswith("task(")
-    assert sent == {
-        "prompt": "a cat",
-        "negative_prompt": "dogs",
-        "width": 64,
-        "height": 64,
-        "batch_size": 2,
-        "steps": 9,
-        "cfg_scale": 3.5,
-        "seed": 7,
-        "sampler_name": "Euler a",
-        "scheduler": "Karras",
-        "override_settings": {"sd_model_checkpoint": "some.ckpt"},
-        "send_images": True,
-        "save_images": False,
-    }
-
-
-def test_steps_of_a1111_are_a_setting(studio: Studio) -> None:
-    studio.generate("a1111")
-    assert studio.servers["a1111"].asked("/sdapi/v1/txt2img")[0].json["steps"] == 20
-
-
-@pytest.mark.proves(
-    GENERATIONS,
-    "seed",
-    "steps",
-    "guidance_scale",
-    "negative_prompt",
-    "sampler",
-    "scheduler",
-    "output_format",
-    "output_compression",
-    backend="comfyui",
-)
-def test_fields_that_comfyui_gets(studio: Studio) -> None:
-    fields = {"seed": 7, "steps": 9, "guidance_scale": 3.5, "negative_prompt": "dogs", "model": "second.safetensors"}
-    formats = {"output_format": "webp", "output_compression": 60}
-    answer = studio.generate("comfyui", **fields, **formats, sampler="dpmpp_2m", scheduler="karras")
-    server = studio.servers["comfyui"]
-    graph = server.asked("/prompt")[0].json["prompt"]
-    assert graph["model"]["inputs"]["ckpt_name"] == "second.safetensors"
-    assert graph["negative"]["inputs"]["text"] == "dogs"
-    sampler = {"seed": 7, "steps": 9, "cfg": 3.5, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0}
-    assert sampler.items() <= graph["sampled"]["inputs"].items()
-    assert "preview=webp%3B60" in server.asked("/view")[0].path
-    assert kind_of(studio.image(answer.json()["data"][0])) == "webp"
-
-
 def test_comfyui_that_gives_ids_of_its_own(studio: Studio) -> None:
     server = studio.servers["comfyui"]
     server.gives_ids = True
@@ -336,13 +232,6 @@ def test_comfyui_that_gives_ids_of_its_own(studio: Studio) -> None:
         assert studio.generate("comfyui").status_code == 200
     finally:
         server.gives_ids = False
-
-
-@pytest.mark.parametrize(("field", "value"), [("sampler", "magic"), ("scheduler", "magic"), ("model", "magic")])
-def test_comfyui_names_what_it_does_not_know(studio: Studio, field: str, value: str) -> None:
-    error = refusal(studio.generate("comfyui", **{field: value}))
-    assert error["param"] == field
-    assert "not in" in error["message"]
 
 
 @pytest.mark.proves(
@@ -368,48 +257,41 @@ def test_fields_that_invokeai_gets(studio: Studio, model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "status", "param"),
+    ("kind", "fields", "status"),
     [
-        ({"scheduler": "magic"}, 400, "scheduler"),
-        ({"model": "nothing-like-it"}, 404, "model"),
-        ({"model": "a-flux"}, 400, "model"),
-        ({"size": "60x64"}, 400, "size"),
+        ("a1111", {"sampler": "magic"}, 400),
+        *(("comfyui", {name: "magic"}, 400) for name in ("sampler", "scheduler", "model")),
+        ("invokeai", {"scheduler": "magic"}, 400),
+        ("invokeai", {"model": "nothing-like-it"}, 404),
+        ("invokeai", {"model": "a-flux"}, 400),
+        ("invokeai", {"size": "60x64"}, 400),
     ],
 )
-def test_invokeai_names_what_it_does_not_know(studio: Studio, fields: dict[str, str], status: int, param: str) -> None:
-    assert refusal(studio.generate("invokeai", **fields), status)["param"] == param
+def test_what_a_server_does_not_know_is_named(studio: Studio, kind: str, fields: dict[str, str], status: int) -> None:
+    error = refusal(studio.generate(kind, **fields), status)
+    assert error["param"] in fields
+    assert kind != "comfyui" or "not in" in error["message"]
 
 
-def test_a1111_names_a_sampler_that_it_does_not_know(studio: Studio) -> None:
-    assert refusal(studio.generate("a1111", sampler="magic"))["param"] == "sampler"
+WRONG: list[tuple[str, Any]] = [
+    *(("prompt", value) for value in (None, "", 1)),
+    *(("n", value) for value in (0, 5, "1")),
+    *(("size", value) for value in ("big", "2000x2000", "0x64")),
+    *(("response_format", "png"), ("steps", 0), ("seed", 2**32), ("guidance_scale", "3"), ("output_compression", 101)),
+]
 
 
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        (b"{}", "prompt"),
-        (b'{"prompt": ""}', "prompt"),
-        (b'{"prompt": 1}', "prompt"),
-        (b'{"prompt": "x", "n": 0}', "n"),
-        (b'{"prompt": "x", "n": 5}', "n"),
-        (b'{"prompt": "x", "n": "1"}', "n"),
-        (b'{"prompt": "x", "size": "big"}', "size"),
-        (b'{"prompt": "x", "size": "2000x2000"}', "size"),
-        (b'{"prompt": "x", "size": "0x64"}', "size"),
-        (b'{"prompt": "x", "response_format": "png"}', "response_format"),
-        (b'{"prompt": "x", "steps": 0}', "steps"),
-        (b'{"prompt": "x", "seed": 4294967296}', "seed"),
-        (b'{"prompt": "x", "guidance_scale": "3"}', "guidance_scale"),
-        (b'{"prompt": "x", "output_compression": 101}', "output_compression"),
-        (b"{", None),
-        (b"[]", None),
-        (b'{"prompt": "\xff"}', None),
-    ],
-)
-def test_wrong_bodies_are_refused_by_name(studio: Studio, body: bytes, param: str | None) -> None:
-    answer = studio.gateway.client.post(GENERATIONS, content=body)
-    assert refusal(answer)["param"] == param
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_field_is_refused_by_name(studio: Studio, name: str, value: Any) -> None:
+    assert refusal(studio.gateway.client.post(GENERATIONS, json={"prompt": "x", name: value}))["param"] == name
     assert not studio.servers["openai"].seen
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"prompt": "\xff"}', b"{}"])
+def test_a_body_that_is_not_an_object_with_a_prompt(studio: Studio, body: bytes) -> None:
+    assert refusal(studio.gateway.client.post(GENERATIONS, content=body))["param"] == (
+        "prompt" if body == b"{}" else None
+    )
 
 
 def test_names_of_one_thing_may_not_disagree(studio: Studio) -> None:
@@ -435,19 +317,187 @@ def test_where_a_request_goes(studio: Studio, fields: dict[str, str], goes_to: s
     assert (headers["x-backend-used"], headers["x-model-used"], headers["x-router-reason"]) == (goes_to, model, reason)
 
 
-def test_backend_that_makes_no_images_is_refused(studio: Studio) -> None:
-    answer = studio.gateway.client.post(GENERATIONS, json={"prompt": "x"}, headers={"X-Backend": "test"})
-    assert refusal(answer)["code"] == "capability_not_supported"
-
-
-def test_each_image_route_wants_a_token(studio: Studio) -> None:
-    for path in (GENERATIONS, EDITS):
-        assert studio.gateway.client.post(path, headers={"Authorization": ""}).status_code == 401
-
-
 def test_token_is_never_in_what_backends_get(studio: Studio) -> None:
     for kind in KINDS:
         studio.generate(kind)
     seen = [request for server in studio.servers.values() for request in server.seen]
     assert seen
     assert not any(TOKEN in str(request.headers) for request in seen)
+
+
+# --- edits
+
+
+@pytest.mark.proves(
+    EDITS,
+    *("image", "mask", "prompt", "n", "size", "quality", "input_fidelity", "background", "output_format", "user"),
+    *("output_compression", "moderation", "seed", "steps", "strength"),
+    backend="openai",
+)
+def test_edit_by_an_openai_server(studio: Studio) -> None:
+    fields = {"n": "2", "size": "64x64", "quality": "high", "input_fidelity": "high", "other": "x", "user": "me"}
+    fields |= {"background": "opaque", "output_format": "png", "output_compression": "9", "moderation": "low"}
+    fields |= {"seed": "7", "steps": "3", "strength": "0.5"}
+    answer = studio.edit("openai", ("image", PICTURE), ("mask", MASK), **fields)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["data"]) == 2
+    parts = form(studio.servers["openai"].asked(EDITS)[0])
+    sent = {name: [value.encode()] for name, value in {**fields, "prompt": "a dog"}.items()}
+    assert parts == {**sent, "response_format": [b"b64_json"], "image": [PICTURE], "mask": [MASK]}
+
+
+@pytest.mark.proves(EDITS, "image", backend="openai")
+def test_edit_of_several_images(studio: Studio) -> None:
+    second = png(32, 32, "second")
+    assert studio.edit("openai", ("image[]", PICTURE), ("image[]", second)).status_code == 200
+    assert form(studio.servers["openai"].asked(EDITS)[0])["image[]"] == [PICTURE, second]
+
+
+def test_type_of_a_file_is_that_of_its_bytes(studio: Studio) -> None:
+    """Clients that know no better say `application/octet-stream`, which servers refuse."""
+    files = {"image": ("cat", PICTURE, "application/octet-stream")}
+    answer = studio.gateway.client.post(EDITS, data={"prompt": "x"}, files=files, headers={"X-Backend": "openai"})
+    assert answer.status_code == 200, answer.text
+    body = studio.servers["openai"].asked(EDITS)[0].body
+    assert b'name="image"; filename="cat"\r\nContent-Type: image/png\r\n\r\n' in body
+
+
+@pytest.mark.proves(EDITS, "image", "mask", "prompt", "strength", "seed", backend="a1111")
+def test_edit_by_a1111(studio: Studio) -> None:
+    answer = studio.edit("a1111", ("image", PICTURE), ("mask", MASK), strength="0.5", seed="3")
+    assert size_of(studio.image(answer.json()["data"][0])) == (64, 64)
+    sent = studio.servers["a1111"].asked("/sdapi/v1/img2img")[0].json
+    assert base64.b64decode(sent["init_images"][0]) == PICTURE
+    assert base64.b64decode(sent["mask"]) == MASK
+    assert (sent["inpainting_mask_invert"], sent["denoising_strength"], sent["seed"]) == (1, 0.5, 3)
+
+
+@pytest.mark.proves(EDITS, "image", "mask", "prompt", "strength", "size", "n", backend="comfyui")
+def test_edit_by_comfyui(studio: Studio) -> None:
+    answer = studio.edit("comfyui", ("image", PICTURE), ("mask", MASK), strength="0.5", size="128x64", n="2")
+    assert len(answer.json()["data"]) == 2, answer.text
+    server = studio.servers["comfyui"]
+    graph = server.asked("/prompt")[0].json["prompt"]
+    assert server.files[graph["source"]["inputs"]["image"]] == PICTURE
+    assert server.files[graph["mask"]["inputs"]["image"]] == MASK
+    assert graph["sampled"]["inputs"]["denoise"] == 0.5
+    assert graph["scaled"]["inputs"]["width"] == 128
+
+
+@pytest.mark.proves(EDITS, "image", "prompt", "strength", "size", backend="invokeai")
+def test_edit_by_invokeai(studio: Studio) -> None:
+    answer = studio.edit("invokeai", ("image", PICTURE), strength="0.25", size="128x64")
+    assert size_of(studio.image(answer.json()["data"][0])) == (128, 64), answer.text
+    server = studio.servers["invokeai"]
+    nodes = server.asked("/api/v1/queue/default/enqueue_batch")[0].json["batch"]["graph"]["nodes"]
+    assert nodes["denoise"]["denoising_start"] == 0.75
+    assert not server.images
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(
+            kind,
+            marks=pytest.mark.proves(
+                EDITS,
+                *("n", "size", "response_format", "seed", "steps", "guidance_scale", "negative_prompt", "scheduler"),
+                *("user", "moderation", "model"),
+                backend=kind,
+            ),
+        )
+        for kind in SAMPLED
+    ],
+)
+def test_fields_of_an_edit(studio: Studio, kind: str) -> None:
+    scheduler = {"a1111": "Karras", "comfyui": "karras", "invokeai": "ddim"}[kind]
+    model = {"a1111": "some.ckpt", "comfyui": "second.safetensors", "invokeai": "random-sd1"}[kind]
+    fields = {"n": "2", "size": "128x64", "seed": "7", "steps": "3", "guidance_scale": "2.5", "model": model}
+    fields |= {"negative_prompt": "dogs", "scheduler": scheduler, "user": "me", "moderation": "low"}
+    answer = studio.edit(kind, **fields, response_format="b64_json").json()
+    assert len([item["b64_json"] for item in answer["data"]]) == 2
+    about = answer["_gateway"]
+    assert about["model"] == model
+    sent = about["request"]
+    wanted = {"negative_prompt": "dogs", "scheduler": scheduler, "steps": 3, "width": 128, "height": 64}
+    assert wanted.items() <= sent.items()
+    assert sent.get("cfg_scale", sent.get("cfg")) == 2.5
+    assert sent.get("seed", about["upstream"].get("seeds", [0])[0]) == 7
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler"),
+    [
+        pytest.param("a1111", "Euler a", marks=pytest.mark.proves(EDITS, "sampler", backend="a1111")),
+        pytest.param("comfyui", "dpmpp_2m", marks=pytest.mark.proves(EDITS, "sampler", backend="comfyui")),
+    ],
+)
+def test_sampler_of_an_edit(studio: Studio, kind: str, sampler: str) -> None:
+    assert studio.edit(kind, sampler=sampler).json()["_gateway"]["request"]["sampler_name"] == sampler
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "param"),
+    [
+        pytest.param(
+            "nexa", ("image",), "image", marks=pytest.mark.proves(EDITS, "image", backend="nexa", refused=True)
+        ),
+        pytest.param(
+            "invokeai",
+            ("image", "mask"),
+            "mask",
+            marks=pytest.mark.proves(EDITS, "mask", backend="invokeai", refused=True),
+        ),
+        ("a1111", ("image", "image"), "image"),
+        ("comfyui", ("image", "image"), "image"),
+        ("invokeai", ("image", "image"), "image"),
+        ("openai", ("mask",), "image"),
+        ("openai", ("image", "mask", "mask"), "mask"),
+        ("openai", ("image", "other"), "other"),
+    ],
+)
+def test_files_that_a_backend_cannot_take(studio: Studio, kind: str, files: tuple[str, ...], param: str) -> None:
+    answer = studio.edit(kind, *((name, MASK if name == "mask" else PICTURE) for name in files))
+    assert refusal(answer)["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("image", b"words"),
+        ("image", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+        ("image", PICTURE[:20]),
+        ("image", png(2000, 2000)),
+        ("mask", PICTURE),
+    ],
+    ids=["no image", "an SVG", "cut", "too large", "a mask without alpha"],
+)
+def test_files_that_are_none(studio: Studio, name: str, data: bytes) -> None:
+    files = {"image": PICTURE, name: data}
+    assert refusal(studio.edit("openai", *files.items()))["param"] == name
+
+
+def test_edit_that_is_no_form(studio: Studio) -> None:
+    refusal(studio.gateway.client.post(EDITS, json={"prompt": "x"}))
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    refusal(studio.gateway.client.post(EDITS, content=b"--x\r\nnonsense", headers=headers))
+    files = {"image": ("a.png", PICTURE, "image/png")}
+    assert refusal(studio.gateway.client.post(EDITS, data={"prompt": "x", "n": "many"}, files=files))["param"] == "n"
+
+
+def test_texts_of_a_form_are_utf_8_whatever_it_says(studio: Studio) -> None:
+    """There are character sets in which half a surrogate pair can be written."""
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n%b\r\n'
+        b'--x\r\nContent-Disposition: form-data; name="image"; filename="\\ud800.png"\r\n'
+        b"Content-Type: image/png\r\n\r\n%b\r\n--x--\r\n"
+    )
+    headers = {"Content-Type": "multipart/form-data; charset=unicode_escape; boundary=x", "X-Backend": "openai"}
+    answer = studio.gateway.client.post(EDITS, content=body % (rb"\ud800", PICTURE), headers=headers)
+    assert answer.status_code == 200, answer.text
+    sent = form(studio.servers["openai"].asked(EDITS)[0])
+    assert (list(sent["image"]), list(sent["prompt"])) == ([PICTURE], [rb"\ud800"])
+    assert (
+        refusal(studio.gateway.client.post(EDITS, content=body % (b"\xff", PICTURE), headers=headers))["param"]
+        == "prompt"
+    )

@@ -52,6 +52,12 @@ class Studio:
         data = {"prompt": "a dog", **usual(kind), **fields}
         return self.gateway.client.post(EDITS, data=data, files=parts, headers={"X-Backend": kind})
 
+    def ask(self, route: str, kind: str, **fields: Any) -> httpx.Response:
+        """A generation or an edit; what a form says is text."""
+        if route == GENERATIONS:
+            return self.generate(kind, **fields)
+        return self.edit(kind, **{name: str(value).lower() for name, value in fields.items()})
+
     def image(self, item: dict[str, str]) -> bytes:
         """The bytes of one item of an answer."""
         if "b64_json" in item:
