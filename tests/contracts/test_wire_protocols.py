@@ -39,6 +39,7 @@ VOLATILE = [
     (re.compile(rb"task\([0-9a-f]{32}\)"), b"task(ID)"),
     (re.compile(rb'"created":\d{10}\b'), b'"created":0'),
     (re.compile(rb'"upstream_latency_ms":[\d.]+'), b'"upstream_latency_ms":0'),
+    (re.compile(rb"Backend '\w+'"), b"Backend 'NAME'"),
     (re.compile(rb"http://127\.0\.0\.1:\d+"), b"http://backend"),
 ]
 Part = tuple[str, bytes]

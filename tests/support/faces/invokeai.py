@@ -43,11 +43,6 @@ class InvokeAI(ImageServer):
                 return Reply({"image_name": name, "image_category": "user", "is_intermediate": True}, 201)
             case "POST", ["v1", "queue", "default", "enqueue_batch"]:
                 return self._enqueue(seen.json["batch"])
-            case "GET", ["v1", "queue", "default", "status"]:
-                items = [item for batch in self.batches.values() for item in batch]
-                return Reply({"queue": {"queue_id": "default", **_counts(items), "total": len(items)}})
-            case "GET", ["v1", "images", "intermediates"]:
-                return Reply(len(self.images))
             case "GET", ["v1", "queue", "default", "b", batch_id, "status"]:
                 return self._status(batch_id)
             case "GET", ["v1", "queue", "default", "i", item_id]:
