@@ -6,84 +6,44 @@ A known field that is wrong is a 400 that names it; an answer that is wrong is a
 from __future__ import annotations
 
 import ast
-import asyncio
 import copy
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import gateway
+import httpx
 import pytest
-import uvloop
 from gateway.backends.health import Prober
 from gateway.backends.protocols import comfyui, invokeai
 
 from tests.support.faces.images import png
-from tests.support.in_process import InProcess, Told, in_process
+from tests.support.in_process import InProcess, Told, shared
 from tests.support.sampling import SEED, cases
 from tests.support.sound import ANSWERS, CALL, PICTURE, PROBLEM, Json, Sound, dump, good, name_of, sound
 from tests.support.waiting import PATIENCE_SEC
 
+T = TypeVar("T")
 Place = tuple[int | str, ...]
+Case = Callable[[random.Random], Coroutine[Any, Any, tuple[str, Json]]]  # what is wrong, and what was asked
 ABSENT: Any = object()
 PACKAGE = Path(gateway.__file__).parent
-LOOKS = ("get", "pop", "setdefault", "take")
-
-
-class _Keys(ast.NodeVisitor):
-    """The strings by which a module looks into objects, and the fields of its TypedDicts."""
-
-    def __init__(self) -> None:
-        self.found: set[str] = set()
-
-    def _add(self, *nodes: ast.AST | None) -> None:
-        found = (node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
-        self.found.update(name for name in found if name.removesuffix("[]").isidentifier() and name[0] != "_")
-
-    def visit_Subscript(self, node: ast.Subscript) -> None:
-        self._add(node.slice)
-        self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        if isinstance(node.func, ast.Attribute) and node.func.attr in LOOKS:
-            self._add(*node.args[:1])
-        self._add(*node.args[1:2])  # read_text(message, "content") and its like
-        self.generic_visit(node)
-
-    def visit_Compare(self, node: ast.Compare) -> None:
-        if isinstance(node.ops[0], ast.In | ast.NotIn):
-            self._add(node.left)
-        self.generic_visit(node)
-
-    def visit_MatchMapping(self, node: ast.MatchMapping) -> None:
-        self._add(*node.keys)
-        self.generic_visit(node)
-
-    def visit_Dict(self, node: ast.Dict) -> None:
-        self._add(*node.keys)
-        self.generic_visit(node)
-
-    def visit_Tuple(self, node: ast.Tuple) -> None:
-        self._add(*node.elts)
-        self.generic_visit(node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        if isinstance(node.target, ast.Name) and node.target.id[0] != "_":
-            self.found.add(node.target.id)
-        self.generic_visit(node)
 
 
 def looked_at(*patterns: str) -> list[str]:
-    """The keys in the package's modules; the tests keep up with it."""
-    keys = _Keys()
-    found = {pattern: set(PACKAGE.glob(pattern)) for pattern in patterns}
-    assert all(found.values()), found
-    for path in sorted(set[Path]().union(*found.values())):
-        keys.visit(ast.parse(path.read_text()))
-    return sorted(keys.found)
+    """What may be a key in the package's modules, and the fields of its TypedDicts; the tests keep up with it."""
+    found: set[str] = set()
+    for pattern in patterns:
+        paths = [*PACKAGE.glob(pattern)]
+        assert paths, pattern
+        for node in (node for path in paths for node in ast.walk(ast.parse(path.read_text()))):
+            match node:
+                case ast.Constant(value=str(name)) | ast.AnnAssign(target=ast.Name(id=name)):
+                    found.add(name)
+    return sorted(name for name in found if name.removesuffix("[]").isidentifier() and name[0] != "_")
 
 
 KEYS = looked_at("api/*.py", "dialects/**/*.py", "features/**/*.py", "backends/**/*.py", "routing/*.py")
@@ -339,24 +299,16 @@ def at_place(content: Json, at: Place) -> Json:
     return content
 
 
-def form(fields: dict[str, Json], file: str) -> bytes:
-    parts = []
-    for name, value in fields.items():
-        written = value if isinstance(value, str) else dump(value).decode()
-        part = f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{written}\r\n'
-        parts.append(part.encode("utf-8", "replace"))
-    head = f'--b\r\nContent-Disposition: form-data; name="{file}"; filename="f"\r\nContent-Type: image/png\r\n\r\n'
-    return b"".join((*parts, head.encode(), png(64, 64), b"\r\n--b--\r\n"))
-
-
 async def post(gateway: InProcess, target: Target, content: Json, backend: str) -> Told:
     headers = [(b"x-backend", backend.encode())] if backend else []
-    if target.is_form:
-        headers.append((b"content-type", b"multipart/form-data; boundary=b"))
-        body = form(content, "image" if "images" in target.path else "file")
-    else:
-        body = dump(content)
-    return await gateway.post(target.path, body, headers)
+    if not target.is_form:
+        return await gateway.post(target.path, dump(content), headers)
+    texts = {name: value if isinstance(value, str) else dump(value).decode() for name, value in content.items()}
+    fields: Any = {name: text.encode("utf-8", "replace") for name, text in texts.items()}
+    files = {"image" if "images" in target.path else "file": png(64, 64)}
+    form = httpx.Request("POST", "http://x", data=fields, files=files)
+    headers.append((b"content-type", form.headers["content-type"].encode()))
+    return await gateway.post(target.path, form.read(), headers)
 
 
 def problem(gateway: InProcess, told: Told) -> str:
@@ -398,22 +350,21 @@ async def bases(gateway: InProcess) -> list[list[Request]]:
     return found
 
 
-async def try_requests(gateway: InProcess, count: int, seed: int) -> list[str]:
+async def requests_tried(gateway: InProcess) -> Case:
     good_ones = await bases(gateway)
-    found = []
-    for number in range(count):
-        chance = random.Random(f"{seed} {number}")  # noqa: S311 - repeatable, not secret
+
+    async def case(chance: random.Random) -> tuple[str, Json]:
         target, body, backend = chance.choice(chance.choice(good_ones))
         content, changes = mutated(body, chance)
         if target.is_form and not isinstance(content, dict):
-            continue
+            return "", None
         told = await post(gateway, target, content, backend)
         wrong = problem(gateway, told)
         if not wrong and told.status == 400 and not names_a_field(told):
             wrong = f"no field is named: {told.body[:300]!r}"
-        if wrong:
-            found.append(f"case {number}: {target.path} {body['model']} {backend} {changes}: {wrong}")
-    return found
+        return wrong, (target.path, body["model"], backend, changes)
+
+    return case
 
 
 def names_a_field(told: Told) -> bool:
@@ -455,42 +406,38 @@ class Wrong:
         return Sound(kind, content).http(status)
 
 
-async def try_answers(gateway: InProcess, count: int, seed: int) -> list[str]:
+async def answers_tried(gateway: InProcess) -> Case:
     asked = await asked_for(gateway)
-    found = []
-    for number in range(count):
-        chance = random.Random(f"{seed} {number}")  # noqa: S311 - repeatable, not secret
+
+    async def case(chance: random.Random) -> tuple[str, Json]:
         name = chance.choice(list(asked))
         target, model, backend = chance.choice(asked[name])
         # The second one is asked for, if at all, because the first is wrong.
         gateway.double.answer = wrong = Wrong(chance, name, chance.choice(list(ANSWERS)))
         told = await post(gateway, target, {**target.body, "model": model}, backend)
-        if what := problem(gateway, told):
-            found.append(f"case {number}: {target.path} {model} {backend} {wrong.changes}: {what}")
-    return found
+        return problem(gateway, told), (target.path, model, backend, wrong.changes)
+
+    return case
 
 
-async def try_probes(gateway: InProcess, count: int, seed: int) -> list[str]:
+async def probes_tried(gateway: InProcess) -> Case:
     """What a backend tells of itself: it is ready or it is not, and the gateway goes on either way."""
-    found = []
     prober = Prober(gateway.app.registry, 60, PATIENCE_SEC)
-    for number in range(count):
-        chance = random.Random(f"{seed} {number}")  # noqa: S311 - repeatable, not secret
+
+    async def case(chance: random.Random) -> tuple[str, Json]:
         gateway.double.answer = wrong = Wrong(chance)
         try:
             await prober._probe(chance.choice(gateway.app.registry.backends))
         except Exception as error:
-            found.append(f"case {number}: {wrong.changes}: {error!r}")
-    return found
+            return repr(error), wrong.changes
+        return "", None
+
+    return case
 
 
-def run(home: Path, test: Any, **settings: Any) -> Any:
-    async def main() -> Any:
-        async with in_process(home, good, **settings) as gateway:
-            return await test(gateway)
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main())
+def run(home: Path, test: Callable[[InProcess], Coroutine[Any, Any, T]], **settings: Any) -> T:
+    with shared(home, good, **settings) as (runner, gateway):
+        return runner.run(test(gateway))
 
 
 @pytest.fixture(autouse=True)
@@ -541,22 +488,24 @@ def test_each_route_and_each_answer_is_tried(tmp_path: Path) -> None:
     assert set(ANSWERS) - names == others
 
 
-def test_requests(tmp_path: Path) -> None:
-    count = cases(2_000, full=80_000)
+@pytest.mark.parametrize(
+    ("tried", "count", "full", "settings"),
+    [
+        (requests_tried, 2_000, 80_000, {}),
+        (answers_tried, 2_000, 80_000, {"images_http_timeout_sec": 0.05}),
+        (probes_tried, 200, 8_000, {}),
+    ],
+)
+def test_each_key_with_each_value(tmp_path: Path, tried: Any, count: int, full: int, settings: dict[str, Any]) -> None:
     print(f"TEST_SEED={SEED}")
-    found = run(tmp_path, lambda gateway: try_requests(gateway, count, SEED))
-    assert not found, f"{len(found)}:\n" + "\n".join(found[:30])
 
+    async def test(gateway: InProcess) -> list[str]:
+        case, found = await tried(gateway), []
+        for number in range(cases(count, full=full)):
+            wrong, what = await case(random.Random(f"{SEED} {number}"))  # noqa: S311 - repeatable, not secret
+            if wrong:
+                found.append(f"case {number}: {what}: {wrong}")
+        return found
 
-def test_answers(tmp_path: Path) -> None:
-    count = cases(2_000, full=80_000)
-    print(f"TEST_SEED={SEED}")
-    found = run(tmp_path, lambda gateway: try_answers(gateway, count, SEED), images_http_timeout_sec=0.05)
-    assert not found, f"{len(found)}:\n" + "\n".join(found[:30])
-
-
-def test_probes(tmp_path: Path) -> None:
-    count = cases(200, full=8_000)
-    print(f"TEST_SEED={SEED}")
-    found = run(tmp_path, lambda gateway: try_probes(gateway, count, SEED))
+    found = run(tmp_path, test, **settings)
     assert not found, f"{len(found)}:\n" + "\n".join(found[:30])
