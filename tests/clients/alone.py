@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,15 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
 from release.build import build_wheel
 from tests.clients.appliance import Appliance
+from tests.clients.servers import started
 from tests.support.ansible_run import ROOT
 from tests.support.ports import free_ports
-from tests.support.waiting import PATIENCE_SEC, until
 
 TOKEN = "a-token-of-this-test-0123456789"
 Record = dict[str, Any]
@@ -44,10 +42,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "venv" / "bin" / "gateway"
 
 
-def backends(url: str) -> dict[str, dict[str, Record]]:
-    return {"backends": {"tools@here": record("tools", url)}}
-
-
 def record(backend_class: str, url: str, *capabilities: str, **fields: Any) -> Record:
     """A backend that is alive when it lists its models; chat is what it can when nothing is named."""
     health = {"liveness": "/v1/models", "readiness": "/v1/models"}
@@ -66,13 +60,6 @@ def command(program: Path, place: Path, port: int) -> list[str | Path]:
 
 
 @contextmanager
-def serving(program: Path, place: Path, url: str) -> Iterator[Appliance]:
-    """`gateway serve` before one backend of class `tools`."""
-    with fronting(program, place, backends(url)["backends"]) as gateway:
-        yield gateway
-
-
-@contextmanager
 def fronting(
     program: Path, place: Path, records: Mapping[str, Record], aliases: Mapping[str, Any] | None = None, **settings: str
 ) -> Iterator[Appliance]:
@@ -83,23 +70,7 @@ def fronting(
         (place / "model_aliases.json").write_text(json.dumps({"aliases": dict(aliases)}))
         env["MODEL_ALIASES_PATH"] = str(place / "model_aliases.json")
     port = free_ports(1)[0]
-    with (place / "stderr").open("w") as stderr:
-        process = subprocess.Popen(command(program, place, port), env=env, stderr=stderr, cwd=place)
-        try:
-            until(lambda: _health(process, port, place / "stderr"), "the gateway does not answer")
-            yield Appliance(f"http://127.0.0.1:{port}/v1", TOKEN)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(PATIENCE_SEC)
-            finally:
-                process.kill()
-    assert process.returncode == 0, (place / "stderr").read_text()
-
-
-def _health(process: subprocess.Popen[bytes], port: int, stderr: Path) -> bool:
-    assert process.poll() is None, stderr.read_text()
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).is_success
-    except httpx.TransportError:
-        return False
+    url, log = f"http://127.0.0.1:{port}", place / "stderr"
+    with started(command(program, place, port), f"{url}/health", log, inherited=env) as process:
+        yield Appliance(f"{url}/v1", TOKEN)
+    assert process.returncode == 0, log.read_text()

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import yaml
 
 from tests.support.ansible_run import ROOT, ansible_playbook
@@ -23,6 +25,14 @@ class Appliance:
     url: str
     token: str
     root: Path | None = None
+
+    def sdk(self, seconds: float = 60) -> openai.OpenAI:
+        """OpenAI's SDK, unmodified, without its own retries so that a test sees every answer."""
+        return openai.OpenAI(base_url=self.url, api_key=self.token, max_retries=0, timeout=seconds)
+
+    def http(self) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, trust_env=False)
 
 
 def existing() -> Appliance | None:

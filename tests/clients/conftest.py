@@ -30,8 +30,7 @@ def appliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
 
 @pytest.fixture
 def client(appliance: Appliance) -> Iterator[openai.OpenAI]:
-    """OpenAI's SDK, unmodified, without its own retries so that a test sees every answer."""
-    with openai.OpenAI(base_url=appliance.url, api_key=appliance.token, max_retries=0, timeout=60) as client:
+    with appliance.sdk() as client:
         yield client
 
 
@@ -92,5 +91,19 @@ def fleet(
 
 @pytest.fixture
 def fleet_client(fleet: Appliance) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=fleet.url, api_key=fleet.token, max_retries=0, timeout=60) as client:
+    with fleet.sdk() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def alone(program: Path, caller: ToolCaller, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
+    """The gateway of the wheel in front of the backend that calls tools."""
+    place = tmp_path_factory.mktemp("alone")
+    with fronting(program, place, {"tools@here": record("tools", caller.url)}) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def sdk(alone: Appliance) -> Iterator[openai.OpenAI]:
+    with alone.sdk() as client:
         yield client

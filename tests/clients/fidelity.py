@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import httpx
-
 from tests.clients.appliance import Appliance
 from tests.clients.recorder import Recorder
 
 
 def post(gateway: Appliance, path: str, body: dict[str, Any]) -> bytes:
     """The body of the answer to a request that must be answered with 200."""
-    headers = {"Authorization": f"Bearer {gateway.token}"}
-    answer = httpx.post(f"{gateway.url}{path}", json=body, headers=headers, timeout=60, trust_env=False)
+    with gateway.http() as client:
+        answer = client.post(path, json=body)
     assert answer.status_code == 200, answer.text
     return answer.content
 

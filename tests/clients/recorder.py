@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import io
-import socket
-import socketserver
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from tests.support.upstream import Upstream, running
 from tests.support.waiting import until
 
 
@@ -26,11 +25,15 @@ class _Bytes(io.BytesIO):
 
 
 @dataclass
-class Recorder:
-    """`url` is the backend's API as reached through the relay."""
+class Recorder(Upstream):
+    """Stands for the backend of the URL `behind`."""
 
-    url: str = ""
+    behind: str = ""
     received: list[bytearray] = field(default_factory=list)  # of each connection
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}{urlsplit(self.behind).path}"
 
     def answer(self, mark: bytes) -> bytes:
         """The body of the one answer that holds `mark`, such as a completion's id, without its transfer coding."""
@@ -40,6 +43,12 @@ class Recorder:
         found = [body for received in self.received for body in _bodies(bytes(received)) if mark in body]
         assert len(found) < 2, f"several answers hold {mark!r}"
         return found[0] if found else None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.received.append(bytearray())
+        backend = urlsplit(self.behind)
+        its_reader, its_writer = await asyncio.open_connection(backend.hostname, backend.port)
+        await asyncio.gather(_pump(reader, its_writer, bytearray()), _pump(its_reader, writer, self.received[-1]))
 
 
 def _bodies(received: bytes) -> Iterator[bytes]:
@@ -53,43 +62,20 @@ def _bodies(received: bytes) -> Iterator[bytes]:
             return  # not whole yet
 
 
-class _Relay(socketserver.BaseRequestHandler):
-    backend: tuple[str, int]
-    recorder: Recorder
-
-    def handle(self) -> None:
-        received = bytearray()
-        self.recorder.received.append(received)
-        with suppress(OSError), socket.create_connection(self.backend) as server:
-            upwards = threading.Thread(target=_pump, args=(self.request, server, bytearray()))
-            upwards.start()
-            _pump(server, self.request, received)
-            upwards.join()
-
-
-def _pump(source: socket.socket, sink: socket.socket, kept: bytearray) -> None:
-    """Until either side ends; then both are told."""
-    with suppress(OSError):
-        while data := source.recv(65536):
+async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, kept: bytearray) -> None:
+    """Until either side ends; then the other one is told."""
+    try:
+        while data := await source.read(65536):
             kept += data
-            sink.sendall(data)
-    for end in (source, sink):
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+            sink.write(data)
+            await sink.drain()
+    except ConnectionError:
+        pass
+    finally:
+        sink.close()
 
 
 @contextmanager
 def recording(url: str) -> Iterator[Recorder]:
-    """Relays to the server of `url` until the end of the block; who connects must have left by then."""
-    parts = urlsplit(url)
-    recorder = Recorder()
-    relay = type("Relay", (_Relay,), {"backend": (parts.hostname, parts.port), "recorder": recorder})
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), relay) as server:
-        recorder.url = f"http://127.0.0.1:{server.server_address[1]}{parts.path}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield recorder
-        finally:
-            server.shutdown()
-            thread.join()
+    with running(Recorder(behind=url)) as recorder:
+        yield recorder

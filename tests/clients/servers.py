@@ -15,7 +15,7 @@ import yaml
 
 from tests.support.environments import ROOT, environment
 from tests.support.ports import free_ports
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_SEC, until
 
 HERE = Path(__file__).parent
 HEAVY = ROOT / "tests" / "heavy"
@@ -27,11 +27,16 @@ MLX_MODEL = "default_model"  # what mlx_lm.server calls the model that it was st
 
 @contextmanager
 def started(
-    argv: Sequence[str | Path], url: str, log: Path, variables: Mapping[str, str] | None = None, seconds: float = 120
-) -> Iterator[None]:
+    argv: Sequence[str | Path],
+    url: str,
+    log: Path,
+    variables: Mapping[str, str] | None = None,
+    seconds: float = 120,
+    inherited: Mapping[str, str] = os.environ,
+) -> Iterator[subprocess.Popen[bytes]]:
     """Runs `argv` until the end of the block, from when `url` answers 200; its output goes to `log`.
 
-    Ended by SIGTERM to it and what it started, by SIGKILL after 10 s.
+    Ended by SIGTERM to it and what it started, by SIGKILL after PATIENCE_SEC.
     """
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -40,16 +45,16 @@ def started(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=log.parent,
-            env={**os.environ, **(variables or {})},
+            env={**inherited, **(variables or {})},
             start_new_session=True,
         )
     try:
         until(lambda: _answers(process, url, log), f"{url} does not answer, see {log},", seconds)
-        yield
+        yield process
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(10)
+            process.wait(PATIENCE_SEC)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

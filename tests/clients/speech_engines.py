@@ -1,6 +1,6 @@
 """Piper and faster-whisper behind OpenAI's audio routes, in a process of their own (Piper's licence is the GPL).
 
-usage: python speech_engines.py PORT DIRECTORY; run by the environment of speech.txt, not by that of the tests.
+usage: python -m tests.clients.speech_engines PORT DIRECTORY; run by the environment of speech.txt, not of the tests.
 The voice and the weights are the data of packages; the directory takes the weights, which are packed in two parts.
 """
 
@@ -19,6 +19,8 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from tests.support.http_server import Handler
 
 VOICE, WHISPER = "joe", "whisper-base"
 UNKNOWN_SIZE = 0xFFFFFFFF  # of a WAV file that is streamed
@@ -42,18 +44,19 @@ def load_whisper(directory: Path) -> Any:
     )
 
 
-class Engines(BaseHTTPRequestHandler):
+class Engines(Handler, BaseHTTPRequestHandler):
     """Answers one request; a wrong one gets OpenAI's error object."""
 
-    protocol_version = "HTTP/1.1"
     voice: Any
     whisper: Any
 
     def do_GET(self) -> None:
-        self._json({"object": "list", "data": [{"id": name, "object": "model"} for name in (VOICE, WHISPER)]})
+        self.answer_json(
+            200, {"object": "list", "data": [{"id": name, "object": "model"} for name in (VOICE, WHISPER)]}
+        )
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.body()
         if self.path == "/v1/audio/speech":
             self._speak(json.loads(body))
         else:
@@ -62,18 +65,18 @@ class Engines(BaseHTTPRequestHandler):
     def _speak(self, request: dict[str, Any]) -> None:
         if request.get("response_format") not in ("wav", "pcm"):
             error = {"message": "this voice speaks wav and pcm", "param": "response_format", "code": "invalid_value"}
-            self._json({"error": error}, 400)
+            self.answer_json(400, {"error": error})
             return
         # Without noise the same text is the same audio each time.
         config = import_module("piper").SynthesisConfig(
             length_scale=1 / request.get("speed", 1), noise_scale=0.0, noise_w_scale=0.0
         )
-        self._begin("audio/wav" if request["response_format"] == "wav" else "audio/pcm")
+        self.begin("audio/wav" if request["response_format"] == "wav" else "audio/pcm")
         for number, chunk in enumerate(self.voice.synthesize(request["input"], config)):
             if number == 0 and request["response_format"] == "wav":
-                self._chunk(_wav_head(chunk.sample_rate))
-            self._chunk(chunk.audio_int16_bytes)
-        self._chunk(b"")
+                self.chunk(_wav_head(chunk.sample_rate))
+            self.chunk(chunk.audio_int16_bytes)
+        self.chunk(b"")
 
     def _transcribe(self, fields: dict[str, Any]) -> None:
         granularities = fields.get("timestamp_granularities[]", [])
@@ -89,41 +92,22 @@ class Engines(BaseHTTPRequestHandler):
         if fields.get("stream") == "true":
             self._events(segments)
         elif wanted in ("text", "srt", "vtt"):
-            self._answer(_written(wanted, segments).encode(), "text/plain; charset=utf-8")
+            self.answer(200, _written(wanted, segments).encode(), "text/plain; charset=utf-8")
         else:
-            self._json(_told(wanted, list(segments), info))
+            self.answer_json(200, _told(wanted, list(segments), info))
 
     def _events(self, segments: Iterable[Any]) -> None:
         """As the segments are heard."""
-        self._begin("text/event-stream")
+        self.begin("text/event-stream")
         text = ""
         for segment in segments:
             text += segment.text
             self._event({"type": "transcript.text.delta", "delta": segment.text})
         self._event({"type": "transcript.text.done", "text": text.strip()})
-        self._chunk(b"")
+        self.chunk(b"")
 
     def _event(self, content: dict[str, Any]) -> None:
-        self._chunk(f"data: {json.dumps(content)}\n\n".encode())
-
-    def _json(self, content: Any, status: int = 200) -> None:
-        self._answer(json.dumps(content).encode(), "application/json", status)
-
-    def _answer(self, body: bytes, content_type: str, status: int = 200) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def _begin(self, content_type: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-
-    def _chunk(self, data: bytes) -> None:
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self.chunk(f"data: {json.dumps(content)}\n\n".encode())
 
 
 def _fields(content_type: str, body: bytes) -> dict[str, Any]:

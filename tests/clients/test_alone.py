@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import yaml
 from openai.types.chat import ChatCompletionChunk, ChatCompletionToolParam
 
 from tests.clients import upstream
-from tests.clients.alone import backends, command, environment, serving
-from tests.clients.appliance import Appliance
+from tests.clients.alone import command, environment, record
 from tests.clients.upstream import ToolCaller
 from tests.support.ports import free_ports
 
@@ -32,18 +30,6 @@ TOOLS: list[ChatCompletionToolParam] = [
     }
     for name in upstream.NAMES
 ]
-
-
-@pytest.fixture(scope="module")
-def alone(program: Path, caller: ToolCaller, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    with serving(program, tmp_path_factory.mktemp("alone"), caller.url) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def sdk(alone: Appliance) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=alone.url, api_key=alone.token, max_retries=0, timeout=60) as client:
-        yield client
 
 
 def test_it_serves_without_provisioning(sdk: openai.OpenAI) -> None:
@@ -107,7 +93,7 @@ def refusal(program: Path, place: Path, text: str, *, token: str = "", port: int
     return done.stderr
 
 
-GOOD = yaml.safe_dump(backends("http://127.0.0.1:9/v1"))
+GOOD = yaml.safe_dump({"backends": {"tools@here": record("tools", "http://127.0.0.1:9/v1")}})
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from openai.types.audio import TranscriptionTextDeltaEvent, TranscriptionTextDon
 
 from tests.clients.alone import fronting, record
 from tests.clients.servers import started
-from tests.support.environments import environment
+from tests.support.environments import ROOT, environment
 from tests.support.ports import free_ports
 
 HERE = Path(__file__).parent
@@ -33,8 +33,9 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_ports(1)[0]
     url = f"http://127.0.0.1:{port}/v1"
     (place / "whisper").mkdir()
-    argv: list[str | Path] = [python, HERE / "speech_engines.py", str(port), place / "whisper"]
-    with started(argv, f"{url}/models", place / "engines.log", {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}):
+    argv: list[str | Path] = [python, "-m", "tests.clients.speech_engines", str(port), place / "whisper"]
+    variables = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    with started(argv, f"{url}/models", place / "engines.log", variables):
         yield url
 
 
@@ -48,7 +49,7 @@ def sdk(program: Path, engines: str, tmp_path_factory: pytest.TempPathFactory) -
     aliases = {"narrator": "pocket_tts:joe", "ear": "whisper:whisper-base"}
     with (
         fronting(program, tmp_path_factory.mktemp("speaking"), records, aliases) as gateway,
-        openai.OpenAI(base_url=gateway.url, api_key=gateway.token, max_retries=0, timeout=120) as client,
+        gateway.sdk(120) as client,
     ):
         yield client
 

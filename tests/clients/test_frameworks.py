@@ -48,74 +48,45 @@ def run(program: str, appliance: Appliance, tools: Appliance) -> Found:
     return found
 
 
-@pytest.fixture(scope="module")
-def langchain(appliance: Appliance, fleet: Appliance) -> Found:
-    return run("with_langchain", appliance, fleet)
-
-
-@pytest.fixture(scope="module")
-def llama_index(appliance: Appliance, fleet: Appliance) -> Found:
-    return run("with_llama_index", appliance, fleet)
-
-
-@pytest.fixture(scope="module")
-def agents(appliance: Appliance, fleet: Appliance) -> Found:
-    return run("with_agents", appliance, fleet)
-
-
-def test_langchain_with_real_models(langchain: Found) -> None:
-    real = langchain["real"]
+def test_langchain(appliance: Appliance, fleet: Appliance) -> None:
+    found = run("with_langchain", appliance, fleet)
+    real = found["real"]
     assert real["answer"].strip()
     assert 0 < real["usage"]["output_tokens"] <= 16
     assert len(real["pieces"]) > 1
     assert [usage["output_tokens"] for usage in real["stream_usage"]] == [pytest.approx(8, abs=8)]
     assert real["vectors"] == [384, 384]
+    for api in ("chat", "responses"):
+        assert found[api]["called"] == found[api]["streamed"] == CALLED
+        assert found[api]["results"] == RESULTS
+        assert found[api]["final"] == upstream.FINAL
+    assert found["agent"] == ["", *RESULTS, upstream.FINAL]
+    assert found["structured"] == PLACE
 
 
-@pytest.mark.parametrize("api", ["chat", "responses"])
-def test_langchain_calls_tools(langchain: Found, api: str) -> None:
-    found = langchain[api]
-    assert found["called"] == found["streamed"] == CALLED
-    assert found["results"] == RESULTS
-    assert found["final"] == upstream.FINAL
-
-
-def test_langchain_agent_and_structure(langchain: Found) -> None:
-    assert langchain["agent"] == ["", *RESULTS, upstream.FINAL]
-    assert langchain["structured"] == PLACE
-
-
-def test_llama_index_with_real_models(llama_index: Found) -> None:
-    real = llama_index["real"]
+def test_llama_index(appliance: Appliance, fleet: Appliance) -> None:
+    found = run("with_llama_index", appliance, fleet)
+    real = found["real"]
     assert real["answer"].strip()
     assert len(real["pieces"]) > 1
     assert real["completion"].strip()
     assert real["vectors"] == [384, 384]
-
-
-def test_llama_index_calls_tools(llama_index: Found) -> None:
-    found = llama_index["chat"]
-    assert found["called"] == found["streamed"] == CALLED
-    assert llama_index["agent"] == {"results": RESULTS, "final": upstream.FINAL}
-    assert llama_index["structured"] == PLACE
-
-
-def test_agents_with_real_models(agents: Found) -> None:
-    assert agents["real_chat"].strip()
-    assert agents["real_responses"].strip()
-
-
-@pytest.mark.parametrize("api", ["chat", "responses"])
-def test_agents_run_whole_rounds(agents: Found, api: str) -> None:
-    found = agents[api]
-    assert found["results"] == RESULTS
-    assert found["final"] == found["streamed"] == upstream.FINAL
+    assert found["chat"]["called"] == found["chat"]["streamed"] == CALLED
+    assert found["agent"] == {"results": RESULTS, "final": upstream.FINAL}
     assert found["structured"] == PLACE
-    assert "response.output_text.delta" in found["events"]
-    assert "response.function_call_arguments.delta" in found["events"]
 
 
-def test_what_the_backend_was_asked(agents: Found, caller: ToolCaller) -> None:
-    """The tools' results reached the model under the ids of their calls."""
+def test_agents(appliance: Appliance, fleet: Appliance, caller: ToolCaller) -> None:
+    caller.seen.clear()
+    found = run("with_agents", appliance, fleet)
+    assert found["real_chat"].strip()
+    assert found["real_responses"].strip()
+    for api in ("chat", "responses"):
+        assert found[api]["results"] == RESULTS
+        assert found[api]["final"] == found[api]["streamed"] == upstream.FINAL
+        assert found[api]["structured"] == PLACE
+        assert "response.output_text.delta" in found[api]["events"]
+        assert "response.function_call_arguments.delta" in found[api]["events"]
+    # The tools' results reach the model under the ids of their calls.
     results = [message for request in caller.requests for message in request["messages"] if message["role"] == "tool"]
     assert {message["tool_call_id"] for message in results} == {"call_0", "call_1"}

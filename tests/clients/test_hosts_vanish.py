@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from tests.clients.alone import fronting, record
-from tests.clients.appliance import Appliance
 from tests.support.podman_hosts import Fleet, Host, Network, podman, why_unavailable
 from tests.support.waiting import until
 
@@ -82,16 +81,11 @@ def pair(program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     try:
         pair = Pair(fleet)
         place = tmp_path_factory.mktemp("pair")
-        with fronting(program, place, pair.records(), None, **IMPATIENT) as gateway, client(gateway) as pair.http:
+        with fronting(program, place, pair.records(), None, **IMPATIENT) as gateway, gateway.http() as pair.http:
             until(lambda: pair.is_back("one") and pair.is_back("two"))
             yield pair
     finally:
         fleet.close()
-
-
-def client(gateway: Appliance) -> httpx.Client:
-    headers = {"Authorization": f"Bearer {gateway.token}"}
-    return httpx.Client(base_url=gateway.url, headers=headers, timeout=60, trust_env=False)
 
 
 @contextmanager

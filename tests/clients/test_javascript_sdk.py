@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from tests.clients import upstream
-from tests.clients.alone import serving
 from tests.clients.appliance import Appliance
 from tests.clients.javascript import node_test
-from tests.clients.upstream import ToolCaller
 
 EXPECTED = json.dumps(
     {
@@ -22,23 +19,18 @@ EXPECTED = json.dumps(
 )
 
 
+def place(name: str, appliance: Appliance) -> dict[str, str]:
+    return {f"{name}_URL": appliance.url, f"{name}_TOKEN": appliance.token}
+
+
 def test_appliance(appliance: Appliance) -> None:
-    node_test("js", "appliance.test.mjs", APPLIANCE_URL=appliance.url, APPLIANCE_TOKEN=appliance.token)
+    node_test("js", "appliance.test.mjs", **place("APPLIANCE", appliance))
 
 
-def test_tools(program: Path, caller: ToolCaller, tmp_path: Path) -> None:
-    with serving(program, tmp_path, caller.url) as gateway:
-        node_test("js", "tools.test.mjs", APPLIANCE_URL=gateway.url, APPLIANCE_TOKEN=gateway.token, EXPECTED=EXPECTED)
+def test_tools(alone: Appliance) -> None:
+    node_test("js", "tools.test.mjs", **place("APPLIANCE", alone), EXPECTED=EXPECTED)
 
 
-def test_vercel(appliance: Appliance, program: Path, caller: ToolCaller, tmp_path: Path) -> None:
-    with serving(program, tmp_path, caller.url) as gateway:
-        node_test(
-            "js-vercel",
-            "vercel.test.mjs",
-            APPLIANCE_URL=appliance.url,
-            APPLIANCE_TOKEN=appliance.token,
-            TOOLS_URL=gateway.url,
-            TOOLS_TOKEN=gateway.token,
-            EXPECTED=EXPECTED,
-        )
+def test_vercel(appliance: Appliance, alone: Appliance) -> None:
+    places = place("APPLIANCE", appliance) | place("TOOLS", alone)
+    node_test("js-vercel", "vercel.test.mjs", **places, EXPECTED=EXPECTED)

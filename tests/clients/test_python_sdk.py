@@ -6,6 +6,7 @@ import asyncio
 import base64
 import math
 import struct
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -64,12 +65,17 @@ def test_parameters_reach_the_model(client: openai.OpenAI) -> None:
 
 @pytest.mark.proves("/v1/chat/completions", "stream", backend="llamacpp")
 def test_stream(client: openai.OpenAI) -> None:
-    stream = client.chat.completions.create(model="default", messages=HELLO, max_tokens=24, stream=True)
-    chunks = list(stream)
+    common: Any = {"model": "default", "messages": HELLO, "max_tokens": 24, "stream": True}
+    chunks = list(client.chat.completions.create(**common))
     pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
     assert len(pieces) > 1
     assert chunks[-1].choices[0].finish_reason in ("stop", "length")
     assert all(chunk.usage is None for chunk in chunks), "usage that nobody asked for"
+    with client.chat.completions.with_streaming_response.create(**common) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["x-accel-buffering"] == "no"
+        lines = [line for line in response.iter_lines() if line]
+    assert lines.index("data: [DONE]") == len(lines) - 1
 
 
 @pytest.mark.proves("/v1/chat/completions", "stream_options.include_usage", backend="llamacpp")
@@ -77,20 +83,8 @@ def test_stream_tells_its_usage_when_asked(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="default", messages=HELLO, max_tokens=8, stream=True, stream_options={"include_usage": True}
     )
-    usages = [chunk.usage for chunk in stream if chunk.usage]
-    assert len(usages) == 1
-    assert 0 < usages[0].completion_tokens <= 8
-
-
-def test_stream_ends_with_the_terminator(client: openai.OpenAI) -> None:
-    with client.chat.completions.with_streaming_response.create(
-        model="default", messages=HELLO, max_tokens=8, stream=True
-    ) as response:
-        assert response.headers["content-type"].startswith("text/event-stream")
-        assert response.headers["x-accel-buffering"] == "no"
-        lines = [line for line in response.iter_lines() if line]
-    assert lines[-1] == "data: [DONE]"
-    assert lines.count("data: [DONE]") == 1
+    (usage,) = [chunk.usage for chunk in stream if chunk.usage]
+    assert 0 < usage.completion_tokens <= 8
 
 
 @pytest.mark.proves("/v1/completions", "prompt", "max_tokens", "stream", backend="llamacpp")
@@ -169,13 +163,6 @@ def test_a_response_continues_another(client: openai.OpenAI) -> None:
     assert "What is my name?" in items.to_json()
 
 
-@pytest.mark.proves("/v1/rerank", "query", "documents", "top_n", "model", backend="gateway_embed")
-def test_rerank(client: openai.OpenAI) -> None:
-    body = {"model": EMBEDDER, "query": RELATED[1], "documents": [UNRELATED, RELATED[0]], "top_n": 1}
-    answer: Any = client.post("/rerank", body=body, cast_to=object)
-    assert [item["index"] for item in answer["data"]] == [1]
-
-
 @pytest.mark.proves("/v1/images/generations", "prompt", "response_format", backend="mock")
 def test_an_image_without_a_gpu(client: openai.OpenAI) -> None:
     answer = client.images.generate(model="default", prompt="A lighthouse", response_format="b64_json")
@@ -208,7 +195,7 @@ def test_embeddings_as_floats_and_as_base64(client: openai.OpenAI) -> None:
 
 def test_a_wrong_token_is_a_401(appliance: Appliance) -> None:
     with (
-        openai.OpenAI(base_url=appliance.url, api_key="not-the-token-of-this-appliance", max_retries=0) as stranger,
+        replace(appliance, token="not-the-token-of-this-appliance").sdk() as stranger,
         pytest.raises(openai.AuthenticationError) as error,
     ):
         stranger.models.list()
@@ -217,37 +204,23 @@ def test_a_wrong_token_is_a_401(appliance: Appliance) -> None:
     assert appliance.token not in str(error.value)
 
 
-def test_an_unknown_model_is_a_404_with_the_nearest_names(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="default") as error:
-        client.chat.completions.create(model="defualt", messages=HELLO)
-    assert error.value.code == "model_not_found"
-    assert error.value.param == "model"
-    with pytest.raises(openai.NotFoundError, match="smollm2-135m-instruct"):
-        client.models.retrieve("smollm2-135m-instrut")
+REFUSED: list[tuple[dict[str, Any], int, str, str | None, str | None]] = [
+    ({"model": "defualt"}, 404, "default", "model_not_found", "model"),  # with the nearest names
+    ({"temperature": "warm"}, 400, "temperature", None, "temperature"),
+    ({"messages": [{"content": "x"}]}, 400, "messages", None, "messages.0.role"),
+    ({"model": EMBEDDER}, 400, "does not support chat", "capability_not_supported", "model"),
+    ({"messages": [{"role": "user", "content": "x" * 1_100_000}]}, 413, "MAX_REQUEST_BYTES", "request_too_large", None),
+]
 
 
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"temperature": "warm"}, "temperature"),
-        ({"messages": "hello"}, "messages"),
-        ({"messages": [{"content": "x"}]}, "messages"),
-        ({"max_tokens": "many"}, "max_tokens"),
-        ({"stream": "maybe"}, "stream"),
-    ],
-)
-def test_a_wrong_field_is_a_400_that_names_it(client: openai.OpenAI, body: dict[str, Any], param: str) -> None:
-    with pytest.raises(openai.BadRequestError) as error:
-        client.chat.completions.create(model="default", messages=HELLO, extra_body=body)
-    assert (error.value.param or "").split(".")[0] == param
-    assert error.value.type == "invalid_request_error"
-
-
-def test_what_a_backend_cannot_do_is_a_400(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="does not support chat"):
-        client.chat.completions.create(model=EMBEDDER, messages=HELLO)
-    with pytest.raises(openai.BadRequestError, match="does not support embeddings"):
-        client.embeddings.create(model="fast", input="x")
+@pytest.mark.parametrize(("body", "status", "words", "code", "param"), REFUSED)
+def test_refusals_say_what_is_wrong(
+    client: openai.OpenAI, body: dict[str, Any], status: int, words: str, code: str | None, param: str | None
+) -> None:
+    with pytest.raises(openai.APIStatusError, match=words) as error:
+        client.chat.completions.create(**{"model": "default", "messages": HELLO, **body})
+    assert (error.value.status_code, error.value.param) == (status, param)
+    assert code is None or error.value.code == code
 
 
 @pytest.mark.proves("/v1/embeddings", "model", backend="gateway_embed")
@@ -257,29 +230,18 @@ def test_default_is_the_embedder_where_texts_are_embedded(client: openai.OpenAI)
     assert default == pytest.approx(named, abs=1e-6)
 
 
-def test_a_body_that_is_too_large_is_a_413(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.APIStatusError, match="MAX_REQUEST_BYTES") as error:
-        client.chat.completions.create(model="default", messages=[{"role": "user", "content": "x" * 1_100_000}])
-    assert error.value.status_code == 413
-
-
 async def in_parallel(appliance: Appliance) -> list[int]:
     """Tokens of four requests at once, streams and answers mixed: as many as the model takes at a time."""
 
+    common: Any = {"model": "default", "messages": HELLO, "extra_body": {"ignore_eos": True}}
+
     async def answered(client: openai.AsyncOpenAI, tokens: int) -> int:
-        answer = await client.chat.completions.create(
-            model="default", messages=HELLO, max_tokens=tokens, extra_body={"ignore_eos": True}
-        )
+        answer = await client.chat.completions.create(**common, max_tokens=tokens)
         return answer.usage.completion_tokens if answer.usage else 0
 
     async def streamed(client: openai.AsyncOpenAI, tokens: int) -> int:
         stream = await client.chat.completions.create(
-            model="default",
-            messages=HELLO,
-            max_tokens=tokens,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True},
+            **common, max_tokens=tokens, stream=True, stream_options={"include_usage": True}
         )
         return sum([chunk.usage.completion_tokens async for chunk in stream if chunk.usage])
 

@@ -31,8 +31,7 @@ def root(appliance: Appliance) -> Path:
 
 @pytest.fixture
 def http(appliance: Appliance) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {appliance.token}"}
-    with httpx.Client(base_url=appliance.url, headers=headers, timeout=60, trust_env=False) as client:
+    with appliance.http() as client:
         yield client
 
 

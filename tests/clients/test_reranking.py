@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import httpx
 import pytest
 
 from tests.clients.appliance import Appliance
@@ -17,13 +16,9 @@ DOCUMENTS = [
 @pytest.mark.proves("/v1/rerank", "query", "documents", "model", "top_n", backend="gateway_embed")
 @pytest.mark.parametrize("model", ["all-minilm-l6-v2", None])
 def test_what_answers_the_query_comes_first(appliance: Appliance, model: str | None) -> None:
-    answer = httpx.post(
-        f"{appliance.url}/rerank",
-        json={"model": model, "query": "Where does the cat sleep?", "documents": DOCUMENTS, "top_n": 2},
-        headers={"Authorization": f"Bearer {appliance.token}"},
-        timeout=60,
-        trust_env=False,
-    )
+    body = {"model": model, "query": "Where does the cat sleep?", "documents": DOCUMENTS, "top_n": 2}
+    with appliance.http() as client:
+        answer = client.post("/rerank", json=body)
     assert answer.status_code == 200, answer.text
     first, second = answer.json()["results"]
     assert (first["index"], first["document"]) == (1, {"text": DOCUMENTS[1]})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -13,7 +11,6 @@ from openai.types.responses import FunctionToolParam, ParsedResponse, ResponseFu
 from pydantic import BaseModel
 
 from tests.clients import upstream
-from tests.clients.alone import serving
 from tests.clients.appliance import Appliance
 from tests.clients.upstream import ToolCaller
 from tests.support import chat_script
@@ -35,18 +32,6 @@ TOOLS: list[FunctionToolParam] = [
 class Weather(BaseModel):
     city: str
     degrees: int
-
-
-@pytest.fixture(scope="module")
-def alone(program: Path, caller: ToolCaller, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Appliance]:
-    with serving(program, tmp_path_factory.mktemp("responses"), caller.url) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def sdk(alone: Appliance) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=alone.url, api_key=alone.token, max_retries=0, timeout=60) as client:
-        yield client
 
 
 def calls_of(response: Any) -> list[ResponseFunctionToolCall]:

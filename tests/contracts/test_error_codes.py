@@ -65,14 +65,3 @@ def test_the_table_has_every_code_and_no_other() -> None:
     assert set(table) - {code for _, code in source} == set(), "not in the source"
     assert [(status, code) for status, code in source if status is not None and status not in table[code]] == []
     assert len(table) > 30
-
-
-def test_both_are_read() -> None:
-    source = """
-code = "a" if x == "no" else "b"
-raise ApiError(404, "words", code="c")
-raise ApiError(error.status, code={404: "d"}.get(n))
-raise ApiError(502, code=code or "e")
-"""
-    found = set(codes(ast.parse(source)))
-    assert found == {(None, "a"), (None, "b"), (404, "c"), (None, "d"), (502, "e")}

@@ -51,7 +51,7 @@ def gateway(program: Path, recorder: Recorder, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def sdk(gateway: Appliance) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=gateway.url, api_key=gateway.token, max_retries=0, timeout=120) as client:
+    with gateway.sdk(120) as client:
         yield client
 
 

@@ -11,13 +11,23 @@ from typing import Any
 
 import pytest
 
-from tests.support.upstream import DONE, MODELS, Seen, Upstream, _answer, _chunk, _until_left, _write, running
+from tests.support.upstream import (
+    DONE,
+    EVENT_STREAM,
+    MODELS,
+    Seen,
+    Upstream,
+    _answer,
+    _chunk,
+    _until_left,
+    _write,
+    running,
+)
 
 Chunk = dict[str, Any]
 HEAD = {"id": "chatcmpl-1", "created": 1_700_000_000, "model": "told"}
 USAGE = {"prompt_tokens": 31, "completion_tokens": 17, "total_tokens": 48}
 DIE, HANG = "die", "hang"  # in a stream: break off; wait until the gateway leaves
-EVENT_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def delta(content: Chunk, finish_reason: str | None = None, **fields: Any) -> Chunk:
@@ -56,7 +66,6 @@ class ChatScript(Upstream):
     finish_reason: str = "stop"
     choice: Chunk = field(default_factory=dict)
     usage: Chunk | None = field(default_factory=lambda: dict(USAGE))
-    is_cut: bool = False
     answers: list[Chunk | Sequence[Chunk | str] | int] = field(default_factory=list)
     paths: dict[str, Callable[[Any], Any]] = field(default_factory=dict)
     models: tuple[str, ...] = MODELS
@@ -93,8 +102,6 @@ class ChatScript(Upstream):
             whole = completion(self.message, self.finish_reason, **self.choice)
             return {key: value for key, value in {**whole, "usage": self.usage}.items() if value is not None}
         chunks: list[Chunk | str] = [delta(content) for content in self.deltas]
-        if self.is_cut:
-            return [*chunks, DIE]
         chunks.append(delta({}, self.finish_reason, **self.choice))
         if self.usage is not None and (request.get("stream_options") or {}).get("include_usage"):
             chunks.append(usage_chunk(self.usage))

@@ -12,9 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.support.sockets import connect
-from tests.support.upstream import ANSWER, DONE, EVENT, Seen, Upstream, _answer, _chunk, _until_left, _write
+from tests.support.upstream import (
+    ANSWER,
+    DONE,
+    EVENT,
+    EVENT_STREAM,
+    Seen,
+    Upstream,
+    _answer,
+    _chunk,
+    _until_left,
+    _write,
+)
 
-EVENT_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 BLANK_BYTES = 1_800_000
 PIECES = 20_000
 SLOW_SEC = 0.1

@@ -23,14 +23,13 @@ from typing import Any, ClassVar, cast
 
 import uvloop
 
-from tests.support.upstream import ANSWER, DONE, EVENT
+from tests.support.upstream import ANSWER, DONE, EVENT, EVENT_STREAM
 from tests.support.waiting import PATIENCE_SEC
 
 ROOT = Path(__file__).resolve().parents[2]
 PACE_SEC = 0.005  # between an answer and the next question
 SLOW_SEC = 0.02  # what the model `slow` takes for an answer
 STREAM = b"".join(EVENT % number for number in range(3)) + DONE
-EVENT_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 MODELS = ["echo", "slow", "poison", "hang", "hang-mid"]
 
 

@@ -18,6 +18,7 @@ from tests.support.waiting import until
 
 EVENT = b'data: {"id":"c-1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n'
 DONE = b"data: [DONE]\n\n"
+EVENT_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 USAGE = (
     b'data: {"id":"c-1","object":"chat.completion.chunk","choices":[],'
     b'"usage":{"prompt_tokens":5,"completion_tokens":3,"total_tokens":8}}\n\n'
@@ -141,7 +142,7 @@ class Upstream:
 
 
 async def _stream(model: str, has_usage: bool, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await _write(writer, EVENT_STREAM)
     for number in range(0 if model == "hang-head" else 3):
         await _chunk(writer, EVENT % number)
         await asyncio.sleep(0.01)
