@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -94,22 +95,19 @@ class Bench:
                         self.single_events("pass-through", bare)
 
     def one_round(self, column: str, subject: subjects.Subject, bare: subjects.Subject | None) -> None:
-        add, bounds = self.add, self.bounds
-        if "requests" in self.parts:
-            rate = uvloop.run(measures.requests_per_cpu_second(subject, bounds))
-            add("requests", column, rate)
+        measured: dict[str, Callable[[subjects.Subject], Coroutine[None, None, float]]] = {
+            "requests": lambda it: measures.requests_per_cpu_second(it, self.bounds),
+            "streams": lambda it: measures.stream_cpu_ms(it, self.bounds),
+            "latency": lambda it: measures.added_latency_ms(it, self.upstream, self.bounds),
+        }
+        for part in (part for part in measured if part in self.parts):
+            figure = uvloop.run(measured[part](subject))
+            self.add(part, column, figure)
             if bare:
-                most = uvloop.run(measures.requests_per_cpu_second(bare, bounds))
-                add("requests", "pass-through", most)
-                add("share", column, 100 * rate / most)
-        if "streams" in self.parts:
-            add("streams", column, uvloop.run(measures.stream_cpu_ms(subject, bounds)))
-            if bare:
-                add("streams", "pass-through", uvloop.run(measures.stream_cpu_ms(bare, bounds)))
-        if "latency" in self.parts:
-            add("latency", column, uvloop.run(measures.added_latency_ms(subject, self.upstream, bounds)))
-            if bare:
-                add("latency", "pass-through", uvloop.run(measures.added_latency_ms(bare, self.upstream, bounds)))
+                most = uvloop.run(measured[part](bare))
+                self.add(part, "pass-through", most)
+                if part == "requests":
+                    self.add("share", column, 100 * figure / most)
 
     def single_events(self, column: str, subject: subjects.Subject) -> None:
         lost, late = uvloop.run(events.paced_streams(subject, self.bounds))
