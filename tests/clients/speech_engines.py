@@ -91,8 +91,9 @@ class Engines(Handler, BaseHTTPRequestHandler):
         wanted = fields.get("response_format", "json")
         if fields.get("stream") == "true":
             self._events(segments)
-        elif wanted in ("text", "srt", "vtt"):
-            self.answer(200, _written(wanted, segments).encode(), "text/plain; charset=utf-8")
+        elif wanted == "text":
+            text = "".join(segment.text for segment in segments).strip() + "\n"
+            self.answer(200, text.encode(), "text/plain; charset=utf-8")
         else:
             self.answer_json(200, _told(wanted, list(segments), info))
 
@@ -151,24 +152,6 @@ def _told(wanted: str, segments: list[Any], info: Any) -> dict[str, Any]:
         "segments": told,
         **({"words": words} if words else {}),
     }
-
-
-def _written(wanted: str, segments: Iterable[Any]) -> str:
-    if wanted == "text":
-        return "".join(segment.text for segment in segments).strip() + "\n"
-    mark = "," if wanted == "srt" else "."
-    lines = "\n".join(_caption(number, each, mark) for number, each in enumerate(segments, 1))
-    return lines if wanted == "srt" else f"WEBVTT\n\n{lines}"
-
-
-def _caption(number: int, segment: Any, mark: str) -> str:
-    start, end = (_clock(seconds, mark) for seconds in (segment.start, segment.end))
-    return f"{number}\n{start} --> {end}\n{segment.text.strip()}\n"
-
-
-def _clock(seconds: float, mark: str) -> str:
-    whole, milliseconds = divmod(round(seconds * 1000), 1000)
-    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{mark}{milliseconds:03}"
 
 
 def main(arguments: list[str]) -> None:

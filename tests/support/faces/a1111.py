@@ -18,13 +18,12 @@ SAMPLERS = ("Euler", "Euler a", "DPM++ 2M")
 
 @dataclass
 class A1111(ImageServer):
-    """`running` is the task that is worked on, `waiting` those that wait; `has_pages` as without `--nowebui`."""
+    """`running` is the task that is worked on, `waiting` those that wait."""
 
     probes: tuple[str, ...] = ("/sdapi/v1/samplers",)
     running: str = ""
     waiting: list[str] = field(default_factory=list)
     interrupted: list[str] = field(default_factory=list)
-    has_pages: bool = True
     _free: asyncio.Condition = field(default_factory=asyncio.Condition)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -37,7 +36,7 @@ class A1111(ImageServer):
                 self.interrupted.append(self.running)
                 self._stop.set()
                 return Reply({})
-            case "/internal/progress" if self.has_pages:
+            case "/internal/progress":
                 task = seen.json["id_task"]
                 active, queued = task == self.running, task in self.waiting
                 return Reply({"active": active, "queued": queued, "completed": not active and not queued})

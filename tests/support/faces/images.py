@@ -122,8 +122,6 @@ class OpenAIImages(ImageServer):
         data: list[dict[str, Any]] = [
             {"b64_json": text(png(width, height, (seen.body, index)))} for index in range(int(request.get("n", 1)))
         ]
-        if request.get("model") == "revised":
-            data[0]["revised_prompt"] = "a better prompt"
         return Reply({"created": 1, "data": data, "size": size, "usage": USAGE})
 
 
