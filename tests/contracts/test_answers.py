@@ -51,14 +51,9 @@ class Way:
         return JSON
 
     def body(self) -> bytes:
-        prompt: Any = (
-            {"input": "Hi"} if self.path == "/v1/responses" else {"messages": [{"role": "user", "content": ""}]}
-        )
+        messages = [{"role": "user", "content": "Hi"}]
+        prompt: Any = {"input": messages} if self.path == "/v1/responses" else {"messages": messages}
         return json.dumps({"model": f"{self.backend}:m", "stream": self.stream, "max_tokens": 64, **prompt}).encode()
-
-    def said(self, content: Any) -> bytes:
-        """An event or a line."""
-        return line(content) if self.is_native else event(content)
 
     def pieces(self) -> list[bytes]:
         """A good answer: the events or lines of a stream, or the one whole body."""
