@@ -15,9 +15,10 @@ import apsw
 import gateway.features
 import pytest
 from gateway.app import FEATURES, App, load_settings, schema
+from gateway.config.reload import Source
 from gateway.errors import Refusal
 from gateway.features.conversations.feature import Conversations
-from gateway.features.face import Feature
+from gateway.features.face import Core, Feature
 
 from tests.support.gateways import TOKEN, write_files
 from tests.support.in_process import http, in_process
@@ -82,6 +83,27 @@ def test_a_policy_key_has_effect_where_a_feature_enforces_it(tmp_path: Path) -> 
     without, with_it = built(tmp_path, FEATURES).unenforced, built(tmp_path, [*FEATURES, Shell]).unenforced
     assert without - with_it == {"tools_allow_shell"}
     assert {"memory_namespace", "tools_allowlist", "tools_rate_limit_rps"} <= with_it
+
+
+def test_a_feature_s_file_is_reloaded_with_the_others(tmp_path: Path) -> None:
+    file, in_force = tmp_path / "specs.json", []
+    file.write_text("[1]")
+
+    class Specs(Feature):
+        name = "specs"
+
+        def __init__(self, core: Core) -> None:
+            source = Source("specs.json", lambda: json.loads(file.read_text()))
+            core.reloader.follow(lambda: in_force.append(source.content), source)
+
+    app = built(tmp_path, [*FEATURES, Specs])
+    for text in ("[2]", "["):
+        file.write_text(text)
+        report = asyncio.run(app.reloader.reload())
+        assert report.ok is (text == "[2]")
+        assert "backends.yaml" in report.reloaded[0]
+    assert in_force == [[2], [2]]
+    assert [kept.file for kept in report.kept] == ["specs.json"]
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_this_release_opens_a_file_of_the_last(tmp_path: Path) -> None:
     assert run(THIS, path, "newer", "bot", "new") == counted(2, "bot", "new")
     connection = apsw.Connection(str(path))
     versions = dict(connection.execute("SELECT name, version FROM schema_namespaces"))
-    assert versions == {"earlier": 4, "access": 3, "conversations": 2, "music": 2}
+    assert versions == {"earlier": 4} | {name: len(migrations) for name, migrations in schema().items()}
     sums = connection.execute("SELECT owner, bytes FROM responses_of_owners").fetchall()
     assert sums == connection.execute("SELECT owner, sum(bytes) FROM responses GROUP BY owner").fetchall()
     connection.close()

@@ -89,7 +89,8 @@ class App:
         self.settings = settings
         self.usage = TokenUsage()
         self.unenforced = OF_FEATURES.difference(*(feature.policy_keys for feature in features))
-        self.registry, self.authenticator, self.reloader = self._from_files()
+        self.reloader = Reloader()
+        self.registry, self.authenticator = self._registry(), self._authenticator()
         self.database = Database(settings[StorageSettings].gateway_db_path, schema(features))
         self.tracer = None
         traces = settings[TraceSettings]
@@ -99,8 +100,9 @@ class App:
             self.tracer = Tracer(traces)
         self.dispatcher = Dispatcher(self.registry, settings[UpstreamSettings], self.tracer)
         self.features: dict[type[Feature], Feature] = {}
+        core = Core(settings, self.dispatcher, self.database, self.reloader, self.features)
         for feature in features:
-            self.features[feature] = feature(Core(settings, self.dispatcher, self.database, self.features))
+            self.features[feature] = feature(core)
         self.endpoints = [pair for feature in self.features.values() for pair in feature.endpoints]
         observe = settings[ObserveSettings]
         self.request_log = None
@@ -126,18 +128,25 @@ class App:
         self.observability = make_listener(self.registry, self._shown_metrics, self.problems)
         self._steps = Steps()
 
-    def _from_files(self) -> tuple[Registry, Authenticator, Reloader]:
-        """What follows the operator's files, also when they are read again."""
-        settings = self.settings
-        who, what, upstream = settings[AccessSettings], settings[RoutingSettings], settings[UpstreamSettings]
+    def _authenticator(self) -> Authenticator:
+        own = self.settings[AccessSettings]
         policies = Source(
-            str(who.gateway_token_policies_path or "GATEWAY_TOKEN_POLICIES_JSON"),
-            partial(load_policies, who, self.unenforced),
+            str(own.gateway_token_policies_path or "GATEWAY_TOKEN_POLICIES_JSON"),
+            partial(load_policies, own, self.unenforced),
         )
+        authenticator = Authenticator(
+            own.tokens(), own.ip_allowlist, book=policies.content, proxies=own.trust_proxy_cidrs, usage=self.usage
+        )
+        self.reloader.follow(lambda: authenticator.replace(policies.content), policies)
+        return authenticator
+
+    def _registry(self) -> Registry:
+        settings = self.settings
+        own, upstream = settings[RoutingSettings], settings[UpstreamSettings]
         backends = Source(str(settings[BackendSettings].gateway_backends_path), partial(load_backends, settings))
         aliases = Source(
-            "MODEL_ALIASES_JSON" if what.model_aliases_json else str(what.model_aliases_path),
-            partial(load_aliases, what),
+            "MODEL_ALIASES_JSON" if own.model_aliases_json else str(own.model_aliases_path),
+            partial(load_aliases, own),
         )
         timeouts = Timeouts(
             connect=upstream.upstream_connect_timeout_sec,
@@ -147,22 +156,10 @@ class App:
         tls = cache(partial(client_context, upstream))  # all of the system's certificates, where a backend has https
         if upstream.backend_ca_bundle or upstream.backend_client_cert:
             tls()
-        registry = Registry(
-            backends.content,
-            aliases.content,
-            what,
-            settings[EmbeddingsSettings],
-            backend_maker(timeouts, tls),
-        )
-        authenticator = Authenticator(
-            who.tokens(), who.ip_allowlist, book=policies.content, proxies=who.trust_proxy_cidrs, usage=self.usage
-        )
-
-        def put_in_force() -> None:
-            registry.replace(backends.content, aliases.content)
-            authenticator.replace(policies.content)
-
-        return registry, authenticator, Reloader((backends, aliases, policies), put_in_force)
+        maker = backend_maker(timeouts, tls)
+        registry = Registry(backends.content, aliases.content, own, settings[EmbeddingsSettings], maker)
+        self.reloader.follow(lambda: registry.replace(backends.content, aliases.content), backends, aliases)
+        return registry
 
     def _pages(self) -> FastAPI:
         from gateway.api import admin, pages

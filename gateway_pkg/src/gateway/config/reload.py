@@ -1,10 +1,10 @@
-"""Reloads backends, aliases and token policies while the gateway serves; streams under way go on."""
+"""Reloads the operator's files while the gateway serves; streams under way go on."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -55,19 +55,24 @@ class Source(Generic[T]):
 class Reloader:
     """Runs one reload at a time. Settings and tokens come from the environment: they change with a restart."""
 
-    def __init__(self, sources: Sequence[Source[Any]], put_in_force: Callable[[], object]) -> None:
-        """After each reload, `put_in_force` takes over the contents of all sources."""
-        self._sources = sources
-        self._put_in_force = put_in_force
+    def __init__(self) -> None:
+        self._sources: list[Source[Any]] = []
+        self._followers: list[Callable[[], object]] = []
         self._lock = asyncio.Lock()
         self._soon: asyncio.Task[None] | None = None
         self._is_asked = False
+
+    def follow(self, put_in_force: Callable[[], object], *sources: Source[Any]) -> None:
+        """After each reload, `put_in_force` takes over the contents of these sources."""
+        self._followers.append(put_in_force)
+        self._sources += sources
 
     async def reload(self) -> ReloadReport:
         """Reads all files off the loop, then puts their contents in force; a broken file keeps its last good one."""
         async with self._lock:
             report = await asyncio.to_thread(self._read)
-            self._put_in_force()
+            for put_in_force in self._followers:
+                put_in_force()
         for kept in report.kept:
             for problem in kept.problems:
                 log.error("reload: %s (the last good content stays in force)", problem)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 from gateway.backends.call import Dispatcher
+from gateway.config.reload import Reloader
 from gateway.config.settings import Section, Settings
 from gateway.errors import ApiError
 from gateway.observe.metrics import Family, Samples
@@ -86,6 +87,7 @@ class Core(NamedTuple):
     settings: Settings
     dispatcher: Dispatcher
     database: Database
+    reloader: Reloader
     features: Mapping[type[Feature], Feature]  # those before it in app.FEATURES
 
     def find(self, kind: type[F]) -> F:
