@@ -153,6 +153,7 @@ def test_the_page_is_followed_to_the_letter(copy: Copy, tmp_path: Path) -> None:
     assert yaml.safe_load((copy.root / "files/models/echo.yml").read_text())["bytes"] == len("words of the model")
     copy.declare(tmp_path / "root", {"gateway", "echo"})
     copy.run("docs/generate.py")
+    copy.run("-m", "yamllint", "--strict", "files", "playbooks", "roles/echo")
     quick = "not playbook and not shipped and not nearest"
     checks = ("tests/roles/test_specs.py", "tests/roles/test_catalog.py", "tests/roles/test_preflight.py")
     copy.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", quick, *checks)
