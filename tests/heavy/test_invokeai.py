@@ -261,11 +261,3 @@ def test_the_double_is_true_when_a_batch_is_cancelled(invoke: str) -> None:
         real, other = (listen(url, paint(n=2), until="/enqueue_batch") for url in urls)
     assert real[-1][:2] == ("PUT", "/api/v1/queue/default/cancel_by_batch_ids")
     compare(real, other)
-
-
-def test_figures(painter: httpx.Client) -> None:
-    """Prints how long images take; nothing is asserted of it."""
-    for size, steps, n in (("64x64", 2, 1), ("512x512", 4, 1), ("64x64", 2, 4)):
-        began = time.monotonic()
-        assert generate(painter, size=size, steps=steps, n=n).status_code == 200
-        print(f"{n} of {size} in {steps} steps: {time.monotonic() - began:.1f} s")

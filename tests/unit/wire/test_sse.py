@@ -166,12 +166,6 @@ def test_only_the_usage_event_vanishes(stream: bytes, takes_out: bool) -> None:
         assert usage in [content.get("usage") for content in parsed([stream])]
 
 
-@given(st.lists(st.binary(min_size=1, max_size=30) | st.sampled_from([b"\n", b"\r", b"data: "]), max_size=10))
-def test_any_bytes_pass_unchanged(pieces: list[bytes]) -> None:
-    cutter = EventCutter()
-    assert b"".join([cutter.feed(piece) for piece in pieces]) + cutter.rest() == b"".join(pieces)
-
-
 noise = st.lists(
     st.binary(max_size=20)
     | st.sampled_from(

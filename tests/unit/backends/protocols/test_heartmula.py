@@ -63,12 +63,6 @@ def test_what_is_no_piece_is_no_answer(body: bytes) -> None:
         piece(body)
 
 
-@given(st.binary(max_size=100))
-def test_any_bytes_are_a_piece_or_no_answer(body: bytes) -> None:
-    with pytest.raises(AnswerError):
-        piece(body)
-
-
 @given(st.text())
 def test_a_file_s_name_is_a_name_and_nothing_else(url: str) -> None:
     try:

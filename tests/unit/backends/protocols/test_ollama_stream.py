@@ -135,15 +135,6 @@ def test_any_split_of_a_stream_gives_the_same_events(some: list[Json], data: st.
         assert call["function"]["arguments"].encode() == go_json(function["arguments"])
 
 
-@given(
-    st.lists(st.binary(max_size=60) | st.sampled_from([b"\n", b"{", b'{"message":{}}\n', b'"done":true']), max_size=9)
-)
-def test_any_bytes_give_events_or_the_one_error(pieces: list[bytes]) -> None:
-    for capability in ("chat", "completions"):
-        events, error = streamed(pieces, capability)
-        assert (streamed([b"".join(pieces)], capability)) == (events, error)
-
-
 @pytest.mark.proves("/v1/chat/completions", "stream", "tools", "parallel_tool_calls", backend="ollama")
 def test_three_thousand_lines_are_as_many_events() -> None:
     lines = calls = 0

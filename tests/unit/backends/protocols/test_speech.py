@@ -92,15 +92,6 @@ def test_json_without_audio_is_no_answer(body: bytes, words: str) -> None:
         audio_in_json(body)
 
 
-@given(st.binary(max_size=100))
-def test_any_bytes_called_json_are_audio_or_no_answer(body: bytes) -> None:
-    for read in (audio_in_json, speech.transcript_events, lambda body: speech.transcript("srt", "", body)):
-        try:
-            assert read(body)
-        except AnswerError as error:
-            assert str(error)
-
-
 @given(st.lists(st.binary(min_size=1), min_size=1))
 def test_the_deltas_of_a_stream_are_the_audio(pieces: list[bytes]) -> None:
     events = [json.loads(speech.speech_delta(piece).removeprefix(b"data: ")) for piece in pieces]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ from gateway.dialects.messages import answer as messages_answer
 from gateway.dialects.messages.answer import Facts, MessageStream, message
 from hypothesis import given
 from hypothesis import strategies as st
-
-from tests.support.pieces import json_values
 
 FACTS = Facts("msg_1", "asked-for", ("END",), shows_thinking=True)
 USAGE = {"prompt_tokens": 31, "completion_tokens": 17, "total_tokens": 48}
@@ -167,29 +164,6 @@ def test_hidden_thinking_keeps_the_stream_alive() -> None:
     ]
 
 
-def test_calls_one_after_the_other_are_all_told_at_once() -> None:
-    stream = MessageStream(FACTS)
-    stream.feed(piece_of(0, "", "one"))
-    stream.feed(piece_of(0, '{"a": 1}'))
-    kinds = [event["type"] for event in read(stream.feed(piece_of(1, "", "two")))]
-    assert kinds == ["content_block_stop", "content_block_start"]
-
-
-def test_calls_that_are_mixed_wait_for_their_turn() -> None:
-    pieces = [piece_of(0, "", "one"), piece_of(1, "", "two"), piece_of(0, '{"a"'), piece_of(1, "{"), piece_of(0, ":1}")]
-    stream = MessageStream(FACTS)
-    assert [read(stream.feed(piece))[-1]["type"] if piece else None for piece in pieces[:1]] == ["content_block_start"]
-    assert stream.feed(pieces[1]) == b""
-    assert len(read(stream.feed(pieces[2]))) == 1
-    assert stream.feed(pieces[3]) == b""
-    assert [event["type"] for event in read(stream.feed(pieces[4]))] == [
-        "content_block_delta",
-        "content_block_stop",
-        "content_block_start",
-        "content_block_delta",
-    ]
-
-
 @pytest.mark.parametrize(
     "chunks",
     [
@@ -246,23 +220,3 @@ def test_nothing_of_a_stream_is_lost_however_it_is_mixed(
     assert "".join(block["thinking"] for block in found if block["type"] == "thinking") == thoughts
     calls = {block["id"]: block["json"] for block in found if block["type"] == "tool_use"}
     assert calls == {f"call_{index}": whole for index, whole in enumerate(arguments)}
-
-
-KEYS = ("choices", "delta", "message", "tool_calls", "function", "name", "arguments", "index", "usage")
-JSON = json_values(st.sampled_from(KEYS))
-GARBAGE = st.fixed_dictionaries(
-    {"choices": JSON | st.lists(st.fixed_dictionaries({"delta": JSON, "message": JSON}), max_size=2)},
-    optional={"usage": JSON, "model": JSON},
-)
-
-
-@given(st.lists(GARBAGE, min_size=1, max_size=4))
-def test_garbage_is_an_answer_error_or_a_message(chunks: list[dict[str, Any]]) -> None:
-    with suppress(AnswerError):
-        blocks(events(chunks))
-    for chunk in chunks:
-        try:
-            told = json.loads(message(chunk, FACTS))
-        except AnswerError:
-            continue
-        assert told["type"] == "message"
