@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from gateway.errors import Refusal
 from gateway.features.conversations.feature import Conversations
 from gateway.features.face import Core, Feature
 
-from tests.support.gateways import TOKEN, write_files
+from tests.support.gateways import write_files
 from tests.support.in_process import http, in_process
+from tests.support.page import built
 
 PAGE = Path(__file__).parents[2] / "docs/add-a-feature.md"
+UNREACHED = "http://127.0.0.1:1/v1"
 NUMBERS = [
     (feature, name)
     for feature in FEATURES
@@ -31,12 +33,6 @@ NUMBERS = [
     for name, field in feature.section.model_fields.items()
     if field.annotation in (int, float, bool)
 ]
-
-
-def built(home: Path, features: Sequence[type[Feature]], **given: Any) -> App:
-    write_files(home, "http://127.0.0.1:1/v1")
-    given |= {"gateway_bearer_token": TOKEN, "gateway_backends_path": home / "backends.yaml"}
-    return App(load_settings(None, features, gateway_db_path=home / "data/gateway.sqlite", **given), features)
 
 
 def routes(app: App) -> set[tuple[str, str]]:
@@ -50,6 +46,7 @@ def needed_by(feature: type[Feature]) -> set[type[Feature]]:
 
 @pytest.mark.parametrize("feature", FEATURES)
 def test_a_feature_that_is_absent_takes_along_what_is_its_own_and_no_more(tmp_path: Path, feature: Any) -> None:
+    write_files(tmp_path, UNREACHED)
     left_out = needed_by(feature)
     features = [one for one in FEATURES if one not in left_out]
     whole, rest = built(tmp_path, FEATURES), built(tmp_path, features)
@@ -76,6 +73,8 @@ def test_names_are_each_feature_s_own() -> None:
 
 
 def test_a_policy_key_has_effect_where_a_feature_enforces_it(tmp_path: Path) -> None:
+    write_files(tmp_path, UNREACHED)
+
     class Shell(Feature):
         name = "shell"
         policy_keys = frozenset({"tools_allow_shell"})
@@ -86,6 +85,7 @@ def test_a_policy_key_has_effect_where_a_feature_enforces_it(tmp_path: Path) -> 
 
 
 def test_a_feature_s_file_is_reloaded_with_the_others(tmp_path: Path) -> None:
+    write_files(tmp_path, UNREACHED)
     file, in_force = tmp_path / "specs.json", []
     file.write_text("[1]")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastapi.routing import RouteContext, iter_route_contexts
-from gateway import app
-from gateway.app import load_settings
+from gateway.app import FEATURES, App, load_settings
+from gateway.features.face import Feature
 from gateway.web.endpoint import Endpoint
 
 from tests.support.gateways import TOKEN, write_files
@@ -61,17 +61,18 @@ class Page:
         return schema
 
 
+def built(home: Path, features: Sequence[type[Feature]] = FEATURES, **given: Any) -> App:
+    """A gateway that does not run, of the files that `write_files` writes into `home`."""
+    files = {"gateway_backends_path": "backends.yaml", "model_aliases_path": "model_aliases.json"}
+    given = {name: home / file for name, file in files.items()} | {"request_log_enabled": False} | given
+    given |= {"gateway_bearer_token": TOKEN, "gateway_db_path": home / "data/gateway.sqlite"}
+    return App(load_settings(None, features, **given), features)
+
+
 def read_page(home: Path) -> Page:
     """The page of a gateway whose files are in `home`."""
     write_files(home, "http://127.0.0.1:1/v1")
-    settings = load_settings(
-        gateway_bearer_token=TOKEN,
-        gateway_backends_path=home / "backends.yaml",
-        model_aliases_path=home / "model_aliases.json",
-        gateway_db_path=home / "gateway.sqlite",
-        request_log_enabled=False,
-    )
-    built = app.App(settings)
-    endpoints = {endpoint.path: endpoint for endpoint, _ in built.endpoints}
-    pages = built.pages.made()
+    app = built(home)
+    endpoints = {endpoint.path: endpoint for endpoint, _ in app.endpoints}
+    pages = app.pages.made()
     return Page(pages.openapi(), endpoints, list(iter_route_contexts(pages.routes)))

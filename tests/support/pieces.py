@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
@@ -24,6 +25,15 @@ def ended(steps: Any) -> tuple[Any, int]:
             stops += 1
     except StopIteration as end:
         return end.value, stops
+
+
+def objects_in(content: Any) -> Iterator[dict[str, Any]]:
+    """All objects within a JSON value."""
+    if isinstance(content, dict):
+        yield content
+        content = list(content.values())
+    for inner in content if isinstance(content, list | tuple) else ():
+        yield from objects_in(inner)
 
 
 def json_values(keys: st.SearchStrategy[str] = TEXT, *, is_finite: bool = False) -> st.SearchStrategy[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.page import BODIES, FORMS, REQUIRED, Page, read_page
+from tests.support.pieces import objects_in
 
 # Of each kind some that a field takes and some that it does not, whichever field it is put into.
 VALUES: st.SearchStrategy[Any] = st.one_of(
@@ -42,11 +42,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 def test_document_is_openapi(page: Page) -> None:
     schemathesis.openapi.from_dict(page.document).validate()  # against the standard's own schema
     assert page.document["openapi"].startswith("3.1.")
-    for reference in _references(page.document):
-        found: Any = page.document
-        for part in reference.removeprefix("#/").split("/"):
-            found = found[part]
-    for schema in _schemas(page.document):
+    shared = list(page.document["components"]["schemas"].values())
+    for within in objects_in(page.document):
+        if isinstance(reference := within.get("$ref"), str):
+            found: Any = page.document
+            for part in reference.removeprefix("#/").split("/"):
+                found = found[part]
+    for schema in [*shared, *(each["schema"] for each in objects_in(page.document) if "schema" in each)]:
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
@@ -156,28 +158,3 @@ def test_page_and_gateway_take_the_same_bodies(page: Page, path: str) -> None:
 @pytest.mark.parametrize("path", FORMS)
 def test_forms_have_a_file(page: Page, path: str) -> None:
     assert {"file", "image"} & set(page.body(path)["required"])
-
-
-def _references(content: Any) -> Iterator[str]:
-    if isinstance(content, dict):
-        if isinstance(reference := content.get("$ref"), str):
-            yield reference
-        for value in content.values():
-            yield from _references(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _references(value)
-
-
-def _schemas(content: Any) -> Iterator[dict[str, Any]]:
-    """What stands under `schema`, and the shared ones."""
-    if isinstance(content, dict):
-        if isinstance(content.get("schema"), dict):
-            yield content["schema"]
-        yield from content.get("schemas", {}).values()
-        for name, value in content.items():
-            if name != "schemas":
-                yield from _schemas(value)
-    elif isinstance(content, list):
-        for value in content:
-            yield from _schemas(value)
