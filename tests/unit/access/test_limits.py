@@ -13,10 +13,11 @@ import pytest
 from gateway.access.addresses import HOPS_MAX, AddressList, Network, client_address
 from gateway.access.limits import SLOTS, SlidingWindow
 from gateway.access.usage import DAY_SEC, KEEP_DAYS, TokenUsage
-from gateway.app import schema
 from gateway.storage import Database, StorageError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.support.databases import opened
 
 NOON = 20_000 * DAY_SEC + DAY_SEC / 2
 SLOT_SEC = 0.25
@@ -116,24 +117,25 @@ def test_day_turns_at_midnight_utc() -> None:
 
 
 @asynccontextmanager
-async def counting(database: Database, clock: Clock) -> AsyncIterator[TokenUsage]:
-    await database.open()
-    usage = TokenUsage(clock)
-    try:
-        yield usage
-    finally:
-        await usage.stop()
-        await database.close()
+async def counting(
+    path: Path, usage: TokenUsage, kind: type[Database] = Database, *, spent: int = 0
+) -> AsyncIterator[Database]:
+    """Stores the usage; `spent` is what "a" has used before it knows of the database."""
+    async with opened(path, kind) as database:
+        usage.spend("a", spent)
+        await usage.start(database)
+        try:
+            yield database
+        finally:
+            await usage.stop()
 
 
 async def test_counts_outlive_the_process(tmp_path: Path) -> None:
     path, clock = tmp_path / "db.sqlite", Clock(NOON)
 
     async def process(expected: int, *spent: tuple[str, int]) -> None:
-        database = Database(path, schema())
-        async with counting(database, clock) as usage:
-            usage.spend("a", 1)  # before it knows of the database
-            await usage.start(database)
+        usage = TokenUsage(clock)
+        async with counting(path, usage, spent=1):
             for name, tokens in spent:
                 usage.spend(name, tokens)
             assert usage.today("a") == expected
@@ -151,10 +153,8 @@ async def test_counts_outlive_the_process(tmp_path: Path) -> None:
 
 async def test_counts_are_stored_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.01)
-    path = tmp_path / "db.sqlite"
-    database = Database(path, schema())
-    async with counting(database, Clock(NOON)) as usage:
-        await usage.start(database)
+    path, usage = tmp_path / "db.sqlite", TokenUsage(Clock(NOON))
+    async with counting(path, usage):
         usage.spend("a", 4)
         while not await asyncio.to_thread(rows, path):  # noqa: ASYNC110 - what is waited for is in a file
             await asyncio.sleep(0.01)
@@ -164,16 +164,10 @@ async def test_counts_are_stored_while_it_runs(tmp_path: Path, monkeypatch: pyte
 @asynccontextmanager
 async def windowed(path: Path, now: float, ticks: Clock, limit: int) -> AsyncIterator[SlidingWindow]:
     """One caller's window in a process that begins at `now`."""
-    database = Database(path, schema())
-    await database.open()
     usage = TokenUsage(Clock(now), ticks)
     usage.windows = {"a": SlidingWindow(limit), "b": SlidingWindow(limit)}
-    try:
-        await usage.start(database)
+    async with counting(path, usage):
         yield usage.windows["a"]
-    finally:
-        await usage.stop()
-        await database.close()
 
 
 @pytest.mark.parametrize("pause", [0, 0.3, 30, 59.75, 70])
@@ -228,10 +222,9 @@ async def test_what_could_not_be_stored_is_stored_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.01)
-    path = tmp_path / "db.sqlite"
-    database = FailingDatabase(path, schema())
-    async with counting(database, Clock(NOON)) as usage:
-        await usage.start(database)
+    path, usage = tmp_path / "db.sqlite", TokenUsage(Clock(NOON))
+    async with counting(path, usage, FailingDatabase) as database:
+        assert isinstance(database, FailingDatabase)
         while database.failures:
             usage.spend("a", 1)
             await asyncio.sleep(0.005)

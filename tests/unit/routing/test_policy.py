@@ -85,33 +85,15 @@ def test_a_class_that_told_of_no_models_is_named_beside_an_unknown_one() -> None
         decide("ollama", "", "chat", silent)
 
 
-@pytest.mark.parametrize(
-    ("model", "header", "expected"),
-    [
-        ("default", "mlx", Decision("mlx", "", "override:x-backend")),
-        ("auto", "mlx", Decision("mlx", "", "override:x-backend")),
-        ("Apple", "mlx", Decision("mlx", "", "override:x-backend")),
-        ("MLX:sd:1.5", "mlx", Decision("mlx", "sd:1.5", "override:x-backend")),
-        ("sd:1.5", "mlx", Decision("mlx", "sd:1.5", "override:x-backend")),
-        ("fast", "mlx", Decision("mlx", "tiny", "override:x-backend", FAST)),
-        ("sd:1.5", "", Decision("usual", "sd:1.5", "direct:model")),
-        ("default", "", Decision("usual", "", "direct:model")),
-        ("", "", Decision("usual", "", "direct:model")),
-    ],
-)
-def test_requests_of_a_kind_with_a_class_of_its_own(model: str, header: str, expected: Decision) -> None:
-    """The model may stay open there; beside `X-Backend` names mean what they mean for chats."""
-    assert decide_in_class(model, header, "images", "usual", NAMES) == expected
-
-
 ON = RoutingSettings(router_enable_policy=True, router_enable_request_type=True, router_long_context_chars=100)
 TOOLS, LONG, SHORT = Facts(has_tools=True), Facts(chars=100), Facts(chars=99)
 CODE = Facts(request_type="coding")
 EMBEDDER = Alias("embed", "x")
 BY_FAST = Decision("mlx", "tiny", "policy:fast->alias:fast", FAST)
 ONE_CLASS = Names({}, {"llamacpp": ("smol",)}, CAPABLE)
-LONG_PLAIN, BY_LONG = Alias("mlx", "long"), "policy:long_context->alias:long"
-CODER, LONG_ALIAS = Alias("mlx", "coder"), Alias("mlx", "long", context=50)
+CODER, LONG_ALIAS, LONG_PLAIN = Alias("mlx", "coder"), Alias("mlx", "long", context=50), Alias("mlx", "long")
+BY_CODER = Decision("mlx", "coder", "policy:coding->alias:coder", CODER)
+BY_LONG = Decision("mlx", "long", "policy:long_context->alias:long", LONG_ALIAS)
 NO_TOOLS = Alias("llamacpp", "smol", tools=False)
 STRONG = Names({}, SERVED, CAPABLE, strong={"llamacpp": "huge"}, fast={"llamacpp": "quick"}, default_class="llamacpp")
 MLX = Names({}, SERVED, CAPABLE, strong={"llamacpp": "huge", "mlx": "deep"}, default_class="llamacpp")
@@ -127,43 +109,18 @@ def having(**aliases: Alias) -> Names:
         (TOOLS, RoutingSettings(), NAMES, Decision("llamacpp", "smol", "direct:model", DEFAULT)),
         (SHORT, RoutingSettings(), STRONG, Decision("llamacpp", "huge", "direct:model")),
         (TOOLS, ON, NAMES, Decision("llamacpp", "smol", "policy:tools->alias:default", DEFAULT)),
-        (
-            TOOLS,
-            ON,
-            having(default=NO_TOOLS, coder=CODER),
-            Decision("mlx", "coder", "policy:tools->alias:coder", CODER),
-        ),
+        (TOOLS, ON, having(default=NO_TOOLS, coder=CODER), BY_CODER._replace(reason="policy:tools->alias:coder")),
         (TOOLS, ON, having(default=NO_TOOLS), Decision("llamacpp", "huge", "policy:tools->strong")),
-        (
-            LONG,
-            ON,
-            having(long=Alias("mlx", "long")),
-            Decision("mlx", "long", "policy:long_context->alias:long", Alias("mlx", "long")),
-        ),
+        (LONG, ON, having(long=LONG_PLAIN), BY_LONG._replace(alias=LONG_PLAIN)),
         # A context of 50 tokens is 200 characters.
-        (
-            Facts(chars=199),
-            ON,
-            having(long=LONG_ALIAS, fast=FAST),
-            BY_FAST,
-        ),
-        (
-            Facts(chars=200),
-            ON,
-            having(long=LONG_ALIAS),
-            Decision("mlx", "long", BY_LONG, LONG_ALIAS),
-        ),
+        (Facts(chars=199), ON, having(long=LONG_ALIAS, fast=FAST), BY_FAST),
+        (Facts(chars=200), ON, having(long=LONG_ALIAS), BY_LONG),
         # What was counted goes before what is estimated.
-        (Facts(chars=199, tokens=50), ON, having(long=LONG_ALIAS), Decision("mlx", "long", BY_LONG, LONG_ALIAS)),
+        (Facts(chars=199, tokens=50), ON, having(long=LONG_ALIAS), BY_LONG),
         (Facts(chars=900, tokens=49), ON, having(long=LONG_ALIAS, fast=FAST), BY_FAST),
         (LONG, ON, MLX, Decision("mlx", "deep", "policy:long_context->mlx")),
-        (
-            LONG,
-            ON,
-            Names({}, {"llamacpp": ("smol",)}, CAPABLE),
-            Decision("llamacpp", "smol", "policy:long_context->strong"),
-        ),
-        (CODE, ON, having(coder=CODER), Decision("mlx", "coder", "policy:coding->alias:coder", CODER)),
+        (LONG, ON, ONE_CLASS, Decision("llamacpp", "smol", "policy:long_context->strong")),
+        (CODE, ON, having(coder=CODER), BY_CODER),
         (CODE, ON, STRONG, Decision("llamacpp", "huge", "policy:coding->strong")),
         (CODE, ON.model_copy(update={"router_enable_request_type": False}), NAMES, BY_FAST),
         (SHORT, ON, NAMES, BY_FAST),
@@ -219,10 +176,7 @@ def test_a_class_of_many_models_stands_for_that_of_the_default() -> None:
     [
         (Names({}, SERVED, CAPABLE, embedder=("embed", "minilm")), Decision("embed", "minilm", "direct:model")),
         (Names({}, {"e": ("one",)}, {"e": EMBED}), Decision("e", "one", "direct:model")),
-        (
-            Names({"default": Alias("embed", "x")}, SERVED, CAPABLE),
-            Decision("embed", "x", "direct:model", Alias("embed", "x")),
-        ),
+        (Names({"default": EMBEDDER}, SERVED, CAPABLE), Decision("embed", "x", "direct:model", EMBEDDER)),
         (Names(ALIASES, SERVED, CAPABLE, embedder=("", "smol")), Decision("embed", "smol", "direct:model")),
     ],
 )
@@ -243,6 +197,7 @@ IMAGES = Names(
     {"art": Alias("gpu", "sdxl"), "chatty": DEFAULT},
     {"gpu": ("sdxl",), "gpu2": (), "llamacpp": ("smol",)},
     {"gpu": frozenset({"images"}), "gpu2": frozenset({"images"}), "llamacpp": CHAT},
+    synonyms={"apple": "gpu"},
 )
 
 
@@ -263,10 +218,15 @@ IMAGES = Names(
         ("sdxl", "", Decision("gpu", "sdxl", "pinned:model")),
         ("", "gpu2", Decision("gpu2", "", "override:x-backend")),
         ("art", "gpu", Decision("gpu", "sdxl", "override:x-backend", Alias("gpu", "sdxl"))),
-        ("gpu:m", "gpu", Decision("gpu", "m", "override:x-backend")),
+        ("GPU:m:1", "gpu", Decision("gpu", "m:1", "override:x-backend")),
+        ("m:1", "gpu", Decision("gpu", "m:1", "override:x-backend")),
+        ("default", "gpu", Decision("gpu", "", "override:x-backend")),
+        ("auto", "gpu", Decision("gpu", "", "override:x-backend")),
+        ("Apple", "gpu", Decision("gpu", "", "override:x-backend")),
     ],
 )
-def test_kinds_with_a_class_of_their_own(model: str, header: str, expected: Decision) -> None:
+def test_requests_of_a_kind_with_a_class_of_its_own(model: str, header: str, expected: Decision) -> None:
+    """The model may stay open there; beside `X-Backend` names mean what they mean for chats."""
     assert decide_in_class(model, header, "images", "usual", IMAGES) == expected
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway.app import schema
 from gateway.features.conversations.store import ResponseStore
-from gateway.storage import Database, StorageError
+from gateway.storage import StorageError
 
+from tests.support.databases import opened
 from tests.support.waiting import until_async
 
 
@@ -20,18 +18,8 @@ def response(number: int) -> dict[str, Any]:
     return {"id": f"resp_{number}", "output": [{"id": f"msg_{number}", "text": "x" * 1_000}]}
 
 
-@asynccontextmanager
-async def opened(home: Path) -> AsyncIterator[Database]:
-    database = Database(home / "x.sqlite", schema())
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.close()
-
-
 async def test_no_more_items_are_read_than_can_be_used(tmp_path: Path) -> None:
-    async with opened(tmp_path) as database:
+    async with opened(tmp_path / "x.sqlite") as database:
         store = ResponseStore(database, ttl_sec=60, max_bytes=1_000_000)
         for number in range(9):
             await store.put("me", response(number), [{"id": f"in_{number}"}])
@@ -47,7 +35,7 @@ async def test_no_more_items_are_read_than_can_be_used(tmp_path: Path) -> None:
 
 
 async def test_a_token_evicts_only_its_own_beyond_a_fair_share(tmp_path: Path) -> None:
-    async with opened(tmp_path) as database:
+    async with opened(tmp_path / "x.sqlite") as database:
         store = ResponseStore(database, 60, max_bytes=11_500)  # ten of them
 
         async def kept() -> dict[str, list[int]]:
@@ -79,7 +67,7 @@ async def test_a_token_evicts_only_its_own_beyond_a_fair_share(tmp_path: Path) -
 
 
 async def test_the_oldest_go_also_where_the_newest_expire_sooner(tmp_path: Path) -> None:
-    async with opened(tmp_path) as database:
+    async with opened(tmp_path / "x.sqlite") as database:
         for number, ttl_sec in enumerate((600, 600, 60, 60)):
             await ResponseStore(database, ttl_sec, max_bytes=3_500).put("me", response(number), [])
         store = ResponseStore(database, 60, max_bytes=3_500)
@@ -89,7 +77,7 @@ async def test_the_oldest_go_also_where_the_newest_expire_sooner(tmp_path: Path)
 
 async def test_a_store_that_cannot_write_says_so_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.features.conversations.store.SWEEP_EVERY_SEC", 0.01)
-    async with opened(tmp_path) as database:
+    async with opened(tmp_path / "x.sqlite") as database:
         store = ResponseStore(database, 60, 1_000)
         await database.write(lambda c: c.execute("ALTER TABLE responses RENAME TO elsewhere"))
         await store.start()
@@ -101,7 +89,7 @@ async def test_a_store_that_cannot_write_says_so_until_it_can(tmp_path: Path, mo
 
 
 async def test_what_has_expired_is_not_found_and_a_start_sweeps_it(tmp_path: Path) -> None:
-    async with opened(tmp_path) as database:
+    async with opened(tmp_path / "x.sqlite") as database:
         store = ResponseStore(database, ttl_sec=60, max_bytes=1_000_000)
         await store.put("me", response(1), [])
         await ResponseStore(database, ttl_sec=0, max_bytes=1_000_000).put("me", response(2), [])

@@ -6,24 +6,23 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from gateway.app import schema
 from gateway.errors import ApiError
 from gateway.features.music.jobs import KEPT_PER_OWNER, Job, MusicJobs
 from gateway.features.music.routes import wanted_wait
 from gateway.storage import Database, StorageError
 
+from tests.support.databases import opened
+
 
 @asynccontextmanager
-async def jobs_in(directory: Path, ttl_sec: int = 60) -> AsyncIterator[tuple[MusicJobs, Database]]:
-    database = Database(directory / "gateway.sqlite", schema())
-    await database.open()
-    jobs = MusicJobs(database, ttl_sec=ttl_sec, most=1_000, most_per_owner=1_000)
-    try:
-        await jobs.start()
-        yield jobs, database
-    finally:
-        await jobs.stop()
-        await database.close()
+async def jobs_in(directory: Path) -> AsyncIterator[tuple[MusicJobs, Database]]:
+    async with opened(directory / "gateway.sqlite") as database:
+        jobs = MusicJobs(database, ttl_sec=60, most=1_000, most_per_owner=1_000)
+        try:
+            await jobs.start()
+            yield jobs, database
+        finally:
+            await jobs.stop()
 
 
 async def quick(job: Job) -> None:
