@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, AnyStr
 
 from hypothesis import strategies as st
 
@@ -11,8 +11,8 @@ TEXT = st.text(max_size=8)
 
 
 @st.composite
-def cut(draw: st.DrawFn, data: bytes) -> list[bytes]:
-    places = sorted(draw(st.sets(st.integers(0, len(data)), max_size=10)))
+def cut(draw: st.DrawFn, data: AnyStr) -> list[AnyStr]:
+    places: list[int] = sorted(draw(st.sets(st.integers(0, len(data)), max_size=10)))
     return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True) if b > a]
 
 

@@ -187,11 +187,14 @@ def bodies(path: str, schema: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
 def make_house(home: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> App:
     """The whole app before a backend that answers nothing."""
     protocol = "heartmula" if "music" in path else "openai"
-    record = {"supported_capabilities": sorted(BY_NAME[protocol].capabilities), "concurrency_limits": {}}
+    record: dict[str, Any] = {
+        "supported_capabilities": sorted(BY_NAME[protocol].capabilities),
+        "concurrency_limits": {},
+    }
     write_files(home, "http://127.0.0.1:1/v1", protocol=protocol, **record)
     capped = {"backend": "test", "model": "echo", "max_tokens_cap": 5, "temperature_cap": 0.5}
     (home / "model_aliases.json").write_text(json.dumps({"aliases": {"default": "test:echo", "capped": capped}}))
-    app = built(home, **dict.fromkeys(("tts_backend_class", "music_backend_class", "images_backend_class"), "test"))
+    app = built(home, tts_backend_class="test", music_backend_class="test", images_backend_class="test")
     for backend in app.registry.backends:
         backend.models = ("echo",)
         monkeypatch.setattr(backend.pool, "request", Answer().request)

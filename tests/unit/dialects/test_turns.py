@@ -13,6 +13,8 @@ from gateway.dialects.turns import CALLS_MAX, TURN_COST, ObjectEnd, Step, Turns
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.pieces import cut
+
 Delta = dict[str, Any]
 
 
@@ -111,9 +113,7 @@ def test_a_call_that_goes_on_after_its_end_is_an_error() -> None:
 @given(st.dictionaries(st.text(max_size=4), st.text(max_size=4) | st.dictionaries(st.text(), st.none())), st.data())
 def test_the_end_of_an_object_is_seen_however_it_is_cut(content: Any, data: st.DataObject) -> None:
     text = json.dumps(content, ensure_ascii=data.draw(st.booleans()))
-    places = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
-    pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True) if b > a]
-    end = ObjectEnd()
+    end, pieces = ObjectEnd(), data.draw(cut(text))
     assert [end.is_reached(piece) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
     assert end.is_reached("\n")
     assert not end.is_reached("}")

@@ -14,6 +14,8 @@ from gateway.dialects.messages.answer import Facts, MessageStream, message
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.pieces import cut
+
 FACTS = Facts("msg_1", "asked-for", ("END",), shows_thinking=True)
 USAGE = {"prompt_tokens": 31, "completion_tokens": 17, "total_tokens": 48}
 ARGUMENTS = ('{"city": "Zürich", "note": "a \\"quoted\\" word"}', '{ "big":1180591620717411303424 }', "{}")
@@ -199,9 +201,7 @@ def streams(draw: st.DrawFn) -> tuple[list[dict[str, Any]], str, str, list[str]]
     arguments = [json.dumps(value, ensure_ascii=draw(st.booleans())) for value in draw(st.lists(values, max_size=3))]
     queues: list[list[dict[str, Any]]] = []
     for index, whole in enumerate(arguments):
-        cuts = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=4)))
-        parts = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-        queues.append([piece_of(index, "", f"tool_{index}"), *(piece_of(index, part) for part in parts)])
+        queues.append([piece_of(index, "", f"tool_{index}"), *(piece_of(index, part) for part in draw(cut(whole)))])
     texts, thoughts = draw(st.lists(st.text(max_size=5), max_size=4)), draw(st.lists(st.text(max_size=5), max_size=4))
     queues += [[chunk_of({"content": text}) for text in texts], [chunk_of({"reasoning_content": t}) for t in thoughts]]
     chunks = [chunk_of({"role": "assistant"})]
