@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from time import process_time
 from typing import Any
@@ -42,6 +42,11 @@ class Line:
         self.tasks[name] = asyncio.create_task(wait())
         await asyncio.sleep(0)
 
+    async def join_all(self, name: str, numbers: Iterable[int]) -> None:
+        """One for each number, all of the token `name`."""
+        for number in numbers:
+            await self.join(f"{name}{number}", name)
+
     async def serve(self, count: int) -> list[str]:
         for _ in range(count):
             self.slots.release()
@@ -66,10 +71,8 @@ async def in_line(**queue: Any) -> AsyncIterator[Line]:
 
 async def test_tokens_take_turns_however_many_requests_each_sends() -> None:
     async with in_line() as line:
-        for number in range(4):
-            await line.join(f"greedy{number}", "greedy")
-        await line.join("modest0", "modest")
-        await line.join("modest1", "modest")
+        await line.join_all("greedy", range(4))
+        await line.join_all("modest", range(2))
         assert await line.serve(6) == ["greedy0", "modest0", "greedy1", "modest1", "greedy2", "greedy3"]
 
 
@@ -77,12 +80,10 @@ async def test_who_comes_later_shares_the_turns_that_are_left() -> None:
     """What a token was served before counts for as long as somebody waits; a new one gets no turns of the past."""
 
     async with in_line() as line:
-        for number in range(3):
-            await line.join(f"early{number}", "early")
+        await line.join_all("early", range(3))
         await line.serve(2)
         await line.join("early3", "early")
-        await line.join("late0", "late")
-        await line.join("late1", "late")
+        await line.join_all("late", range(2))
         assert await line.serve(4) == ["early0", "early1", "late0", "early2", "late1", "early3"]
 
 
@@ -184,15 +185,13 @@ async def test_who_leaves_has_used_no_turn() -> None:
     """Else a token whose requests wait too long would be put further back by each that it gave up."""
 
     async with in_line() as line:
-        for number in range(20):
-            await line.join(f"greedy{number}", "greedy")
+        await line.join_all("greedy", range(20))
         await line.join("modest0", "modest")
         for number in (*range(5, 20), *range(4)):
             line.tasks[f"greedy{number}"].cancel()
         await asyncio.sleep(0)
         await line.join("greedy again", "greedy")
-        for number in range(1, 4):
-            await line.join(f"modest{number}", "modest")
+        await line.join_all("modest", range(1, 4))
         assert await line.serve(4) == ["greedy4", "modest0", "greedy again", "modest1"]
 
 

@@ -19,14 +19,6 @@ def test_any_split_gives_the_same_lines(lines: list[bytes], data: st.DataObject)
     assert cutter.feed(b"\n") == []
 
 
-def test_a_line_without_its_end_is_held() -> None:
-    cutter = LineCutter()
-    assert cutter.feed(b'{"a":1}\r\n\n{"b"') == [b'{"a":1}\r']
-    assert cutter.feed(b":2}") == []
-    assert cutter.feed(b"\n") == [b'{"b":2}']
-    assert cutter.feed(b"\n") == []
-
-
 def test_a_line_without_end_is_not_held() -> None:
     cutter = LineCutter()
     for _ in range(LINE_MAX_BYTES // 2**20):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -66,13 +67,13 @@ def test_event_loop_has_its_turn_between_steps() -> None:
     assert turns == 5
 
 
-def whole(content: Any, texts: LongTexts) -> Any:
-    """What was parsed, its long texts where they were."""
+def whole(content: Any, texts: LongTexts, read: Callable[[bytes], Any] = bytes.decode) -> Any:
+    """What was parsed, its long texts where they were, each as `read` gives it."""
     if isinstance(content, dict):
-        return {whole(name, texts): whole(value, texts) for name, value in content.items()}
+        return {whole(name, texts, read): whole(value, texts, read) for name, value in content.items()}
     if isinstance(content, list):
-        return [whole(value, texts) for value in content]
-    return bytes(texts[content]).decode() if isinstance(content, str) and content in texts else content
+        return [whole(value, texts, read) for value in content]
+    return read(bytes(texts[content])) if isinstance(content, str) and content in texts else content
 
 
 STRINGS = st.text(max_size=5) | st.sampled_from(["A" * 30, "A" * 29 + "\n", '"' + "A" * 30, ", " + "A" * 40, "\\" * 15])
@@ -145,16 +146,7 @@ def test_json_is_the_same_without_its_lists_of_numbers(content: Any) -> None:
         bodies = (orjson.dumps(content), json.dumps(content, indent=3, ensure_ascii=False).encode())
         for body in bodies:
             (found, lists), _ = ended(without_numbers(body, 5))
-
-            def resolved(value: Any, lists: LongTexts = lists) -> Any:
-                if isinstance(value, dict):
-                    return {name: resolved(one) for name, one in value.items()}
-                if isinstance(value, list):
-                    return [resolved(one) for one in value]
-                is_name = isinstance(value, str) and value in lists
-                return orjson.loads(bytes(lists[value])) if is_name else value
-
-            assert resolved(found) == content
+            assert whole(found, lists, orjson.loads) == content
             for text in lists.values():
                 numbers = orjson.loads(bytes(text))
                 if all(isinstance(number, int | float) and number is not True for number in numbers):

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.faces.ollama import go_json
-from tests.support.ollama_lines import ADAPTER, ANY_JSON, LAST, TOOL, Json, delta_line, ndjson, recorded_shapes
+from tests.support.ollama_lines import ADAPTER, ANY_JSON, LAST, TOOL, Json, delta_line, ndjson
 from tests.support.pieces import cut as cuts
 
 
@@ -133,27 +133,6 @@ def test_any_split_of_a_stream_gives_the_same_events(some: list[Json], data: st.
     for call, function in zip(heard, said, strict=True):
         assert call["function"]["name"] == function["name"]
         assert call["function"]["arguments"].encode() == go_json(function["arguments"])
-
-
-@pytest.mark.proves("/v1/chat/completions", "stream", "tools", "parallel_tool_calls", backend="ollama")
-def test_three_thousand_lines_are_as_many_events() -> None:
-    lines = calls = 0
-    for seed, answer_lines in enumerate(recorded_shapes(7)):
-        data = ndjson(*answer_lines)
-        size = 1 + seed % 97
-        events, error = streamed(data[at : at + size] for at in range(0, len(data), size))
-        assert error is None
-        assert len(events) == len(answer_lines) + 1  # [DONE]
-        for line, event in zip(answer_lines, events, strict=False):
-            said, delta = line["message"], event["choices"][0]["delta"]
-            assert (delta.get("content", ""), delta.get("thinking", "")) == (said["content"], said.get("thinking", ""))
-            heard = delta.get("tool_calls", [])
-            for call, spoken in zip(heard, said.get("tool_calls", []), strict=True):
-                assert call["function"]["arguments"].encode() == go_json(spoken["function"]["arguments"])
-            calls += len(heard)
-        lines += len(answer_lines)
-    assert lines >= 3000
-    assert calls >= 100
 
 
 def test_a_stream_of_the_adapter_is_its_own() -> None:

@@ -34,6 +34,13 @@ async def endless(job: Job) -> None:
     await asyncio.Event().wait()
 
 
+async def kept(jobs: MusicJobs, job: Job) -> Job:
+    """As a client finds it."""
+    found = await jobs.find(job.owner, job.id)
+    assert found is not None
+    return found
+
+
 async def finished(jobs: MusicJobs, owner: str = "me") -> Job:
     job = jobs.begin(owner, quick)
     await job.task
@@ -49,11 +56,9 @@ async def test_the_oldest_of_an_owner_go(tmp_path: Path) -> None:
         made = [await finished(jobs) for _ in range(KEPT_PER_OWNER + 2)]
         assert await jobs.find("me", made[1].id) is None
         assert await jobs.backend_of("me", str(made[1].file)) is None
-        found = await jobs.find("me", made[2].id)
-        assert found is not None
-        assert found.told() == made[2].told()
-        assert await jobs.find("me", running.id) is running, "what is under way stays"
-        assert await jobs.find("other", others.id) is not None
+        assert (await kept(jobs, made[2])).told() == made[2].told()
+        assert await kept(jobs, running) is running, "what is under way stays"
+        assert await kept(jobs, others)
         assert await jobs.find("me", others.id) is None
 
 
@@ -65,10 +70,7 @@ async def test_a_job_ends_once_whoever_cancels_it_how_often(tmp_path: Path) -> N
         await asyncio.gather(*(jobs.cancel(job) for _ in range(3)))
         done = await finished(jobs)
         await jobs.cancel(done)
-        cancelled, kept = await jobs.find("me", job.id), await jobs.find("me", done.id)
-        assert cancelled is not None
-        assert kept is not None
-        assert (cancelled.status, kept.status) == ("cancelled", "succeeded")
+        assert [(await kept(jobs, one)).status for one in (job, done)] == ["cancelled", "succeeded"]
 
 
 async def test_one_that_is_cancelled_before_it_began_leaves_nothing(tmp_path: Path) -> None:
@@ -100,8 +102,7 @@ async def test_what_a_backend_refuses_is_in_the_job(tmp_path: Path) -> None:
         job = jobs.begin("me", refused)
         await jobs.keep(job)
         await job.task
-        found = await jobs.find("me", job.id)
-        assert found is not None
+        found = await kept(jobs, job)
         assert found.error is not None
         assert (found.status, found.error["message"], found.error["param"]) == ("failed", "no such style", "style")
 
@@ -113,8 +114,7 @@ async def test_a_stop_interrupts_and_says_so(tmp_path: Path) -> None:
     assert job.failure is not None
     assert (job.failure.status, job.failure.code) == (503, "interrupted")
     async with jobs_in(tmp_path) as (jobs, _):
-        found = await jobs.find("me", job.id)
-        assert found is not None
+        found = await kept(jobs, job)
         assert found.error is not None
         assert (found.status, found.error["code"]) == ("failed", "interrupted")
 
