@@ -80,7 +80,9 @@ def test_the_next_run_goes_on_too(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [None, len(CONTENT)])
-def test_what_had_come_whole_is_checked_without_another_byte(server: Server, tmp_path: Path, size: int | None) -> None:
+def test_a_complete_partial_file_is_checked_without_another_request(
+    server: Server, tmp_path: Path, size: int | None
+) -> None:
     (tmp_path / f"{DIGEST}.part").write_bytes(CONTENT)
     assert fetch(server.url, DIGEST, size, tmp_path).read_bytes() == CONTENT
 
@@ -114,7 +116,7 @@ def test_a_wrong_digest_or_size_is_refused_and_nothing_kept(server: Server, tmp_
         ("no/such/file", "no/such/file is missing; put the file there, or correct the path"),
     ],
 )
-def test_what_cannot_be_had_is_refused(server: Server, tmp_path: Path, source: str, said: str) -> None:
+def test_a_source_that_cannot_be_read_is_refused(server: Server, tmp_path: Path, source: str, said: str) -> None:
     with pytest.raises(DownloadError, match=re.escape(said)) as refusal:
         fetch(source.format(url=server.url), DIGEST, root=tmp_path)
     assert "\n" not in str(refusal.value)

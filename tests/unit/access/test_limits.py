@@ -46,7 +46,7 @@ def test_window_against_a_plain_model(limit: int, now: float, pauses: list[float
 
 
 @given(st.integers(1, 3), st.integers(0, 10**6), gaps)
-def test_who_waits_as_long_as_told_is_let_in(limit: int, start: int, pauses: list[float]) -> None:
+def test_a_client_that_waits_as_long_as_told_is_admitted(limit: int, start: int, pauses: list[float]) -> None:
     window, now = SlidingWindow(limit), start / 4
     for pause in pauses:
         now += round(pause * 4) / 4  # exact in floating point, so that the wait is too
@@ -218,7 +218,7 @@ class FailingDatabase(Database):
         return await super().write(work)
 
 
-async def test_what_could_not_be_stored_is_stored_later(
+async def test_counts_that_failed_to_be_stored_are_stored_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("gateway.access.usage.SAVE_EVERY_SEC", 0.01)

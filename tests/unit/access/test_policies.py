@@ -148,7 +148,7 @@ def test_malformed_policies_are_refused(policies: Any, says: str) -> None:
 
 @pytest.mark.parametrize("strict", [True, False])
 @pytest.mark.parametrize("text", ["[", "[]", "3", '{"a": ' + "[" * 100_000, '{"a": ' + "9" * 5_000 + "}"])
-def test_what_is_no_object_is_refused_in_any_mode(text: str, strict: bool) -> None:
+def test_json_other_than_an_object_is_refused_in_any_mode(text: str, strict: bool) -> None:
     with pytest.raises(Refusal, match="GATEWAY_TOKEN_POLICIES_JSON"):
         load(text, strict=strict)
 

@@ -76,7 +76,7 @@ async def test_tokens_take_turns_however_many_requests_each_sends() -> None:
         assert await line.serve(6) == ["greedy0", "modest0", "greedy1", "modest1", "greedy2", "greedy3"]
 
 
-async def test_who_comes_later_shares_the_turns_that_are_left() -> None:
+async def test_a_token_that_comes_later_shares_the_turns_that_are_left() -> None:
     """What a token was served before counts for as long as somebody waits; a new one gets no turns of the past."""
 
     async with in_line() as line:
@@ -123,7 +123,7 @@ async def test_waiting_ends_in_time() -> None:
         assert len(line.queue) == 0
 
 
-async def test_who_leaves_gives_the_place_back() -> None:
+async def test_a_client_that_leaves_gives_its_place_back() -> None:
     async with in_line() as line:
         await line.join("leaves", "a")
         await line.join("stays", "b")
@@ -133,7 +133,7 @@ async def test_who_leaves_gives_the_place_back() -> None:
         assert await line.serve(1) == ["stays"]
 
 
-async def test_who_leaves_in_the_moment_of_its_turn_passes_the_slot_on() -> None:
+async def test_a_client_that_leaves_at_its_turn_passes_the_slot_on() -> None:
     async with in_line() as line:
         await line.join("leaves", "a")
         await line.join("stays", "b")
@@ -146,7 +146,7 @@ async def test_who_leaves_in_the_moment_of_its_turn_passes_the_slot_on() -> None
         assert line.slots.inflight == 1
 
 
-async def test_a_slot_that_comes_free_while_one_leaves_goes_to_the_next() -> None:
+async def test_a_slot_freed_while_a_client_leaves_goes_to_the_next() -> None:
     async with in_line() as line:
         await line.join("leaves", "a")
         line.tasks["leaves"].cancel()  # cancelled, and not run since
@@ -158,7 +158,7 @@ async def test_a_slot_that_comes_free_while_one_leaves_goes_to_the_next() -> Non
         assert line.slots.inflight == 1
 
 
-async def test_a_free_slot_is_not_taken_past_those_who_wait() -> None:
+async def test_a_free_slot_goes_to_a_waiter_before_a_new_request() -> None:
     async with in_line() as line:
         await line.join("first", "a")
         assert line.registry.take(line.route) is None
@@ -168,7 +168,7 @@ async def test_a_free_slot_is_not_taken_past_those_who_wait() -> None:
         assert line.served == ["first"]
 
 
-async def test_backend_that_comes_back_serves_who_waits() -> None:
+async def test_a_backend_that_is_ready_again_serves_its_waiters() -> None:
     async with in_line() as line:
         backend = line.slots.backend
         await line.join("patient", "a")
@@ -181,7 +181,7 @@ async def test_backend_that_comes_back_serves_who_waits() -> None:
         assert line.served == ["patient"]
 
 
-async def test_who_leaves_has_used_no_turn() -> None:
+async def test_a_client_that_leaves_has_used_no_turn() -> None:
     """Else a token whose requests wait too long would be put further back by each that it gave up."""
 
     async with in_line() as line:
@@ -195,7 +195,7 @@ async def test_who_leaves_has_used_no_turn() -> None:
         assert await line.serve(4) == ["greedy4", "modest0", "greedy again", "modest1"]
 
 
-async def test_backend_whose_circuit_is_open_serves_who_has_no_other() -> None:
+async def test_a_backend_with_an_open_circuit_serves_those_without_another() -> None:
     async with in_line() as line:
         await line.join("patient", "a")
         for _ in range(CIRCUIT_OPENS_AFTER):
@@ -204,7 +204,7 @@ async def test_backend_whose_circuit_is_open_serves_who_has_no_other() -> None:
         assert await line.serve(1) == ["patient"]
 
 
-async def test_backend_whose_circuit_is_open_leaves_the_line_to_others() -> None:
+async def test_a_backend_with_an_open_circuit_leaves_the_queue_to_others() -> None:
     both = registry(a=record(1, queue=QUEUE), b=record(1, queue=QUEUE))
     route = both.route("m", b"", "chat")
     first, second = (both.take(route) for _ in range(2))
@@ -264,7 +264,7 @@ async def test_a_full_queue_is_shared(
         assert len(await line.serve(4)) == 4
 
 
-async def test_who_leaves_when_its_place_is_gone_gives_nothing_back() -> None:
+async def test_a_client_that_lost_its_place_gives_nothing_back_when_it_leaves() -> None:
     async with in_line(max=2) as line:
         for number in range(2):
             await line.join(f"{number}", "a")
@@ -278,7 +278,7 @@ async def test_who_leaves_when_its_place_is_gone_gives_nothing_back() -> None:
         assert line.slots.inflight == 1
 
 
-async def test_one_that_is_cancelled_keeps_nobody_out() -> None:
+async def test_a_cancelled_waiter_takes_no_place_in_a_full_queue() -> None:
     async with in_line(max=1) as line:
         await line.join("leaves", "a")
         line.tasks["leaves"].cancel()  # and has not run since
@@ -315,7 +315,7 @@ def test_eight_times_as_many_waiters_cost_about_eight_times_as_much(leavers: str
     run_on("uvloop", test)
 
 
-async def test_who_waits_keeps_its_place_over_reloads_and_is_woken() -> None:
+async def test_waiters_keep_their_places_over_reloads_and_are_woken() -> None:
     async with in_line() as line:
         for name in ("first", "second", "third", "fourth"):
             await line.join(name, name)

@@ -90,7 +90,7 @@ def test_failure_wakes_the_prober() -> None:
     ("model", "capability", "status", "code"),
     [("m", "embeddings", 400, "capability_not_supported"), ("lost", "chat", 503, "backend_not_ready")],
 )
-def test_what_no_backend_can_do(model: str, capability: str, status: int, code: str) -> None:
+def test_requests_that_no_backend_can_serve_are_refused(model: str, capability: str, status: int, code: str) -> None:
     with pytest.raises(ApiError) as caught:
         registry(a=record()).route(model, b"", capability)
     assert (caught.value.status, caught.value.code) == (status, code)
@@ -105,7 +105,7 @@ def test_routes_are_decided_anew_when_names_change() -> None:
     assert alone.route("new", b"", "chat").decision.reason == "pinned:model"
 
 
-def test_no_model_has_a_name_without_end() -> None:
+def test_names_of_models_are_bounded() -> None:
     alone = registry(a=record())
     alone.route_in_class("x" * 500, b"", "chat", "test", "/v1/x")
     with pytest.raises(ApiError, match="at most 500 characters") as caught:
@@ -176,7 +176,7 @@ def test_backends_that_are_gone_keep_no_connections(monkeypatch: pytest.MonkeyPa
     assert new[0].pool is old[1].pool
 
 
-def test_change_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_the_backends_calls_on_change(monkeypatch: pytest.MonkeyPatch) -> None:
     one = registry(a=record())
     told: list[int] = []
     one.on_change = lambda: told.append(len(one.backends))
@@ -198,7 +198,7 @@ EDITS: dict[str, dict[str, BackendRecord]] = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_what_is_under_way_is_counted_over_reloads(edit: str) -> None:
+def test_requests_under_way_are_counted_over_reloads(edit: str) -> None:
     one = registry(a=record(2))
     route = one.route("m", b"", "chat")
     held = [one.take(route), one.take(route)]
@@ -228,7 +228,7 @@ def test_lower_limit_admits_nobody_until_as_many_have_ended() -> None:
     assert admitted == [None, None, one.backends[0].slots["chat"]]
 
 
-async def test_slot_rests_after_an_abort_also_where_a_reload_has_put_another_in_its_place() -> None:
+async def test_a_slot_cools_down_after_an_abort_also_when_a_reload_replaced_it() -> None:
     one = registry(a=record(2, cooldown_ms=1))
     old = one.take(one.route("m", b"", "chat"))
     assert old is not None
@@ -261,7 +261,7 @@ def test_hosts_of_a_class_wait_in_one_queue(queue: Any) -> None:
     assert (first is not None) == (queue is not None)
 
 
-def test_aliases_of_a_class_that_is_not_there_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_aliases_of_a_missing_class_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     registry(a=record())
     assert [entry.getMessage() for entry in caplog.records] == [
         "alias 'lost' has no backend: configure one of class 'nowhere'"

@@ -187,7 +187,7 @@ def test_default_embedder(names: Names, expected: Decision) -> None:
 @pytest.mark.parametrize(
     "names", [Names({}, {"a": ()}, {"a": CHAT}), Names({}, SERVED, CAPABLE, embedder=("gone", ""))]
 )
-def test_nothing_embeds(names: Names) -> None:
+def test_no_default_embedder_asks_for_a_model(names: Names) -> None:
     with pytest.raises(ApiError) as caught:
         decide_embedder(names)
     assert caught.value.code == "model_required"

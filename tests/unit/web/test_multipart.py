@@ -87,14 +87,14 @@ PART = b'--B\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
         (TYPE, PART * (FIELDS_MAX + 1) + b"--B--"),
     ],
 )
-def test_what_is_no_form_is_a_400(content_type: bytes | None, body: bytes) -> None:
+def test_malformed_forms_are_a_400(content_type: bytes | None, body: bytes) -> None:
     with pytest.raises(ApiError) as error:
         Form(content_type, body)
     assert (error.value.status, error.value.code) == (400, "invalid_multipart")
 
 
 @given(st.binary(max_size=60), st.integers(0, len(BODY)))
-def test_nothing_but_an_api_error_comes_of_garbage(garbage: bytes, at: int) -> None:
+def test_garbage_raises_only_api_errors(garbage: bytes, at: int) -> None:
     for body in (garbage, BODY[:at] + garbage + BODY[at:], BODY[:at], b"--B" + garbage):
         try:
             form = Form(TYPE, body)
@@ -114,7 +114,7 @@ def test_nothing_but_an_api_error_comes_of_garbage(garbage: bytes, at: int) -> N
     ],
     ids=["twice", "not UTF-8", "a file", "too long"],
 )
-def test_a_field_that_is_no_text_is_a_400_that_names_it(body: bytes) -> None:
+def test_a_field_other_than_text_is_a_400_that_names_it(body: bytes) -> None:
     with pytest.raises(ApiError) as error:
         Form(TYPE, body).text("a")
     assert (error.value.status, error.value.param) == (400, "a")

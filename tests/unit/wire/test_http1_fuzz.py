@@ -121,7 +121,7 @@ def test_garbage_is_the_same_garbage_however_it_is_cut(
 
 @FUZZ
 @given(beyond=st.integers(-3, 3), interims=st.integers(0, 3), places=PLACES)
-def test_the_limit_of_a_head_is_where_it_is(wires: list[Wire], beyond: int, interims: int, places: list[int]) -> None:
+def test_the_limit_of_a_head_is_exact(wires: list[Wire], beyond: int, interims: int, places: list[int]) -> None:
     interim = b"HTTP/1.1 100 Continue\r\n\r\n" * interims
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX: %b\r\n\r\n"
     raw = interim + head % (b"x" * (MAX_HEAD + beyond - len(interim) - len(head) + 2))

@@ -175,7 +175,7 @@ noise = st.lists(
 @example(b'data: {"usage":{},"choices":5}\n\n', b"")
 @example(b'data: {"usage":{},"choices":[5]}\n\n', b'data: {"usage":{},"choices":[{"delta":5}]}\n\n')
 @example(b'data: {"usage":{"prompt_tokens":' + b"[" * 10_000 + b"\n\n", b'"usage":' + b"{" * 10_000)
-def test_nothing_raises(first: bytes, second: bytes) -> None:
+def test_no_bytes_raise(first: bytes, second: bytes) -> None:
     """Malformed, truncated, interleaved, no UTF-8."""
     passed([first, second], takes_out=True)
     for event in split_events(first + second):
@@ -318,7 +318,7 @@ def test_a_large_answer_is_not_parsed_for_its_usage(monkeypatch: pytest.MonkeyPa
     assert all(size < 10_000 for size in sizes)
 
 
-def test_an_event_of_many_lines_tells_nothing_and_passes() -> None:
+def test_an_event_of_many_lines_passes_unread() -> None:
     event = b"data:\n" * (sse.LINES_MAX + 1) + b'data:{"usage":{}}\n\n'
     assert passed([event], takes_out=True) == (event, None, None, False)
     assert not is_sound(event)

@@ -41,7 +41,7 @@ def test_base64_goes_step_by_step(size: int) -> None:
 
 
 @given(st.text(max_size=200))
-def test_text_that_is_no_base64(text: str) -> None:
+def test_text_other_than_base64_is_refused(text: str) -> None:
     try:
         assert isinstance(ended(decoded(text))[0], bytes)
     except ValueError as error:
@@ -101,7 +101,7 @@ def test_long_texts_are_cut_out(before: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'"', b'{"a": "' + b"A" * 99, b'"a" ' + b"A" * 99 + b'"b"'])
-def test_what_is_no_json_stays_none(body: bytes) -> None:
+def test_malformed_json_is_refused(body: bytes) -> None:
     with pytest.raises(orjson.JSONDecodeError):
         parsed(body, 8)
 
@@ -155,7 +155,7 @@ def test_json_is_the_same_without_its_lists_of_numbers(content: Any) -> None:
 
 @pytest.mark.parametrize("text", [b"[1,,2]", b"[1,]", b"[,1]", b"[1 2]", b'[1,"a"]', b"[null]", b"[1,[2]]"])
 @pytest.mark.parametrize("step", [1, 2, 3, 100])
-def test_what_is_no_list_of_numbers(monkeypatch: pytest.MonkeyPatch, text: bytes, step: int) -> None:
+def test_malformed_lists_of_numbers_are_refused(monkeypatch: pytest.MonkeyPatch, text: bytes, step: int) -> None:
     monkeypatch.setattr(stepwise, "LIST_STEP", step)
     with pytest.raises((ValueError, TypeError)):
         ended(numbers_in(memoryview(text)))

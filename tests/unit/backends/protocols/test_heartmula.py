@@ -21,7 +21,7 @@ from hypothesis import strategies as st
         ({"prompt": "x", "cfg_scale": 1.5, "top_k": 50}, "", {"prompt": "x", "cfg_scale": 1.5, "top_k": 50}),
     ],
 )
-def test_the_request(asked: dict[str, Any], model: str, wanted: dict[str, Any]) -> None:
+def test_the_request_to_heartmula(asked: dict[str, Any], model: str, wanted: dict[str, Any]) -> None:
     assert music_request(asked, model) == wanted
 
 
@@ -58,13 +58,13 @@ def test_a_piece() -> None:
         ),
     ],
 )
-def test_what_is_no_piece_is_no_answer(body: bytes) -> None:
+def test_malformed_pieces_are_refused(body: bytes) -> None:
     with pytest.raises(AnswerError):
         piece(body)
 
 
 @given(st.text())
-def test_a_file_s_name_is_a_name_and_nothing_else(url: str) -> None:
+def test_a_file_s_name_has_no_path(url: str) -> None:
     try:
         name = audio_file({"audio_url": url})
     except AnswerError:

@@ -93,13 +93,13 @@ def test_large_embeddings_keep_their_numbers_as_they_came() -> None:
         ("embeddings", b'{"embeddings":[[1],[1e300]]}'),
     ],
 )
-def test_what_is_no_answer_is_told(capability: str, body: bytes) -> None:
+def test_malformed_answers_are_refused(capability: str, body: bytes) -> None:
     request: Json = {"input": ["a", "b"], "encoding_format": "base64"}
     with pytest.raises(AnswerError):
         answered(capability, request, body)
 
 
-def test_the_probers_lists() -> None:
+def test_lists_of_models_for_the_prober() -> None:
     body = b'{"models":[{"name":"qwen3:8b","model":"qwen3:8b","size":1},{"name":"minilm:latest"}]}'
     assert models(body) == ("qwen3:8b", "minilm:latest")
     assert models(b'{"models":[]}') == ()

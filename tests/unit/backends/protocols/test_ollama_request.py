@@ -126,7 +126,7 @@ def proven(capability: str, fields: Json, param: str) -> Any:
         ("embeddings", {"input": [[1, 2]]}, "input"),
     ],
 )
-def test_what_ollama_cannot_do_is_refused_by_name(capability: str, fields: Json, param: str | None) -> None:
+def test_fields_that_ollama_lacks_are_refused_by_name(capability: str, fields: Json, param: str | None) -> None:
     with pytest.raises(ApiError) as refused:
         sent(capability, **fields)
     assert refused.value.status == 400

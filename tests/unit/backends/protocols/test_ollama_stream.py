@@ -71,7 +71,7 @@ def test_the_last_line_may_say_something() -> None:
     assert events[1:] == ["[DONE]"]
 
 
-def test_a_call_made_without_force_is_the_one() -> None:
+def test_a_forced_call_that_the_model_makes_itself_is_the_only_one() -> None:
     calls = [{"function": {"name": "f", "arguments": {"a": 1}}}]
     lines = ndjson(delta_line(tool_calls=calls), delta_line(content="Done."), LAST)
     events, _ = streamed([lines], tools=[TOOL], tool_choice="required")
@@ -92,7 +92,7 @@ def test_an_error_line_ends_the_stream_after_what_came_before() -> None:
 
 
 @pytest.mark.parametrize("rest", [b"", b'{"message":{"content":"lo', b'{"message":{"content":"lo"},"done":false}'])
-def test_a_stream_that_is_cut_is_no_answer(rest: bytes) -> None:
+def test_a_truncated_stream_is_an_error(rest: bytes) -> None:
     events, error = streamed([ndjson(delta_line(content="Hel")) + rest])
     assert error
     assert len(events) == 1
@@ -102,11 +102,11 @@ def test_the_last_line_needs_no_end() -> None:
     assert streamed([ndjson(LAST).rstrip()]) == streamed([ndjson(LAST)])
 
 
-def test_what_comes_after_the_last_line_is_of_no_interest() -> None:
+def test_data_after_the_last_line_is_ignored() -> None:
     assert streamed([ndjson(LAST) + b"\xff\n{", b"x\n"]) == streamed([ndjson(LAST)])
 
 
-def test_a_line_without_end_is_no_answer() -> None:
+def test_a_line_without_end_is_an_error() -> None:
     stream = ADAPTER.stream("chat", {}, "m")
     with pytest.raises(AnswerError):
         for _ in range(LINE_MAX_BYTES // 2**20 + 2):

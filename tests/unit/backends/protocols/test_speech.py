@@ -35,7 +35,7 @@ def test_a_speech_request_is_openai_s_whatever_its_names() -> None:
         ({"input": "a", "format": "wav", "response_format": "mp3"}, "format"),
     ],
 )
-def test_a_request_that_says_nothing_or_two_things_is_a_400(request_: dict[str, Any], param: str) -> None:
+def test_a_request_without_text_or_with_two_texts_is_a_400(request_: dict[str, Any], param: str) -> None:
     with pytest.raises(ApiError) as error:
         speech.speech_request(request_, "")
     assert (error.value.status, error.value.param) == (400, param)
@@ -87,7 +87,7 @@ def test_audio_in_json(key: str) -> None:
         (b'{"error": {"message": "out of voices"}}', "out of voices"),
     ],
 )
-def test_json_without_audio_is_no_answer(body: bytes, words: str) -> None:
+def test_json_without_audio_is_an_error(body: bytes, words: str) -> None:
     with pytest.raises(AnswerError, match=words):
         audio_in_json(body)
 
@@ -137,7 +137,7 @@ def test_a_transcript_in_the_format_asked_for(
         ("text", JSON, b'{"error":"no"}'),
     ],
 )
-def test_what_is_no_transcript_is_no_answer(wanted: str, content_type: str, body: bytes) -> None:
+def test_malformed_transcripts_are_refused(wanted: str, content_type: str, body: bytes) -> None:
     with pytest.raises(AnswerError):
         speech.transcript(wanted, content_type, body)
 

@@ -52,7 +52,7 @@ def test_a_tools_input_is_the_models_own_json_byte_for_byte() -> None:
     ]
 
 
-def test_calls_that_lack_something() -> None:
+def test_a_call_without_id_and_arguments_gets_both() -> None:
     bare = {"function": {"name": "look", "arguments": None}}
     (block,) = answered({"tool_calls": [bare]})["content"]
     assert block == {"type": "tool_use", "id": "toolu_1_0", "name": "look", "input": {}}
@@ -62,13 +62,13 @@ def test_calls_that_lack_something() -> None:
     ("arguments", "given_input"),
     [('{"city": "Zü', {"city": "Zü"}), ('{"city": ', {}), ("nonsense", {}), (f'{{"a": {2**70}', {})],
 )
-def test_a_call_that_was_cut_for_its_length_has_what_there_is(arguments: str, given_input: dict[str, Any]) -> None:
+def test_a_call_cut_for_its_length_keeps_the_fields_that_are_whole(arguments: str, given_input: dict[str, Any]) -> None:
     told = answered({"tool_calls": [call(0, arguments)]}, "length")
     assert told["stop_reason"] == "max_tokens"
     assert told["content"][0]["input"] == given_input
 
 
-def test_words_of_the_client_are_not_said_again() -> None:
+def test_a_prefill_is_not_repeated() -> None:
     facts = Facts("msg_1", "m", prefill="Hi! How")
     assert answered({"content": "Hi! How are you?"}, facts=facts)["content"][0]["text"] == " are you?"
     assert answered({"content": " are you?"}, facts=facts)["content"][0]["text"] == " are you?"
@@ -92,7 +92,7 @@ def test_words_of_the_client_are_not_said_again() -> None:
         completion({"tool_calls": [call(0, '{"a"')]}),
     ],
 )
-def test_what_is_no_completion(answer: dict[str, Any]) -> None:
+def test_malformed_completions_are_refused(answer: dict[str, Any]) -> None:
     with pytest.raises(AnswerError):
         message(answer, FACTS)
 
@@ -180,12 +180,12 @@ def test_hidden_thinking_keeps_the_stream_alive() -> None:
         [piece_of(0, "{}", "one"), piece_of(1, "{}", "two"), piece_of(0, "x")],
     ],
 )
-def test_what_is_no_stream(chunks: list[dict[str, Any]]) -> None:
+def test_malformed_chunks_are_refused(chunks: list[dict[str, Any]]) -> None:
     with pytest.raises(AnswerError):
         raw(chunks)
 
 
-def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_pieces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages_answer, "HELD_MAX", 10_000)
     with pytest.raises(AnswerError, match="can hold"):
         raw([piece_of(0, "{", "one"), *(piece_of(1, "x" * 100, "two") for _ in range(100))])

@@ -109,7 +109,7 @@ def call(index: int, arguments: str, name: str | None = None) -> Chunk:
     return delta({"tool_calls": [{"index": index, **start, "function": {"name": name, "arguments": arguments}}]})
 
 
-def test_a_call_without_a_name_fails_what_was_said_stays() -> None:
+def test_a_call_without_a_name_fails_and_the_text_stays() -> None:
     made = builder()
     made.feed(delta({"content": "a"}))
     made.feed(call(0, "{}"))
@@ -128,7 +128,7 @@ def test_events_of_a_failed_response_are_of_the_sdks_types(wanted: str | None) -
         SDK_EVENT.validate_python(event, strict=True)
 
 
-def test_thoughts_after_words_are_another_item() -> None:
+def test_reasoning_after_text_is_another_item() -> None:
     chunks = [delta({"thinking": "a"}), delta({"content": "b"}), delta({"thinking": "c"}), delta({"content": "d"})]
     response, events = run(chunks)
     assert [item["type"] for item in response["output"]] == ["reasoning", "message", "reasoning", "message"]
@@ -137,7 +137,7 @@ def test_thoughts_after_words_are_another_item() -> None:
     assert len({item["id"] for item in response["output"]}) == 4
 
 
-def test_what_is_built_is_bounded() -> None:
+def test_the_response_under_construction_is_bounded() -> None:
     made = builder(limit=600)
     made.feed(delta({"content": "x" * 60}))
     with pytest.raises(AnswerError, match="without end"):
@@ -159,7 +159,7 @@ def test_each_field_of_the_sdk_is_decided_on() -> None:
     assert set(params) <= set(ResponsesRequest.__annotations__) | set(REFUSED)
 
 
-def test_an_id_that_comes_again_becomes_another() -> None:
+def test_a_repeated_id_is_replaced() -> None:
     said = {"type": "message", "role": "user", "content": []}
     own = with_own_ids([{**said, "id": "x"}, {**said, "id": "y"}, {**said, "id": "x"}], make_ids(RESPONSE_ID))
     assert [item["id"] for item in own] == ["x", "y", f"msg_{'0' * 32}1"]

@@ -62,7 +62,7 @@ async def test_the_oldest_of_an_owner_go(tmp_path: Path) -> None:
         assert await jobs.find("me", others.id) is None
 
 
-async def test_a_job_ends_once_whoever_cancels_it_how_often(tmp_path: Path) -> None:
+async def test_a_job_that_is_cancelled_several_times_ends_once(tmp_path: Path) -> None:
     async with jobs_in(tmp_path) as (jobs, _):
         job = jobs.begin("me", endless)
         await asyncio.sleep(0)
@@ -73,14 +73,16 @@ async def test_a_job_ends_once_whoever_cancels_it_how_often(tmp_path: Path) -> N
         assert [(await kept(jobs, one)).status for one in (job, done)] == ["cancelled", "succeeded"]
 
 
-async def test_one_that_is_cancelled_before_it_began_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_job_cancelled_before_it_begins_is_not_kept(tmp_path: Path) -> None:
     async with jobs_in(tmp_path) as (jobs, _):
         job = jobs.begin("me", endless)
         await jobs.cancel(job)
         assert await jobs.find("me", job.id) is None
 
 
-async def test_a_bug_is_told_as_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_exception_fails_the_job_with_a_500(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def broken(job: Job) -> None:
         raise LookupError("a bug")
 
@@ -93,7 +95,7 @@ async def test_a_bug_is_told_as_one(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "a bug" in caplog.text
 
 
-async def test_what_a_backend_refuses_is_in_the_job(tmp_path: Path) -> None:
+async def test_a_refusal_of_the_backend_is_the_error_of_the_job(tmp_path: Path) -> None:
     async def refused(job: Job) -> None:
         await asyncio.sleep(0)
         raise ApiError(422, "no such style", param="style")
@@ -107,7 +109,7 @@ async def test_what_a_backend_refuses_is_in_the_job(tmp_path: Path) -> None:
         assert (found.status, found.error["message"], found.error["param"]) == ("failed", "no such style", "style")
 
 
-async def test_a_stop_interrupts_and_says_so(tmp_path: Path) -> None:
+async def test_a_stop_interrupts_the_job_and_its_error_says_so(tmp_path: Path) -> None:
     async with jobs_in(tmp_path) as (jobs, _):
         job = jobs.begin("me", endless)
         await jobs.keep(job)
