@@ -118,7 +118,7 @@ async def read_json(response: Response, limit: int) -> bytes:
 
 
 async def pieces(response: Response) -> AsyncIterator[bytes]:
-    """What comes of an answer, at most TURN_BYTES at a time; the event loop has its turn between them."""
+    """The body of an answer in pieces of at most TURN_BYTES; the event loop has its turn between them."""
     data = b""
     while data := data[TURN_BYTES:] or await response.next_chunk():
         yield data[:TURN_BYTES]
@@ -150,7 +150,7 @@ async def whole_events(response: Response, check: CheckEnd) -> AsyncIterator[byt
 
 
 def check_end(response: Response, cutter: EventCutter, _rest: bytes) -> None:
-    """At the clean end of a chat's stream; raises UpstreamClosed where nothing tells that this is all of it."""
+    """Call it at the clean end of a chat's stream; raises UpstreamClosed when the stream is incomplete."""
     if cutter.is_done:
         return
     if not cutter.last or response.ends_unframed or not all(map(is_sound, split_events(cutter.last))):

@@ -1,4 +1,4 @@
-"""Does what the steps of a talk with one backend ask: see `protocols.steps`."""
+"""Sends the requests of a conversation with one backend; `protocols.steps` describes its steps."""
 
 from __future__ import annotations
 

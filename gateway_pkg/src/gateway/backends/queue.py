@@ -251,5 +251,5 @@ class FairQueue:
 
 
 def _may_serve(slots: Slots, own: Sequence[Slots]) -> bool:
-    """A backend whose circuit is open serves those for whom there is no other."""
+    """A backend with an open circuit serves the requests that have no other backend."""
     return slots.backend.is_usable or not any(one.backend.is_usable for one in own)

@@ -191,7 +191,7 @@ def _check_queues(records: Mapping[str, BackendRecord], path: Path) -> None:
 
 
 def implied_records(settings: Settings) -> dict[str, BackendRecord]:
-    """The backends that settings such as `OLLAMA_BASE_URL` name; raises Refusal for a value that is no server's URL."""
+    """The backends that settings such as `OLLAMA_BASE_URL` name; raises Refusal for a malformed URL."""
     records: dict[str, BackendRecord] = {}
     for name in (*IMPLIED, IMAGES_URL):
         url = settings.value(name)

@@ -31,4 +31,3 @@ class Request(Protocol):
 
     def until_disconnect(self) -> AbstractContextManager[None]:
         """Cancels the block when the client disconnects, which ends it with ClientDisconnected."""
-        ...

@@ -1,7 +1,4 @@
-"""The face of a feature: all that app.py asks of one. docs/add-a-feature.md says how to add one.
-
-A dialect has the same face, and mostly endpoints alone.
-"""
+"""The face of a feature or a dialect: all that app.py asks of one. docs/add-a-feature.md says how to add one."""
 
 from __future__ import annotations
 

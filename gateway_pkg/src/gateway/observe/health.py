@@ -1,4 +1,4 @@
-"""What the gateway says of itself and its backends; shared by both listeners."""
+"""Health of the gateway and its backends; shared by both listeners."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ LAST_LINES_SEC = 2.0  # what the end of the process waits for them
 
 
 class Dropped:
-    """Lines that nobody took, since the process began."""
+    """The number of lines that were dropped, since the process began."""
 
     lines = 0
 

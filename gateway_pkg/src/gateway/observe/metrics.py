@@ -135,7 +135,7 @@ class Histogram:
         self.sum += milliseconds
 
     def add(self, other: Histogram) -> None:
-        """Adds what another one of the same bounds has counted."""
+        """Adds the counts of another histogram with the same bounds."""
         self.counts = [mine + more for mine, more in zip(self.counts, other.counts, strict=True)]
         self.sum += other.sum
 
@@ -267,7 +267,7 @@ class Metrics(Collector):
         self._retries[backend_class] += 1
 
     def aborted(self, reason: str) -> None:
-        """Counts an answer that ended by its client's leaving or by an error in mid-stream."""
+        """Counts an answer that a disconnect or an error in mid-stream ended."""
         self._aborted[reason if reason in ABORT_REASONS else OTHER] += 1
 
     def text(self) -> bytes:

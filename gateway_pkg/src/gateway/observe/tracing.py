@@ -88,7 +88,7 @@ class Tracer:
     """Makes spans of exchanges and hands them to a collector by OTLP/HTTP."""
 
     def __init__(self, settings: TraceSettings) -> None:
-        """Raises Refusal: the collector's base URL is no URL."""
+        """Raises Refusal when the collector's base URL is malformed."""
         endpoint = settings.otel_exporter_otlp_endpoint
         try:
             Origin.parse(endpoint)
@@ -136,11 +136,11 @@ class Tracer:
         self._end_request(exchange, trace, route, now, zero)
 
     def counts(self) -> dict[str, int]:
-        """Spans by state: made, delivered to the collector, failed to be. The rest waits, or was dropped unseen."""
+        """Spans by state: made, delivered to the collector, failed. The rest waits, or was dropped unseen."""
         return {"made": self._made, "delivered": self._exporter.delivered, "failed": self._exporter.failed}
 
     async def close(self) -> None:
-        """Delivers what waits; a collector that does not take it costs twice EXPORT_SEC at the most."""
+        """Delivers the spans that wait; takes at most twice EXPORT_SEC."""
         self._exporter.close_soon()
         await asyncio.to_thread(self._processor.shutdown)
 
@@ -246,7 +246,7 @@ class Tracer:
 
 
 class _Exporter(SpanExporter):
-    """The SDK's, which says an outage once instead of at each batch, and counts. It runs in the SDK's thread."""
+    """The SDK's exporter, which logs an outage once, not for each batch, and counts. It runs in the SDK's thread."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -276,7 +276,7 @@ class _Exporter(SpanExporter):
         return result
 
     def close_soon(self) -> None:
-        """From now on one batch that fails is the last one tried."""
+        """From now on the first batch that fails is the last one tried."""
         self._is_closing = True
         if self._is_failing:
             self.shutdown()  # wakes it from its pause between two tries

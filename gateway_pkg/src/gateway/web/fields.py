@@ -25,7 +25,7 @@ CLOSED = ConfigDict(extra="allow", strict=True, json_schema_extra={"additionalPr
 
 
 def closed(kind: type) -> AfterValidator:
-    """For a TypedDict with the config CLOSED: the first key that it does not have is an error."""
+    """For a TypedDict with the config CLOSED: the first unknown key is an error."""
     known = kind.__annotations__
 
     def check(value: Mapping[str, Any]) -> Mapping[str, Any]:

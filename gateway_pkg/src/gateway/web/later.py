@@ -13,7 +13,7 @@ A = TypeVar("A", bound=ASGIApp)
 
 
 class Later(Generic[A]):
-    """Made by a thread, so that the event loop goes on meanwhile, and kept from then on."""
+    """A thread makes the app, so that the event loop goes on meanwhile; then the app is kept."""
 
     def __init__(self, make: Callable[[], A]) -> None:
         self._make = make
@@ -21,7 +21,7 @@ class Later(Generic[A]):
         self._making = asyncio.Lock()
 
     def made(self) -> A:
-        """The app; made now, and in this thread, where nobody has asked for it before."""
+        """The app; made now, in this thread, at the first request for it."""
         if self._made is None:
             self._made = self._make()
         return self._made

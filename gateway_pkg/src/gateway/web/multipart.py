@@ -1,4 +1,4 @@
-"""A multipart/form-data body as it came: where each field is in it, and the same body with another value of one.
+"""A multipart/form-data body: the place of each field in it, and the same body with another value of one.
 
 A file may be most of what a request may be at all: nothing of it is decoded or copied but when a field changes.
 """
@@ -39,7 +39,7 @@ class Form:
     """A parsed body."""
 
     def __init__(self, content_type: bytes | None, body: bytes) -> None:
-        """Raises ApiError 400 when it is no complete multipart/form-data."""
+        """Raises ApiError 400 for another content type, and for a malformed or incomplete body."""
         media, options = _options(content_type or b"")
         boundary = options.get(b"boundary", b"")
         if media != b"multipart/form-data" or not _BOUNDARY.fullmatch(boundary):
@@ -50,7 +50,7 @@ class Form:
 
     @property
     def content_type(self) -> bytes:
-        """What tells a backend how to read the body."""
+        """The header value that tells a backend how to read the body."""
         quoted = self._boundary if _TOKEN.fullmatch(self._boundary) else b'"%b"' % self._boundary
         return b"multipart/form-data; boundary=" + quoted
 
@@ -72,12 +72,12 @@ class Form:
         return found[0] if found else None
 
     def text(self, name: str) -> str | None:
-        """The text of a field, None without one; raises ApiError 400 when it is a file or no UTF-8."""
+        """The text of a field, None without one; raises ApiError 400 for a file, and for text other than UTF-8."""
         field = self.find(name)
         return self.text_of(field) if field is not None else None
 
     def text_of(self, field: Field) -> str:
-        """Raises ApiError 400 when the field is a file or no UTF-8."""
+        """Raises ApiError 400 for a file, and for text other than UTF-8."""
         try:
             if field.filename is None and field.end - field.start <= TEXT_MAX_BYTES:
                 return self.body[field.start : field.end].decode()
@@ -118,7 +118,7 @@ def _fields(boundary: bytes, body: bytes) -> tuple[Field, ...]:
 
 
 def _disposition(head: bytes) -> tuple[str, str | None]:
-    """A part's name, and its file's; that may be "" where it is written in another way."""
+    """A part's name, and its file's; the file's name may be "" where it is written in another way."""
     found: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n"):
         key, colon, value = line.partition(b":")

@@ -1,4 +1,4 @@
-"""Newline-delimited JSON, sans I/O: what has arrived of a stream, cut into lines."""
+"""Newline-delimited JSON, sans I/O: the data of a stream, cut into lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class LineTooLong(Exception):
 
 
 class LineCutter:
-    """Gives out whole lines, without their ends and without empty ones, and holds back what is not yet a whole one."""
+    """Gives out whole lines without their ends, skips empty ones, and holds back an incomplete one."""
 
     __slots__ = ("_held",)
 

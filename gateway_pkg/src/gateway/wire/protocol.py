@@ -99,7 +99,7 @@ class _JoiningTransport:
         self.is_closing = transport.is_closing
         self.pause_reading = transport.pause_reading
         self.resume_reading = transport.resume_reading
-        self.write_whole = transport.write  # what is no head that waits for its body
+        self.write_whole = transport.write  # all but a head that waits for its body
 
     def write(self, data: bytes) -> None:
         if self._held:

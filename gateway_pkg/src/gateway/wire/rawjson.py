@@ -14,7 +14,7 @@ _VALUE = JSONDecoder(strict=False, parse_int=str, parse_float=str, parse_constan
 def members(text: str) -> dict[str, str]:
     """The members of a JSON object, the values as text; the last of two with the same name.
 
-    Raises ValueError where `text` is no JSON object, or one too deep to look into.
+    Raises ValueError when `text` is not a JSON object, or is nested too deeply.
     """
     return dict(_parts(text, "{", "}"))
 

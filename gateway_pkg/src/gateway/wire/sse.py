@@ -1,4 +1,4 @@
-"""Server-sent events, sans I/O: what has arrived of a stream, cut at the ends of events."""
+"""Server-sent events, sans I/O: the data of a stream, cut at the ends of events."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EventTooLong(Exception):
 
 
 class UnsoundEvent(Exception):
-    """An event that is no JSON object, terminator or comment."""
+    """An event other than a JSON object, the terminator or a comment."""
 
 
 class EventCutter:
@@ -82,7 +82,7 @@ class EventCutter:
 
 
 class EventWatch:
-    """Looks at the events of a stream for the usage or the error that they tell.
+    """Looks for the usage and for an error in the events of a stream.
 
     It takes out the event that tells nothing but the usage. `usage` is OpenAI's usage object, None until it came by;
     `failure` is the event that holds an error, else None.
@@ -127,7 +127,7 @@ class EventWatch:
 
 
 def _is_empty(choice: Any) -> bool:
-    """Whether a chunk's choice says nothing: some servers put one beside the usage."""
+    """Whether a chunk's choice is empty: some servers put one beside the usage."""
     if not isinstance(choice, dict) or choice.get("finish_reason") is not None or choice.get("text"):
         return False
     delta = choice.get("delta") or {}
@@ -135,7 +135,7 @@ def _is_empty(choice: Any) -> bool:
 
 
 def split_events(events: bytes) -> Iterator[bytes]:
-    """Each of some whole events, with the blank line at its end."""
+    """The single events of the data, each with the blank line at its end."""
     start = 0
     for end in _EVENT_END.finditer(events):
         yield events[start : end.end()]

@@ -1,4 +1,4 @@
-"""What is large of an answer, a step at a time: streams, base64, lists of numbers, and the JSON around them.
+"""Large parts of an answer, a step at a time: streams, base64, lists of numbers, and the JSON around them.
 
 Codec and parser hold the interpreter's lock for as long as they work, so that a thread would not free the event loop.
 """
@@ -114,7 +114,7 @@ def numbers_in(text: memoryview) -> Generator[None, None, array[float]]:
 
 
 def decoded(text: str | memoryview) -> Generator[None, None, bytes]:
-    """The bytes of a base64 text; a `data:` prefix is not part of it. Raises ValueError when it is no base64."""
+    """The bytes of a base64 text, without its `data:` prefix; raises ValueError for another text."""
     head = text[:_PREFIX_CHARS]
     head = head if isinstance(head, str) else bytes(head).decode("latin-1")
     start = head.find(",") + 1 if head.startswith("data:") else 0

@@ -1,4 +1,4 @@
-"""The wire protocols, one file each; the first is what a record speaks that names none."""
+"""The wire protocols, one file each; the first is the one of a record without `protocol`."""
 
 from __future__ import annotations
 

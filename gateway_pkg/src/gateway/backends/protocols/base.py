@@ -1,4 +1,4 @@
-"""What an adapter for a chat-like protocol offers: a request there, a whole answer or a stream back."""
+"""What an adapter for a chat-like protocol has: the backend's request, and OpenAI's answer, whole or streamed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import orjson
 from gateway.wire.stepwise import LIST_STEP, LongTexts, TooMuchJson, loads, numbers_in, parsed, without_numbers
 
 FLOATS_AT_ONCE = 1 << 16
-QUOTED_BYTES = 500  # of an answer that is no JSON
+QUOTED_BYTES = 500  # of a malformed answer
 
 
 class AnswerError(Exception):
-    """A backend's answer is not what was asked for."""
+    """A backend's answer is malformed, or is an error."""
 
 
 class ErrorStatus(AnswerError):
-    """The backend's answer has another status than a good one; `body` is what it says."""
+    """The backend answered with an error status; `body` is the answer's body."""
 
     def __init__(self, status: int, body: bytes) -> None:
         super().__init__(f"status {status}")
@@ -55,12 +55,12 @@ def json_value(body: bytes) -> Any:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
-    """The same of a JSON object."""
+    """As `json_value`, for an answer that must be an object; raises AnswerError for other JSON."""
     return _object(json_value(body))
 
 
 def json_and_texts(body: bytes) -> tuple[dict[str, Any], LongTexts]:
-    """As `json_object`, with names instead of its long texts, and these by their names."""
+    """As `json_object`, with names in place of its long texts, and the texts by their names."""
     try:
         content, texts = parsed(body)
     except orjson.JSONDecodeError as error:
@@ -71,7 +71,7 @@ def json_and_texts(body: bytes) -> tuple[dict[str, Any], LongTexts]:
 
 
 def json_object_in_steps(body: bytes) -> Generator[None, None, tuple[dict[str, Any], LongTexts]]:
-    """As `json_object` of any size, with names instead of its long lists of numbers, and these by their names."""
+    """As `json_object`, of any size, with names in place of long lists of numbers, and the lists by their names."""
     try:
         content, lists = yield from without_numbers(body)
     except orjson.JSONDecodeError as error:
@@ -92,7 +92,7 @@ def _object(content: Any) -> dict[str, Any]:
 
 
 def written(content: Any) -> bytes:
-    """What is made of an answer, as JSON; AnswerError where it is nested deeper than JSON is written."""
+    """A translated answer as JSON; raises AnswerError where the answer is nested too deeply to be written."""
     try:
         return orjson.dumps(content)
     except TypeError:
@@ -100,7 +100,7 @@ def written(content: Any) -> bytes:
 
 
 def event(content: Any) -> bytes:
-    """One server-sent event with what is made of an answer; raises as `written`."""
+    """A translated answer as one server-sent event; raises as `written`."""
     return b"data: " + written(content) + b"\n\n"
 
 
@@ -115,7 +115,7 @@ def quoted(content: Any, chars: int) -> str:
 
 
 def vector_in(embedding: Any, lists: LongTexts) -> Generator[None, None, array[float]]:
-    """An embedding's numbers, where `json_object_in_steps` has put their name or left them; raises AnswerError."""
+    """The numbers of an embedding that `json_object_in_steps` read, which may be a name; raises AnswerError."""
     text = lists.get(embedding) if isinstance(embedding, str) else None
     try:
         if text is not None:
@@ -179,13 +179,11 @@ class StreamTranslator(Protocol):
     def feed(self, data: bytes) -> list[bytes]:
         """Whole server-sent events of OpenAI's API for what has arrived, `data: [DONE]` after the last one.
 
-        Raises AnswerError where the backend told of an error, or sent what its protocol does not have.
+        Raises AnswerError for an error of the backend, and for data that its protocol does not have.
         """
-        ...
 
     def end(self) -> list[bytes]:
-        """What is left at the clean end of the backend's stream; raises AnswerError where that was not complete."""
-        ...
+        """The last events at the clean end of the backend's stream; raises AnswerError for an incomplete stream."""
 
 
 class Adapter:
@@ -195,7 +193,7 @@ class Adapter:
     """
 
     def request(self, capability: str, request: Mapping[str, Any], model: str) -> Outgoing:
-        """The backend's request for `model`; raises ApiError 400 that names a field it has no counterpart for."""
+        """The backend's request for `model`; raises ApiError 400 that names a field without a counterpart."""
         raise NotImplementedError
 
     def answer(self, capability: str, request: Mapping[str, Any], model: str, body: bytes) -> dict[str, Any]:

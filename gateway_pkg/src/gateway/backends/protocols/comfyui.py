@@ -28,7 +28,7 @@ Graph = dict[str, dict[str, Any]]
 
 
 def paint(request: ImageRequest) -> Steps[Painting]:
-    """Runs a text-to-image graph, or for an edit an image-to-image one; raises ApiError 400 for what it has not.
+    """Runs a text-to-image graph, or for an edit an image-to-image one; raises ApiError 400 for other fields.
 
     The images of one request are one batch, which has one seed. Without a model the server's first checkpoint is
     used. A mask keeps what is opaque in it.

@@ -19,7 +19,7 @@ FAILED = ("failed", "error", "cancelled")
 def music_request(request: Mapping[str, Any], model: str) -> dict[str, Any]:
     """The server's request: `input` is another name of `prompt`, a list of tags becomes comma-separated.
 
-    `model` is "" where the server has the choice; every other field is forwarded as it came.
+    `model` is "" to leave the choice to the server; every other field is forwarded as it came.
     Raises ApiError 400 where there are no words to make music of, or two different ones.
     """
     if not any(request.get(name) for name in WORDS):

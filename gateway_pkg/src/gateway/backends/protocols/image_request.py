@@ -32,7 +32,7 @@ _OURS = frozenset({"prompt", "n", "size", "model", "response_format", "stream", 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file of a multipart body; its type is that of its bytes, whatever the client says, "" where it is no image."""
+    """A file of a multipart body; its bytes decide its type, which is "" for other files than images."""
 
     filename: str
     content_type: str
@@ -155,7 +155,7 @@ class Options:
     def native_size(self) -> Size:
         """The size to ask a diffusion model for, that of the given image where the request names none.
 
-        Raises ApiError 400 where it is no multiple of 8 in each direction.
+        Raises ApiError 400 unless width and height are multiples of 8.
         """
         given = size_of(self._request.images[0].data) if self._request.images else None
         size = self._request.size or given or DEFAULT_SIZE

@@ -34,7 +34,7 @@ MODEL_FIELDS = ("key", "hash", "name", "base", "type")
 
 
 def paint(request: ImageRequest) -> Steps[Painting]:
-    """Runs a text-to-image graph, or for an edit an image-to-image one; raises ApiError 400 for what it has not.
+    """Runs a text-to-image graph, or for an edit an image-to-image one; raises ApiError 400 for other fields.
 
     The images have the seeds from `seed` on. Without a model the first that a graph is known for is used.
     """

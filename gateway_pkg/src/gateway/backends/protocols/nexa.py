@@ -25,7 +25,7 @@ def paint(request: ImageRequest) -> Steps[Painting]:
 
 
 def rerank(request: Mapping[str, Any], body: bytes) -> bytes:  # noqa: ARG001  # those of every ChangeBody
-    """All documents in one batch, which is Nexa's own default of none, and no `top_n`, which it does not know."""
+    """All documents in one batch, Nexa's own default, and without `top_n`, which Nexa does not know."""
     asked = {"batch_size": len(request["documents"]), **request}
     asked.pop("top_n", None)
     return dump(asked)

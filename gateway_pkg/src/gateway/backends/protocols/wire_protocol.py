@@ -78,12 +78,12 @@ class Implied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WireProtocol:
-    """How to speak to a kind of server. What is not said here is as with OpenAI's API: same paths, same bodies.
+    """How to speak to a kind of server. What a record leaves out is as in OpenAI's API: same paths, same bodies.
 
-    `about` is what docs say of it, `capabilities` are what it has words for.
+    `about` is its row in the docs, `capabilities` are those that it has requests for.
     `probe` is the path on the backend's origin that answers 200 when it is ready, for a record that names no `health`.
-    `paths` are of capabilities that are elsewhere than OpenAI's; below the base_url, a leading /v1 not twice.
-    `chat_tokens_path` is the path below chat's own that tells the tokens of a whole chat; "" without one.
+    `paths` are those of capabilities that differ from OpenAI's, below the base_url; a leading /v1 is not repeated.
+    `chat_tokens_path` is the path below chat's own that counts the tokens of a whole chat; "" without one.
     `images_backend` is its value of IMAGES_BACKEND, and what answers call it.
     `first_byte_sec` bounds the wait for an answer instead of UPSTREAM_FIRST_BYTE_TIMEOUT_SEC.
     """

@@ -108,7 +108,7 @@ class ResponseStore(background.Worker):
         self.problem: str | None = None  # why the last sweep, one a minute, could not write
 
     async def put(self, owner: str, response: Mapping[str, Any], items: Sequence[Item]) -> None:
-        """Keeps a response; where there is no room for it, the oldest of the owner who has most go."""
+        """Stores a response; without room for it, the owner that stores the most loses its oldest."""
 
         def insert(connection: apsw.Connection) -> None:
             size = len(told) + len(given)
