@@ -15,9 +15,9 @@ from tests.support.databases import opened
 
 
 @asynccontextmanager
-async def jobs_in(directory: Path) -> AsyncIterator[tuple[MusicJobs, Database]]:
+async def jobs_in(directory: Path, ttl_sec: int = 60) -> AsyncIterator[tuple[MusicJobs, Database]]:
     async with opened(directory / "gateway.sqlite") as database:
-        jobs = MusicJobs(database, ttl_sec=60, most=1_000, most_per_owner=1_000)
+        jobs = MusicJobs(database, ttl_sec=ttl_sec, most=1_000, most_per_owner=1_000)
         try:
             await jobs.start()
             yield jobs, database
