@@ -36,13 +36,11 @@ def objects_in(content: Any) -> Iterator[dict[str, Any]]:
         yield from objects_in(inner)
 
 
-def json_values(
-    keys: st.SearchStrategy[str] = TEXT, *, is_finite: bool = False, texts: st.SearchStrategy[str] = TEXT
-) -> st.SearchStrategy[Any]:
+def json_values(keys: st.SearchStrategy[str] = TEXT, *, is_finite: bool = False) -> st.SearchStrategy[Any]:
     """Small JSON values whose objects have such keys."""
     numbers = st.integers() | st.floats(allow_nan=not is_finite, allow_infinity=not is_finite)
     return st.recursive(
-        st.none() | st.booleans() | numbers | texts,
+        st.none() | st.booleans() | numbers | TEXT,
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
         max_leaves=8,
     )

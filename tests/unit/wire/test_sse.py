@@ -24,13 +24,16 @@ from gateway.wire.sse import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.support.pieces import cut, json_values
+from tests.support.pieces import cut
 
 Json = dict[str, Any]
 line_ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
 WORDS = st.sampled_from(["usage", "error", "prompt_tokens", "completion_tokens", "choices", '"usage":{', "a\\"])
-# With the words that the gateway looks for, as keys and as values.
-json_value = json_values(WORDS | st.text(max_size=5), is_finite=True, texts=WORDS | st.text())
+# With the words that the gateway looks for, as keys and as values, and integers that orjson writes.
+json_value = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text() | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.text(max_size=5), inner, max_size=4),
+)
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=20).map(str.encode)
 fields = st.sampled_from([b"data: ", b"data:", b": ", b"event: ", b"id: ", b"retry: ", b""])
 
