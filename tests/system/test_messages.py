@@ -36,7 +36,7 @@ def told(script: ChatScript) -> ChatScript:
     """The backend with nothing seen yet, answering as it does by itself."""
     script.seen.clear()
     script.paths.clear()
-    script.is_cut, script.choice = False, {}
+    script.choice = {}
     return script
 
 
@@ -81,9 +81,8 @@ def test_an_answer_is_read_with_its_request(sdk: anthropic.Anthropic, told: Chat
 
 
 def test_a_stream_that_breaks_off_raises(sdk: anthropic.Anthropic, told: ChatScript) -> None:
-    told.is_cut = True
     with (
-        sdk.messages.stream(**ASKED) as stream,
+        sdk.messages.stream(**{**ASKED, "model": "die-mid"}) as stream,
         pytest.raises(anthropic.APIStatusError, match="broke off") as raised,
     ):
         stream.until_done()

@@ -35,7 +35,7 @@ _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 class KnownFields:
     """The fields of one route's bodies, and those of a chat, which other routes pass on or are bound by as well."""
 
-    __slots__ = ("_by_case", "_check", "_inner", "_named", "_names")
+    __slots__ = ("_by_case", "_check", "_inner", "_is_strict", "_named", "_names")
 
     def __init__(self, adapter: TypeAdapter[Any]) -> None:
         schema: Any = adapter.core_schema
@@ -44,7 +44,8 @@ class KnownFields:
         self._names = frozenset(self._inner) | frozenset(ChatRequest.__annotations__)
         self._by_case = {name.casefold(): name for name in self._names}
         self._named = re.compile(rb'"%b"[ \t\r\n]*:' % _one_of({*self._names}.union(*self._inner.values()))).findall
-        self._check = SchemaValidator(_without_copies(schema)).validate_python
+        self._is_strict = schema.get("config", {}).get("strict", False)  # a form's fields are texts that become numbers
+        self._check = SchemaValidator(_without_copies(schema) if self._is_strict else schema).validate_python
 
     def parse(self, body: bytes) -> dict[str, Any]:
         """The body as parsed and checked; raises ApiError 400 that names the field."""
@@ -64,8 +65,8 @@ class KnownFields:
                     pass
             if not is_plain:
                 content = from_json(body)
-            self._check(content)  # which changes nothing
-            request: dict[str, Any] = content
+            checked = self._check(content)
+            request: dict[str, Any] = content if self._is_strict else checked
             if not self._names.issuperset(request):
                 self._check_case(request)
             if not is_plain:
