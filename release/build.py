@@ -1,14 +1,17 @@
-"""Build a project's wheel, byte for byte the same from the same sources.
+"""Build a project's wheel, byte for byte the same from the same sources, and only when the sources have changed.
 
 usage: python -m release.build PROJECT [DIRECTORY]
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 DIST = Path(__file__).resolve().parents[1] / "build" / "dist"
@@ -22,6 +25,12 @@ def build_wheel(project: Path, directory: Path = DIST) -> Path:
         RuntimeError: the build failed; the message ends with what the build printed last.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    stamp = directory / f"{project.resolve().name}.built.json"
+    sources = _digest(project)
+    built = json.loads(stamp.read_text()) if stamp.exists() else {}
+    if built.get("sources") == sources and (wheel := directory / built["wheel"]).exists():
+        return wheel
+    stamp.unlink(missing_ok=True)  # whatever happens next, it describes the wheel there or is absent
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         done = subprocess.run(
             [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", scratch],
@@ -35,7 +44,19 @@ def build_wheel(project: Path, directory: Path = DIST) -> Path:
             reason = (done.stderr or done.stdout).strip().splitlines()
             raise RuntimeError(f"cannot build {project}: {reason[-1] if reason else done.returncode}")
         (wheel,) = Path(scratch).glob("*.whl")
-        return wheel.replace(directory / wheel.name)
+        described = Path(scratch) / stamp.name
+        described.write_text(json.dumps({"sources": sources, "wheel": wheel.name}))
+        wheel = wheel.replace(directory / wheel.name)
+        described.replace(stamp)
+        return wheel
+
+
+def _digest(project: Path) -> str:
+    """A hash of all that the wheel is made from: the project's files and hatchling's version."""
+    digest = hashlib.sha256(version("hatchling").encode())
+    for path in sorted(path for path in project.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        digest.update(f"\0{path.relative_to(project)}\0{path.stat().st_mode:o}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

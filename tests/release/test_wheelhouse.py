@@ -126,6 +126,21 @@ def test_the_gateways_wheel_is_the_same_bytes_every_time(tmp_path: Path) -> None
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_wheel_is_built_again_for_other_sources_alone(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "pyproject.toml").write_text("[project]\nname = 'x'\nversion = '1'\n")
+    (project / "x.py").write_text("one")
+    first = build_wheel(project, tmp_path / "out")
+    bytes_of_first = first.read_bytes()
+    first.write_bytes(b"kept")
+    assert build_wheel(project, tmp_path / "out").read_bytes() == b"kept"
+    (project / "x.py").write_text("two")
+    assert build_wheel(project, tmp_path / "out").read_bytes() not in (b"kept", bytes_of_first)
+    first.unlink()
+    assert build_wheel(project, tmp_path / "out").exists()
+
+
 def test_a_project_that_cannot_be_built_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     with pytest.raises(RuntimeError, match=r"^cannot build [^\n]+$"):
