@@ -1,10 +1,11 @@
 #!/usr/bin/python
-"""Read what preflight judges a host by: TCP listeners, memory, free disk, and what was declared before."""
+"""Read what preflight judges a host by: system, TCP listeners, memory, free disk, and what was declared before."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import socket
@@ -18,10 +19,11 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.sys_info import get_distribution, get_distribution_version
 
 DOCUMENTATION = """
 module: host_state
-short_description: Read TCP listeners, memory, free disk and what an earlier run declared
+short_description: Read the system, TCP listeners, memory, free disk and what an earlier run declared
 description:
   - Changes nothing. Without root, a listener of another user has no process.
   - Ours is a process with APPLIANCE_REVISION in its environment, or one that cannot be read; on a Mac every process.
@@ -46,7 +48,7 @@ listeners: {description: "Address, port, pid (0 unknown), name, command, ours of
 free_mb: {description: Free disk space in MB, returned: always, type: int}
 silent: {description: "By address, why a server of O(urls) does not answer", returned: always, type: dict}
 services: {description: Keys of the services that were declared before, returned: always, type: list}
-ansible_facts: {description: "C(memtotal_mb), as Ansible calls it", returned: always, type: dict}
+ansible_facts: {description: The facts of M(setup) that are used, returned: always, type: dict}
 rules: {description: The firewall's rules of an earlier run; empty when there were none, returned: always, type: str}
 """
 
@@ -129,8 +131,22 @@ def silence(url: str) -> str:
         return str(getattr(error, "reason", error))
 
 
-def memory_mb() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+def facts() -> dict[str, Any]:
+    """By the names and with the values that Ansible's module `setup` gives them."""
+    system = platform.system()
+    darwin = system == "Darwin"
+    return {
+        "system": system,
+        "distribution": "MacOSX" if darwin else get_distribution(),
+        "distribution_version": platform.mac_ver()[0] if darwin else get_distribution_version(),
+        "service_mgr": "launchd" if darwin else first_process(),
+        "memtotal_mb": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
+        **({"pkg_mgr": "apt"} if Path("/usr/bin/apt-get").exists() else {}),
+    }
+
+
+def first_process() -> str:
+    return "systemd" if Path("/run/systemd/system").is_dir() else Path("/proc/1/comm").read_text().strip()
 
 
 def declared(path: Path) -> list[str]:
@@ -162,7 +178,7 @@ def main() -> None:
         changed=False,
         silent=silent,
         listeners=sorted(found, key=lambda item: (item["port"], item["address"])),
-        ansible_facts={"memtotal_mb": memory_mb()},
+        ansible_facts=facts(),
         free_mb=free_mb(Path(module.params["path"])),
         services=services,
         rules=rules.read_text() if rules.exists() else "",
