@@ -27,7 +27,7 @@ def build_wheel(project: Path, directory: Path = DIST) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     stamp = directory / f"{project.resolve().name}.built.json"
     sources = _digest(project)
-    built = json.loads(stamp.read_text()) if stamp.exists() else {}
+    built: dict[str, str] = json.loads(stamp.read_text()) if stamp.exists() else {}
     if built.get("sources") == sources and (wheel := directory / built["wheel"]).exists():
         return wheel
     stamp.unlink(missing_ok=True)  # whatever happens next, it describes the wheel there or is absent

@@ -5,13 +5,11 @@ The lock's markers are evaluated for that host; plain pip would evaluate this ma
 and the wheel of pip that installs them: a host needs neither pip nor a network. The directory appears only when whole;
 a release is collected once, since its version names its content.
 
-usage: python -m release.wheelhouse --lock LOCK [--wheel WHEEL|PROJECT]… --package NAME --python PATH [--fetch]
-reads the host's facts, as the module `release` reports them, from stdin; prints {"version", "directory", "fetched"}
+The role `release` calls `resolve` and `fetch`.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -130,7 +128,6 @@ def _fill(directory: Path, release: Release, shelf: Path) -> int:
 
 def _download(absent: Sequence[Pin], target: Target, directory: Path) -> None:
     """Download with pip, so that pip's settings (index, proxy, certificates, cache) hold."""
-    print(f"downloading {len(absent)} wheels for {target.name}", file=sys.stderr)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
         for pin in absent:
             hashes = " ".join(f"--hash=sha256:{digest}" for digest in pin.hashes)
@@ -206,25 +203,3 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="release.wheelhouse", description=__doc__)
-    parser.add_argument("--lock", type=Path, required=True)
-    parser.add_argument("--wheel", type=Path, action="append", default=[])
-    parser.add_argument("--package", required=True)
-    parser.add_argument("--python", required=True, help="the host's interpreter; a release belongs to it")
-    parser.add_argument("--fetch", action="store_true", help="without it, only print the version")
-    options = parser.parse_args()
-    try:
-        target = Target.from_facts(json.load(sys.stdin))
-        release = resolve(options.lock, options.wheel, options.package, options.python, target)
-        directory, fetched = fetch(release) if options.fetch else (None, 0)
-    except (WheelhouseError, RuntimeError, ValueError, OSError) as error:
-        sys.exit(str(error))
-    answer = {"version": release.version, "directory": directory and str(directory), "fetched": fetched}
-    print(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    main()

@@ -37,26 +37,28 @@ for item in json.load(open("/etc/appliance/services.json"))["listeners"]:
 """
 
 
-def stand_in(service: str) -> dict[str, list[dict[str, Any]]]:
-    """Task files of a role that runs the listener as a product's role runs its server."""
-    here = {
-        "service_name": service,
-        "service_state": "{{ product_state | default('present') }}",
-        "service_purge": False,
-        "service_private_users": False,
-        "service_reads": ["/etc/appliance/services.json"],
-        "service_peers": ["any"],  # as a gateway whose backends have names: its unit then filters no addresses
-    }
-    argv = ["/usr/bin/python3", "/usr/local/lib/listener.py", "{{ service_home }}/", service]
-    main: list[dict[str, Any]] = [
-        {"fail": {"msg": "broken"}, "when": f"broken | default('') == '{service}'"},
-        {"include_role": {"name": "service"}, "vars": {**here, "service_argv": argv}},
-    ]
-    return {"main": main, "preflight": []}
+# Stands in for role `product`: runs the listener as it runs each server, up to the one that is said to be broken.
+PRODUCT: list[dict[str, Any]] = [
+    {
+        "include_role": {"name": "service", "rolespec_validate": False},
+        "vars": {
+            "service_names": "{{ product_names | reject('eq', broken | default('')) }}",
+            "service_state": "{{ product_state | default('present') }}",
+            "service_purge": False,
+            "service_private_users": False,
+            "service_reads": ["/etc/appliance/services.json"],
+            "service_peers": ["any"],  # as a gateway whose backends have names: its unit then filters no addresses
+            "service_argv": [
+                *("/usr/bin/python3", "/usr/local/lib/listener.py", "{{ service_home }}/", "{{ service_name }}")
+            ],
+        },
+    },
+    {"fail": {"msg": "broken"}, "when": "broken | default('') in product_names"},
+]
 
 
 class Appliance(Site):
-    """The server with all three services, by the real site.yml, which finds stand-ins for their roles."""
+    """The server with all three services, by the real site.yml, which finds a stand-in for the role that runs them."""
 
     def __init__(self, fleet: Fleet, directory: Path) -> None:
         super().__init__(fleet, directory, "server")
@@ -67,9 +69,9 @@ class Appliance(Site):
             self.server.run(f"useradd --system {user}; install -d -o {user} /var/lib/{user} /var/log/{user}")
         self.override: dict[str, Any] = {}
         self.services = ["gateway", "gateway_embed", "llamacpp"]
-        for service in self.services:
-            for name, tasks in stand_in(service).items():
-                file = directory / "roles" / service / "tasks" / f"{name}.yml"
+        for role, tasks in {"product": PRODUCT, **{service: [] for service in self.services}}.items():
+            for name in ("main", "preflight"):
+                file = directory / "roles" / role / "tasks" / f"{name}.yml"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(yaml.safe_dump(tasks))
 

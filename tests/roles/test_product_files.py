@@ -40,7 +40,7 @@ class Host:
             {"name": "model_aliases.json", "content": options.pop("aliases", ALIASES), "operator": True},
             {"name": "backends.yaml", "content": options.pop("backends", BACKENDS)},
         ]
-        arguments = {
+        product = {
             "path": str(self.path),
             "files": files,
             "setting": "gateway_config_overwrite",
@@ -50,9 +50,13 @@ class Host:
                 "MODEL_ALIASES_PATH": f"{self.path}/model_aliases.json",
                 "REQUEST_LOG_PATH": f"{self.path.parent}/requests.jsonl",
             },
+            **options,
+        }
+        arguments = {
+            "state": product.pop("state", "present"),
+            "products": [product],
             "_ansible_check_mode": check_mode,
             "_ansible_diff": True,
-            **options,
         }
         answer = run_module(MODULE, arguments)
         assert TOKEN not in str(answer)

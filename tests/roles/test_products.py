@@ -52,17 +52,17 @@ CASES: dict[str, dict[str, Any]] = {
 }
 GROUPS = {"gateway": ["box1"], "gateway_embed": ["box1"], "llamacpp": ["box1", "box2"]}
 
-# What site.yml calls of each role, in this order.
-PREFLIGHT = [(role, "preflight") for role in EXPECTED if (ROOT / f"roles/{role}/tasks/preflight.yml").exists()]
-MAIN = [(role, "main") for role in EXPECTED]
+PREFLIGHT = [role for role in EXPECTED if (ROOT / f"roles/{role}/tasks/preflight.yml").exists()]
+# What playbooks call of the roles, in this order.
 PLAY = """
 - hosts: all:!box2
   gather_facts: false
   tasks:
-    - ansible.builtin.include_role:
-        name: "{{ item[0] }}"
-        tasks_from: "{{ item[1] }}"
-      loop: "{{ entry_points }}"
+    - ansible.builtin.include_role: {name: "{{ item }}", tasks_from: preflight}
+      loop: "{{ preflight }}"
+    - ansible.builtin.include_role: {name: "{{ item }}", public: true}
+      loop: "{{ product_names }}"
+    - ansible.builtin.include_role: {name: product}
 """
 
 STAND_INS = {
@@ -76,11 +76,15 @@ STAND_INS = {
           'writable': service_writable | default([]), 'peers': service_peers | default([]),
           'stop_timeout': service_stop_timeout | default(15),
           'exceptions': service_sandbox_exceptions | default([])} | to_json }}
+  loop: "{{ service_names }}"
+  loop_control: {loop_var: service_name}
 """,
     "release/tasks/main.yml": """
 - stand_in:
-    path: "{{ appliance_lib }}/{{ release_name }}/env"
+    path: "{{ appliance_lib }}/{{ release_directory }}/env"
     target: "{{ omit if release_state | default('present') == 'absent' else environment_of_the_tests }}"
+  loop: "{{ release_names }}"
+  loop_control: {loop_var: release_name}
 """,
 }
 
@@ -125,7 +129,8 @@ class Project:
             "ansible_python_interpreter": sys.executable,
             "appliance_mode": "rootless",
             "environment_of_the_tests": sys.prefix,
-            "entry_points": MAIN if remove else [*PREFLIGHT, *MAIN],
+            "preflight": [] if remove else PREFLIGHT,
+            "product_names": list(EXPECTED),
             "product_state": "absent" if remove else "present",
         }
         hosts = {

@@ -24,7 +24,7 @@ PYTHON = str(Path(sys.executable).resolve())
 TASKS = [
     {
         "include_role": {"name": "release"},
-        "vars": {"release_wheels": "{{ [item] }}", "release_name": "tiny"},
+        "vars": {"release_wheels": "{{ [item] }}", "release_names": ["tiny"]},
         "loop": "{{ wheels }}",
     }
 ]

@@ -145,7 +145,7 @@ def test_an_archive_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def play(place: Path, cases: dict[str, dict[str, Any]], *arguments: str) -> Run:
-    common = {"release_name": "tool", "appliance_python": "/nowhere/python"}
+    common = {"release_names": ["tool"], "appliance_python": "/nowhere/python"}
     given = {name: common | {"appliance_lib": str(place / name)} | case for name, case in cases.items()}
     return play_cases(place, given, [{"include_role": {"name": "release"}}], *arguments)
 

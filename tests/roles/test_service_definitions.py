@@ -253,9 +253,9 @@ def test_launchds_rotation_copies_and_truncates(rendered: Path, tmp_path: Path) 
 
 
 def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
-    given = {"program": "/nowhere/supervisord", "home": "/", "path": str(tmp_path / "conf"), "state": "stopped"}
-    long, longer = (
-        run_module(ROLE / "library/supervisor_daemon.py", given | {"socket": f"/{'d' * length}"}) for length in (98, 99)
-    )
+    daemon = {"name": "supervisord", "program": "/nowhere/supervisord", "home": "/", "path": str(tmp_path / "conf")}
+    given = {"daemon": daemon, "services": [], "state": "stopped"}
+    module = ROLE / "library/supervisor_services.py"
+    long, longer = (run_module(module, given | {"socket": f"/{'d' * length}"}) for length in (98, 99))
     assert not long.get("failed"), long
     assert "1 bytes too long for a unix socket: move the checkout to a shorter path" in longer["msg"]

@@ -52,8 +52,9 @@ class Mac:
 
     def module(self, **arguments: Any) -> dict[str, Any]:
         """The result of one task, run as Ansible runs a module but without its way to a host."""
-        arguments = {"name": LABEL, "path": str(self.plist), "stop_timeout": 5, **arguments}
-        return run_module(ROLE / "library/launchd_service.py", arguments, self.environment)
+        job = {"name": LABEL, "path": str(self.plist), "stop_timeout": 5, **arguments}
+        of_all = {name: job.pop(name) for name in ("state", "_ansible_check_mode") if name in job}
+        return run_module(ROLE / "library/launchd_service.py", {"services": [job], **of_all}, self.environment)
 
     def present(self, **keys: Any) -> dict[str, Any]:
         return self.module(content=self.content(**keys))
@@ -84,7 +85,7 @@ def mac(tmp_path: Path) -> Iterator[Mac]:
 
 def test_check_mode_shows_a_diff_and_does_nothing(mac: Mac) -> None:
     result = mac.module(content=mac.content(), _ansible_check_mode=True)
-    assert result["changed"] and LABEL in result["diff"]["after"]
+    assert result["changed"] and LABEL in result["diff"][0]["after"]
     assert not mac.plist.exists() and not mac.loaded()
 
 

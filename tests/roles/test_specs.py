@@ -48,8 +48,8 @@ def test_every_variable_is_described_typed_and_named_after_its_role(role: Path) 
 
 @pytest.mark.parametrize("role", ROLES, ids=by_name)
 def test_a_role_has_the_anatomy_of_all_roles(role: Path) -> None:
-    expected = ["defaults/main.yml", "meta/argument_specs.yml", "meta/main.yml", "tasks/main.yml", "README.md"]
-    expected += [] if role.name in SHARED else ["vars/main.yml"]
+    expected = ["defaults/main.yml", "meta/argument_specs.yml", "meta/main.yml", "README.md"]
+    expected += ["tasks/main.yml" if role.name in SHARED else "vars/main.yml"]
     assert [path for path in expected if not (role / path).is_file()] == []
     meta = yaml.safe_load((role / "meta/main.yml").read_text())["galaxy_info"]
     assert (meta["author"], meta["license"]) == ("AI Appliance", "Apache-2.0")
@@ -63,7 +63,7 @@ def test_the_catalog_has_a_role_for_each_service_and_no_role_is_left_over() -> N
 @pytest.mark.parametrize("service", EXPECTED)
 def test_a_descriptor_says_what_is_expected_of_its_service(service: str) -> None:
     descriptor = yaml.safe_load((ROOT / "roles" / service / "vars/main.yml").read_text())[f"{service}_product"]
-    known = specs(ROOT / "roles/product")["main"]["options"]["product_descriptor"]["options"]
+    known = specs(ROOT / "roles/product")["main"]["options"]["product_descriptors"]["options"]
     assert set(descriptor) <= set(known)
     assert set(descriptor["release"]) <= set(known["release"]["options"])
     assert set(descriptor.get("writes", [])) == EXPECTED[service].writes

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""A product's files on a host: rendered ones and the operator's own, checked together before any is replaced."""
+"""Products' files on a host: rendered ones and the operator's own, checked together before any is replaced."""
 
 from __future__ import annotations
 
@@ -18,49 +18,56 @@ from ansible.module_utils.basic import AnsibleModule
 DOCUMENTATION = r"""
 ---
 module: product_files
-short_description: Write a product's files together, or none of them
+short_description: Write the files of a product together, or none of them, product by product
 description:
   - A file of the operator's is written when it is absent or still what an earlier run wrote. One that was edited on the
     host is kept, and a warning shows how it differs from what would have been written.
-  - The program in O(check) judges the files as they will be, before any is replaced; its refusal is this module's.
+  - The program in C(check) judges the files as they will be, before any is replaced; its refusal is this module's.
   - What a run wrote, and what passed the check, is remembered by hash in C(.written.json) beside the files.
 options:
-  path: {description: Directory of the files; it is created., type: path, required: true}
   state:
     description: C(absent) removes the files, but not the operator's edited ones.
     type: str
     choices: [present, absent]
     default: present
-  files:
-    description: All files that the product reads.
+  products:
+    description: The files of each product, and what judges them.
     type: list
     elements: dict
     required: true
     suboptions:
-      name: {description: Name below O(path)., type: str, required: true}
-      content: {description: Its text; not needed to remove it., type: str}
-      secret: {description: Its text when nobody may see it; of lines NAME=value the names are shown., type: str}
-      operator: {description: Whether the operator may edit it on the host., type: bool, default: false}
-  overwrite: {description: Names of edited files to be replaced all the same., type: list, elements: str, default: []}
-  setting: {description: The variable that O(overwrite) comes from, for messages., type: str, default: overwrite}
-  owner: {description: Owner of the files., type: str}
-  group: {description: Group that may read them., type: str}
-  check:
-    description: Command that judges the files before they are there; names below O(path) in it lead to their copies.
-    type: list
-    elements: str
-  environment: {description: Its environment; names below O(path) as well., type: dict, default: {}}
+      path: {description: Directory of the files; it is created., type: path, required: true}
+      files:
+        description: All files that the product reads.
+        type: list
+        elements: dict
+        required: true
+        suboptions:
+          name: {description: Name below O(products[].path)., type: str, required: true}
+          content: {description: Its text; not needed to remove it., type: str}
+          secret: {description: Its text when nobody may see it; of lines NAME=value the names are shown., type: str}
+          operator: {description: Whether the operator may edit it on the host., type: bool, default: false}
+      overwrite: {description: Names of edited files to replace all the same., type: list, elements: str, default: []}
+      setting: {description: The variable that C(overwrite) comes from, for messages., type: str, default: overwrite}
+      owner: {description: Owner of the files., type: str}
+      group: {description: Group that may read them., type: str}
+      check:
+        description: Command that judges the files before they are there; C(path) in it becomes that of their copies.
+        type: list
+        elements: str
+      environment: {description: Its environment; names below C(path) as well., type: dict, default: {}}
 author: AI Appliance
 """
 
 EXAMPLES = r"""
 - name: Write the configuration
   product_files:
-    path: /var/lib/gateway/app
-    files:
-      - {name: .env, secret: "GATEWAY_BEARER_TOKEN=secret-of-16-characters\n", operator: true}
-      - {name: backends.yaml, content: "backends: {}\n"}
-    check: [/var/lib/gateway/env/bin/gateway, check, --env-file, /var/lib/gateway/app/.env]
+    products:
+      - path: /var/lib/gateway/app
+        files:
+          - {name: .env, secret: "GATEWAY_BEARER_TOKEN=secret-of-16-characters\n", operator: true}
+          - {name: backends.yaml, content: "backends: {}\n"}
+        check: [/var/lib/gateway/env/bin/gateway, check, --env-file, /var/lib/gateway/app/.env]
 """
 
 RETURN = r"""
@@ -119,11 +126,12 @@ def read(path: str) -> Optional[str]:
 class Files:
     """The files below one directory."""
 
-    def __init__(self, module: AnsibleModule) -> None:
+    def __init__(self, module: AnsibleModule, given: Dict[str, Any]) -> None:
         self._module = module
-        self._path: str = module.params["path"]
+        self._given = given
+        self._path: str = given["path"]
         self._record: Dict[str, str] = json.loads(read(os.path.join(self._path, RECORD)) or "{}")
-        self._files = [self._file(options) for options in module.params["files"]]
+        self._files = [self._file(options) for options in given["files"]]
         overwrite = self._overwrite()
         self._kept = [file for file in self._files if file.edited() and file.name not in overwrite]
 
@@ -134,13 +142,13 @@ class Files:
         return File(name, wanted, secret, options["operator"], found, self._record.get(name))
 
     def _overwrite(self) -> List[str]:
-        names: List[str] = self._module.params["overwrite"]
-        own = [file["name"] for file in self._module.params["files"] if file["operator"]]
+        names: List[str] = self._given["overwrite"]
+        own = [file["name"] for file in self._given["files"] if file["operator"]]
         for name in names:
             if name not in own:
                 self._module.fail_json(
                     msg="{}: {} is not a file of the operator's; there are {}".format(
-                        self._module.params["setting"], name, ", ".join(own)
+                        self._given["setting"], name, ", ".join(own)
                     )
                 )
         return names
@@ -149,7 +157,7 @@ class Files:
         for file in self._kept:
             self._module.warn(
                 "{}: edited on the host and kept; -e {}={} replaces it\n{}".format(
-                    os.path.join(self._path, file.name), self._module.params["setting"], file.name, file.difference()
+                    os.path.join(self._path, file.name), self._given["setting"], file.name, file.difference()
                 )
             )
         stale = [file for file in self._files if file not in self._kept and file.found != file.wanted]
@@ -186,7 +194,7 @@ class Files:
 
     def _fingerprint(self, texts: Dict[str, Optional[str]]) -> str:
         """A hash of all that the check judges: texts, command, environment, and the release behind the program."""
-        check, environment = self._module.params["check"] or [], self._module.params["environment"]
+        check, environment = self._given["check"] or [], self._given["environment"]
         return sha256(json.dumps([texts, check, environment, [os.path.realpath(word) for word in check[:1]]]))
 
     @staticmethod
@@ -198,10 +206,10 @@ class Files:
             os.fsync(file.fileno())
 
     def _judge(self, staged: str) -> None:
-        command = [word.replace(self._path, staged) for word in self._module.params["check"] or []]
+        command = [word.replace(self._path, staged) for word in self._given["check"] or []]
         if not command:
             return
-        given = self._module.params["environment"]
+        given = self._given["environment"]
         environment = {name: str(value).replace(self._path, staged) for name, value in given.items()}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -216,10 +224,10 @@ class Files:
         if not os.path.exists(path):
             return False
         changed: bool = self._module.set_mode_if_different(path, 0o600 if name == RECORD else MODE, False)
-        if self._module.params["owner"]:
-            changed = self._module.set_owner_if_different(path, self._module.params["owner"], changed)
-        if self._module.params["group"]:
-            changed = self._module.set_group_if_different(path, self._module.params["group"], changed)
+        if self._given["owner"]:
+            changed = self._module.set_owner_if_different(path, self._given["owner"], changed)
+        if self._given["group"]:
+            changed = self._module.set_group_if_different(path, self._given["group"], changed)
         return changed
 
     def _shown(self, file: File) -> Dict[str, str]:
@@ -244,38 +252,48 @@ class Files:
         return [file.name for file in self._kept]
 
 
+OPTIONS: Dict[str, Dict[str, Any]] = {
+    "path": {"type": "path", "required": True},
+    "files": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {
+            "name": {"type": "str", "required": True},
+            "content": {"type": "str"},
+            "secret": {"type": "str", "no_log": True},
+            "operator": {"type": "bool", "default": False},
+        },
+        "mutually_exclusive": [("content", "secret")],
+    },
+    "overwrite": {"type": "list", "elements": "str", "default": []},
+    "setting": {"type": "str", "default": "overwrite"},
+    "owner": {"type": "str"},
+    "group": {"type": "str"},
+    "check": {"type": "list", "elements": "str"},
+    "environment": {"type": "dict", "default": {}},
+}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "files": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "content": {"type": "str"},
-                    "secret": {"type": "str", "no_log": True},
-                    "operator": {"type": "bool", "default": False},
-                },
-                "mutually_exclusive": [("content", "secret")],
-            },
-            "overwrite": {"type": "list", "elements": "str", "default": []},
-            "setting": {"type": "str", "default": "overwrite"},
-            "owner": {"type": "str"},
-            "group": {"type": "str"},
-            "check": {"type": "list", "elements": "str"},
-            "environment": {"type": "dict", "default": {}},
+            "products": {"type": "list", "elements": "dict", "required": True, "options": OPTIONS},
         },
         supports_check_mode=True,
     )
-    try:
-        files = Files(module)
-        done = files.present() if module.params["state"] == "present" else files.absent()
-    except (OSError, ValueError) as error:
-        module.fail_json(msg="{}: {}; correct it and run again".format(module.params["path"], error))
-    module.exit_json(kept=files.kept(), **done)
+    changed, diff, kept = False, [], []
+    for given in module.params["products"]:
+        try:
+            files = Files(module, given)
+            done = files.present() if module.params["state"] == "present" else files.absent()
+        except (OSError, ValueError) as error:
+            module.fail_json(msg="{}: {}; correct it and run again".format(given["path"], error))
+        changed |= done["changed"]
+        diff += done.get("diff", [])
+        kept += files.kept()
+    module.exit_json(changed=changed, diff=diff, kept=kept)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 #!/usr/bin/python
-"""A release on a host: a virtual environment or a vendor's archive in a directory of its own, and the symlink to it."""
+"""Releases on a host: a virtual environment or a vendor's archive in a directory of its own, and the symlink to it."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: release
-short_description: Install a versioned release and switch to it
+short_description: Install versioned releases and switch to them
 description:
   - Makes I(path)/releases/<version> from wheels, an archive or a program, without a network, and switches I(path)/env
     to it by rename.
@@ -14,19 +14,25 @@ description:
   - Without I(version) it only reports what is installed and what the interpreter is.
   - Used through the action plugin of the same name, which brings the wheels.
 options:
-  path: {type: path, required: true, description: Directory of the program that the releases belong to.}
-  python: {type: path, description: The interpreter that releases are made with; needs CPython 3.11 to 3.14.}
-  python_archive: {type: path, description: Archive of a standalone CPython on the host, unpacked when it is absent.}
-  python_sha256: {type: str, description: Its sha256; replaces I(python) by the interpreter inside.}
-  version: {type: str, description: The release to install and select.}
-  source: {type: path, description: "On the host: wheels with requirements.txt and pip, an archive or a program."}
-  form:
-    type: str
-    default: wheels
-    choices: [wheels, archive, program]
-    description: What I(source) is; an archive's one outermost directory is left out, a program becomes bin/I(program).
-  program: {type: str, description: Name of a single program.}
-  keep: {type: int, default: 2, description: How many releases stay, the selected and the previous one among them.}
+  releases:
+    type: list
+    elements: dict
+    required: true
+    description: The releases, one for each program.
+    suboptions:
+      path: {type: path, required: true, description: Directory of the program that the releases belong to.}
+      python: {type: path, description: The interpreter that releases are made with; needs CPython 3.11 to 3.14.}
+      python_archive: {type: path, description: A standalone CPython's archive on the host, unpacked when it is absent.}
+      python_sha256: {type: str, description: Its sha256; replaces I(python) by the interpreter inside.}
+      version: {type: str, description: The release to install and select.}
+      source: {type: path, description: "On the host: wheels with requirements.txt and pip, an archive or a program."}
+      form:
+        type: str
+        default: wheels
+        choices: [wheels, archive, program]
+        description: What I(source) is; an archive loses its one outermost directory, a program becomes bin/I(program).
+      program: {type: str, description: Name of a single program.}
+      keep: {type: int, default: 2, description: "How many stay, the selected and the previous one among them."}
   state: {type: str, default: present, choices: [present, absent], description: Whether there are any releases.}
 author: [AI Appliance maintainers]
 """
@@ -34,18 +40,21 @@ author: [AI Appliance maintainers]
 EXAMPLES = r"""
 - name: Install a release
   release:
-    path: /var/lib/gateway
-    python: /usr/bin/python3
-    version: 0.1.0-0123456789ab
-    source: /tmp/wheels
+    releases:
+      - path: /var/lib/gateway
+        python: /usr/bin/python3
+        version: 0.1.0-0123456789ab
+        source: /tmp/wheels
 """
 
 RETURN = r"""
-current: {type: str, returned: always, description: The selected release; empty without a release.}
-previous: {type: str, returned: always, description: The release that was selected before it.}
-installed: {type: list, elements: str, returned: always, description: All finished releases, oldest first.}
-interpreter: {type: dict, returned: with python and without version, description: PEP 508 markers and its platform.}
-platform: {type: str, returned: always, description: "System and architecture as uname says, such as linux-x86_64."}
+releases:
+  type: list
+  elements: dict
+  returned: always
+  description:
+    - Of each C(current), C(previous), C(installed) (oldest first), C(platform) such as linux-x86_64, C(changed).
+    - Without I(version) also C(interpreter), its PEP 508 markers and platform.
 """
 
 import contextlib
@@ -58,7 +67,7 @@ import subprocess
 import tarfile
 import zipfile
 import zlib
-from functools import partial
+from functools import cache, partial
 from typing import IO, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from ansible.module_utils.basic import AnsibleModule
@@ -180,6 +189,7 @@ def run(argv: List[str]) -> str:
     return done.stdout
 
 
+@cache
 def interpreter(python: str) -> Dict[str, Any]:
     """Facts about `python`: markers, glibc and macOS version.
 
@@ -353,7 +363,7 @@ def standalone(releases: Releases, archive: str, sha256: str, check_mode: bool) 
     return python, True
 
 
-def absent(module: AnsibleModule, releases: Releases) -> Dict[str, Any]:
+def absent(module: AnsibleModule, releases: Releases, _options: Dict[str, Any]) -> Dict[str, Any]:
     made = releases.made()
     if not module.check_mode:
         for path in made:
@@ -364,8 +374,7 @@ def absent(module: AnsibleModule, releases: Releases) -> Dict[str, Any]:
     return {"changed": bool(made), "diff": {"before": "".join(path + "\n" for path in made), "after": ""}}
 
 
-def present(module: AnsibleModule, releases: Releases) -> Dict[str, Any]:
-    options = module.params
+def present(module: AnsibleModule, releases: Releases, options: Dict[str, Any]) -> Dict[str, Any]:
     python, changed = options["python"], False
     if options["python_sha256"]:
         python, changed = standalone(releases, options["python_archive"], options["python_sha256"], module.check_mode)
@@ -379,7 +388,7 @@ def present(module: AnsibleModule, releases: Releases) -> Dict[str, Any]:
         if missing and not options["source"]:
             raise Refusal("release {} is not installed and no source was given".format(version))
         if missing:
-            install(releases, options, python, os.path.join(module.tmpdir, "wheels"))
+            install(releases, options, python, os.path.join(module.tmpdir, "wheels", version))
         releases.select(version)
         releases.prune(options["keep"])
     return {
@@ -388,29 +397,38 @@ def present(module: AnsibleModule, releases: Releases) -> Dict[str, Any]:
     }
 
 
+OPTIONS: Dict[str, Dict[str, Any]] = {
+    "path": {"type": "path", "required": True},
+    "python": {"type": "path"},
+    "python_archive": {"type": "path"},
+    "python_sha256": {"type": "str"},
+    "version": {"type": "str"},
+    "source": {"type": "path"},
+    "form": {"type": "str", "default": "wheels", "choices": ["wheels", "archive", "program"]},
+    "program": {"type": "str"},
+    "keep": {"type": "int", "default": 2},
+}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "required": True},
-            "python": {"type": "path"},
-            "python_archive": {"type": "path"},
-            "python_sha256": {"type": "str"},
-            "version": {"type": "str"},
-            "source": {"type": "path"},
-            "form": {"type": "str", "default": "wheels", "choices": ["wheels", "archive", "program"]},
-            "program": {"type": "str"},
-            "keep": {"type": "int", "default": 2},
+            "releases": {"type": "list", "elements": "dict", "required": True, "options": OPTIONS},
             "state": {"type": "str", "default": "present", "choices": ["present", "absent"]},
         },
         supports_check_mode=True,
     )
     os.umask(0o022)  # root owns it, everybody reads it, nobody else writes it
-    releases = Releases(module.params["path"])
+    bring, done, diff = absent if module.params["state"] == "absent" else present, [], []
     try:
-        result = absent(module, releases) if module.params["state"] == "absent" else present(module, releases)
+        for options in module.params["releases"]:
+            releases = Releases(options["path"])
+            result = bring(module, releases, options)
+            diff += [result.pop("diff")] if "diff" in result else []
+            done.append(dict(releases.report(), **result))
     except (Refusal, Failed, OSError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(**dict(releases.report(), **result))
+    module.exit_json(changed=any(release["changed"] for release in done), releases=done, diff=diff)
 
 
 if __name__ == "__main__":

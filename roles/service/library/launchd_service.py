@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Keep one LaunchDaemon as its property list says, by the launchctl of macOS 10.11 and later."""
+"""Keep LaunchDaemons as their property lists say, by the launchctl of macOS 10.11 and later."""
 
 from __future__ import annotations
 
@@ -7,49 +7,34 @@ import plistlib
 import re
 from typing import Callable, Optional
 
-from ansible.module_utils.appliance_service import SERVICE_ARGUMENTS, Failure, Manager, command, poll, run
+from ansible.module_utils.appliance_service import ARGUMENTS, Failure, Manager, Options, command, poll, run
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 ---
 module: launchd_service
-short_description: Write, load and restart a LaunchDaemon, and wait until it is healthy
+short_description: Write, load and restart LaunchDaemons, and wait until they are healthy
 description:
   - Restarts only when launchd runs another definition than the one wanted. launchd loads a property list whole, so what
     is loaded is what runs; the revision in its environment tells which one it is.
   - Sends SIGHUP when only a file in O(reloads) changed.
 options:
-  name: {description: Label of the job., type: str, required: true}
-  state: {description: What to bring it to., type: str, choices: [present, stopped, absent], default: present}
-  path: {description: Where the property list lies., type: path, required: true}
-  content: {description: Its text; C(@revision@) becomes the hash of it and of O(reads)., type: str}
-  reads: {description: What the process reads at its start., type: list, elements: path, default: []}
-  reloads: {description: What it reads again at SIGHUP, hashed as C(@loaded@)., type: list, elements: path, default: []}
-  directories:
-    description: Directories that are created and kept before anything starts.
+  state: {description: What to bring them to., type: str, choices: [present, stopped, absent], default: present}
+  services:
+    description: Their definitions, in the order in which they start; C(OPTIONS) of appliance_service.py says each key.
     type: list
     elements: dict
-    default: []
-    suboptions:
-      path: {description: The directory., type: path, required: true}
-      mode: {description: Its mode., type: str, required: true}
-      owner: {description: Its owner., type: str}
-      group: {description: Its group., type: str}
-  writable: {description: Directories of O(user)'s own., type: list, elements: path, default: []}
-  logs: {description: Log files; created for O(user)., type: list, elements: path, default: []}
-  user: {description: Owner of the logs and of O(writable)., type: str}
-  health: {description: URL that answers 200., type: str}
-  health_timeout: {description: Seconds to wait for the health path., type: int, default: 60}
-  stop_timeout: {description: Seconds that the process may take to stop., type: int, default: 15}
+    required: true
 author: AI Appliance
 """
 
 EXAMPLES = r"""
 - name: Run the gateway
   launchd_service:
-    name: com.ai.gateway
-    path: /Library/LaunchDaemons/com.ai.gateway.plist
-    content: "{{ lookup('ansible.builtin.template', 'launchd.plist.j2') }}"
+    services:
+      - name: com.ai.gateway
+        path: /Library/LaunchDaemons/com.ai.gateway.plist
+        content: "{{ lookup('ansible.builtin.template', 'launchd.plist.j2') }}"
 """
 
 DOMAIN = "system"
@@ -65,9 +50,10 @@ RETRY_SECONDS = 10
 class Launchd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's import paths
     """One job of the system domain, read by `launchctl print`."""
 
-    def __init__(self, module: AnsibleModule) -> None:
+    def __init__(self, module: AnsibleModule, options: Options) -> None:
         self._module = module
-        self._label = module.params["name"]
+        self._options = options
+        self._label = options["name"]
         self._target = f"{DOMAIN}/{self._label}"
         self._launchctl = module.get_bin_path("launchctl", required=True)
 
@@ -90,7 +76,7 @@ class Launchd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's im
         )
 
     def _kept_alive(self) -> bool:
-        with open(self._module.params["path"], "rb") as file:
+        with open(self._options["path"], "rb") as file:
             return bool(plistlib.load(file).get("KeepAlive"))
 
     def stopped(self) -> bool:
@@ -113,7 +99,7 @@ class Launchd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's im
 
     def _bootstrap(self) -> None:
         """Load the job. Code 5 may pass: a label can linger for a moment after `print` has stopped to show it."""
-        argv = [self._launchctl, "bootstrap", DOMAIN, self._module.params["path"]]
+        argv = [self._launchctl, "bootstrap", DOMAIN, self._options["path"]]
         message = ""
 
         def loaded() -> bool:
@@ -133,7 +119,7 @@ class Launchd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's im
         """Boot the job out, which is asynchronous, and wait until launchd has forgotten it."""
         accepted = (0, NO_SUCH_PROCESS, IO_ERROR, IN_PROGRESS, NOT_FOUND)
         code, _out = command(self._module, [self._launchctl, "bootout", self._target], accepted)
-        seconds = self._module.params["stop_timeout"] + RETRY_SECONDS
+        seconds = self._options["stop_timeout"] + RETRY_SECONDS
         if not poll(lambda: not self.known(), seconds):
             raise Failure(f"launchd still has {self._label} {seconds} s after `launchctl bootout` gave {code}")
 
@@ -148,10 +134,8 @@ class Launchd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's im
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(
-        argument_spec={"name": {"type": "str", "required": True}, **SERVICE_ARGUMENTS}, supports_check_mode=True
-    )
-    run(module, Launchd(module))
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    run(module, ((options, Launchd(module, options)) for options in module.params["services"]))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Keep one systemd service as its definition says."""
+"""Keep systemd services as their definitions say."""
 
 from __future__ import annotations
 
@@ -7,48 +7,33 @@ import contextlib
 import os
 from typing import Callable, Dict
 
-from ansible.module_utils.appliance_service import SERVICE_ARGUMENTS, Manager, command, run
+from ansible.module_utils.appliance_service import ARGUMENTS, Manager, Options, command, run
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
 ---
 module: systemd_unit
-short_description: Write, load, enable and restart a systemd service, and wait until it is healthy
+short_description: Write, load, enable and restart systemd services, and wait until they are healthy
 description:
   - Restarts only when the unit or a file in O(reads) changed, or when an earlier run was interrupted before it did;
     reloads when only a file in O(reloads) changed.
 options:
-  name: {description: Unit without suffix., type: str, required: true}
-  state: {description: What to bring it to., type: str, choices: [present, stopped, absent], default: present}
-  path: {description: Where the unit lies., type: path, required: true}
-  content: {description: Its text; C(@revision@) becomes the hash of it and of O(reads)., type: str}
-  reads: {description: What the process reads at its start., type: list, elements: path, default: []}
-  reloads: {description: What it reads again at SIGHUP, hashed as C(@loaded@)., type: list, elements: path, default: []}
-  directories:
-    description: Directories that are created and kept before anything starts.
+  state: {description: What to bring them to., type: str, choices: [present, stopped, absent], default: present}
+  services:
+    description: Their definitions, in the order in which they start; C(OPTIONS) of appliance_service.py says each key.
     type: list
     elements: dict
-    default: []
-    suboptions:
-      path: {description: The directory., type: path, required: true}
-      mode: {description: Its mode., type: str, required: true}
-      owner: {description: Its owner., type: str}
-      group: {description: Its group., type: str}
-  writable: {description: Directories of O(user)'s own., type: list, elements: path, default: []}
-  logs: {description: Log files; created for O(user)., type: list, elements: path, default: []}
-  user: {description: Owner of the logs and of O(writable)., type: str}
-  health: {description: URL that answers 200., type: str}
-  health_timeout: {description: Seconds to wait for the health path., type: int, default: 60}
-  stop_timeout: {description: Seconds that the process may take to stop., type: int, default: 15}
+    required: true
 author: AI Appliance
 """
 
 EXAMPLES = r"""
 - name: Run the gateway
   systemd_unit:
-    name: gateway
-    path: /etc/systemd/system/gateway.service
-    content: "{{ lookup('ansible.builtin.template', 'systemd.service.j2') }}"
+    services:
+      - name: gateway
+        path: /etc/systemd/system/gateway.service
+        content: "{{ lookup('ansible.builtin.template', 'systemd.service.j2') }}"
 """
 
 PENDING = "/run/appliance"  # emptied by a reboot, which starts everything anew anyway
@@ -57,10 +42,10 @@ PENDING = "/run/appliance"  # emptied by a reboot, which starts everything anew 
 class Systemd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's import paths
     """One unit, read by `systemctl show`."""
 
-    def __init__(self, module: AnsibleModule) -> None:
+    def __init__(self, module: AnsibleModule, options: Options) -> None:
         self._module = module
-        self._unit = module.params["name"] + ".service"
-        self._marker = os.path.join(PENDING, module.params["name"] + ".restart")
+        self._unit = options["name"] + ".service"
+        self._marker = os.path.join(PENDING, options["name"] + ".restart")
         self._systemctl = module.get_bin_path("systemctl", required=True)
 
     def _run(self, *arguments: str) -> str:
@@ -122,12 +107,10 @@ class Systemd(Manager):  # type: ignore[misc]  # mypy cannot follow Ansible's im
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(
-        argument_spec={"name": {"type": "str", "required": True}, **SERVICE_ARGUMENTS}, supports_check_mode=True
-    )
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     if module.params["state"] == "present" and not module.get_bin_path("logrotate"):
         module.warn("logrotate is not installed: the logs in /var/log grow until it is; type: apt install logrotate")
-    run(module, Systemd(module))
+    run(module, ((options, Systemd(module, options)) for options in module.params["services"]))
 
 
 if __name__ == "__main__":

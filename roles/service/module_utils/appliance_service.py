@@ -1,4 +1,4 @@
-"""What the modules for systemd, launchd and supervisor share: one definition, brought to one state, then healthy.
+"""What the modules for systemd, launchd and supervisor share: definitions, brought to one state, then healthy.
 
 A definition names its revision, a hash of its text and of what the process reads at its start; each manager can tell
 whether what it runs was started from that revision, so that a run that was interrupted is completed by the next one.
@@ -17,7 +17,7 @@ import tempfile
 import time
 import xmlrpc.client
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, NoReturn, Optional, Tuple
 from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
@@ -27,13 +27,15 @@ LOADED = "@loaded@"
 POLL_SECONDS = 0.1
 TAIL_LINES = 15
 
-# Of every module.
-ARGUMENTS: Dict[str, Dict[str, Any]] = {
-    "state": {"type": "str", "choices": ["present", "stopped", "absent"], "default": "present"},
-    "path": {"type": "path", "required": True},
-    "content": {"type": "str"},
-    "reads": {"type": "list", "elements": "path", "default": []},
-    "directories": {
+STATE: Dict[str, Any] = {"type": "str", "choices": ["present", "stopped", "absent"], "default": "present"}
+# One definition, in the list `services` of each module.
+OPTIONS: Dict[str, Dict[str, Any]] = {
+    "name": {"type": "str", "required": True},  # a unit without suffix, a job's label, a program
+    "path": {"type": "path", "required": True},  # where the definition lies
+    "content": {"type": "str"},  # its text; `@revision@` becomes the hash of it and of `reads`
+    "reads": {"type": "list", "elements": "path", "default": []},  # what the process reads at its start
+    "reloads": {"type": "list", "elements": "path", "default": []},  # what it reads again at SIGHUP, as `@loaded@`
+    "directories": {  # created and kept before anything starts
         "type": "list",
         "elements": "dict",
         "default": [],
@@ -44,18 +46,18 @@ ARGUMENTS: Dict[str, Dict[str, Any]] = {
             "group": {"type": "str"},
         },
     },
-    "logs": {"type": "list", "elements": "path", "default": []},
+    "writable": {"type": "list", "elements": "path", "default": []},  # directories of `user`'s own
+    "logs": {"type": "list", "elements": "path", "default": []},  # created for `user`
     "user": {"type": "str"},
-    "stop_timeout": {"type": "int", "default": 15},
+    "health": {"type": "str"},  # an address that answers 200
+    "health_timeout": {"type": "int", "default": 60},  # seconds
+    "stop_timeout": {"type": "int", "default": 15},  # seconds that the process may take to stop
 }
-# Of those that run a service of ours, which has a listener and files of its own.
-SERVICE_ARGUMENTS: Dict[str, Dict[str, Any]] = {
-    **ARGUMENTS,
-    "writable": {"type": "list", "elements": "path", "default": []},
-    "reloads": {"type": "list", "elements": "path", "default": []},
-    "health": {"type": "str"},
-    "health_timeout": {"type": "int", "default": 60},
+ARGUMENTS: Dict[str, Dict[str, Any]] = {
+    "state": STATE,
+    "services": {"type": "list", "elements": "dict", "required": True, "options": OPTIONS},
 }
+Options = Dict[str, Any]
 
 
 class Definition(NamedTuple):
@@ -158,28 +160,30 @@ class Manager(ABC):
         return ""
 
 
-def run(module: AnsibleModule, manager: Manager) -> NoReturn:
-    """Bring the service to the module's `state` and exit; a failure is one message."""
+def run(module: AnsibleModule, services: Iterable[Tuple[Options, Manager]]) -> NoReturn:
+    """Bring each service in turn to the module's `state` and exit; the first that fails ends it by one message."""
+    handler = {"present": _present, "stopped": _stopped, "absent": _absent}[module.params["state"]]
     try:
-        handler = {"present": _present, "stopped": _stopped, "absent": _absent}[module.params["state"]]
-        result = handler(module, manager)
+        results = [handler(module, options, manager) for options, manager in services]
     except (Failure, OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(**result)
+    module.exit_json(
+        changed=any(result["changed"] for result in results),
+        diff=[result["diff"] for result in results if "diff" in result],
+    )
     raise AssertionError("exit_json does not return")
 
 
-def _present(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
-    params = module.params
+def _present(module: AnsibleModule, params: Options, manager: Manager) -> Dict[str, Any]:
     if not params["content"]:
         raise Failure("content is required when state is present")
-    definition = Definition.of(params["content"], params["reads"], params.get("reloads", []))
+    definition = Definition.of(params["content"], params["reads"], params["reloads"])
     before = _read(params["path"]) or ""
     written = before == definition.text
     restart = not (definition.runs_as(before) and manager.running() and manager.current(definition.revision))
     reload = not written and not restart
     missing = [log for log in params["logs"] if not os.path.exists(log)]
-    made = _keep_directories(module)
+    made = _keep_directories(module, params)
     changed = bool(made or restart or reload or missing or not manager.enabled())
     if changed and not module.check_mode:
         _create_logs(missing, params["user"])
@@ -190,12 +194,10 @@ def _present(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
         if not written:
             write(module, params["path"], definition.text)
         manager.apply(restart)
-    if params.get("health") and not (changed and module.check_mode):
+    if params["health"] and not (changed and module.check_mode):
         _wait_until_healthy(params, manager)
     return {
         "changed": changed,
-        "restarted": restart,
-        "reloaded": reload,
         "diff": {
             "before_header": params["path"],
             "after_header": params["path"],
@@ -205,15 +207,15 @@ def _present(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
     }
 
 
-def _stopped(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
+def _stopped(module: AnsibleModule, _params: Options, manager: Manager) -> Dict[str, Any]:
     changed = not manager.stopped()
     if changed and not module.check_mode:
         manager.stop()
     return {"changed": changed}
 
 
-def _absent(module: AnsibleModule, manager: Manager) -> Dict[str, Any]:
-    path = module.params["path"]
+def _absent(module: AnsibleModule, params: Options, manager: Manager) -> Dict[str, Any]:
+    path = params["path"]
 
     def delete() -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -244,13 +246,11 @@ def write(module: AnsibleModule, path: str, text: str) -> None:
     module.atomic_move(temporary, path)
 
 
-def _keep_directories(module: AnsibleModule) -> bool:
+def _keep_directories(module: AnsibleModule, params: Options) -> bool:
     """Create what is missing of `directories` and `writable`, set mode, owner and group; whether anything changes."""
-    user, changed = module.params["user"], False
-    writable = [
-        {"path": path, "mode": "0750", "owner": user, "group": user} for path in module.params.get("writable", [])
-    ]
-    for directory in module.params["directories"] + writable:
+    user, changed = params["user"], False
+    writable = [{"path": path, "mode": "0750", "owner": user, "group": user} for path in params["writable"]]
+    for directory in params["directories"] + writable:
         path = directory["path"]
         if not os.path.isdir(path):
             changed = True
@@ -282,7 +282,7 @@ def poll(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _wait_until_healthy(params: Dict[str, Any], manager: Manager) -> None:
+def _wait_until_healthy(params: Options, manager: Manager) -> None:
     answer = "no answer"
 
     def healthy() -> bool:

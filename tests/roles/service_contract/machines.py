@@ -37,7 +37,7 @@ class Machine:
             self.tell(service, "first")
 
     def make_product(self) -> Path:
-        supervisor = self.root / "var/lib/supervisor"
+        supervisor = self.root / "var/lib/supervisor"  # role `product` installs it
         supervisor.mkdir(parents=True)
         (supervisor / "env").symlink_to(sys.prefix)
         return self.directory
@@ -170,9 +170,8 @@ class Machines(list[Machine]):
         super().__init__()
         self.directory = directory
         (directory / "playbooks").mkdir()
-        (directory / "roles/release/tasks").mkdir(parents=True)
+        (directory / "roles").mkdir()
         (directory / "roles/service").symlink_to(ROOT / "roles/service")
-        (directory / "roles/release/tasks/main.yml").write_text("[]")  # it has tests of its own
         for name in ("group_vars", "filter_plugins"):
             (directory / "playbooks" / name).symlink_to(ROOT / "playbooks" / name)
         for playbook in HERE.glob("*.yml"):
