@@ -53,7 +53,7 @@ class Mac:
     def module(self, **arguments: Any) -> dict[str, Any]:
         """The result of one task, run as Ansible runs a module but without its way to a host."""
         job = {"name": LABEL, "path": str(self.plist), "stop_timeout": 5, **arguments}
-        of_all = {name: job.pop(name) for name in ("state", "_ansible_check_mode") if name in job}
+        of_all: dict[str, Any] = {name: job.pop(name) for name in ("state", "_ansible_check_mode") if name in job}
         return run_module(ROLE / "library/launchd_service.py", {"services": [job], **of_all}, self.environment)
 
     def present(self, **keys: Any) -> dict[str, Any]:
