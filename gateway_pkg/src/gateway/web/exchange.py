@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import logging
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import perf_counter
@@ -19,7 +21,11 @@ from gateway.backends.usage import Usage
 from gateway.errors import OPENAI_ERRORS, ApiError, ClientDisconnected, ErrorShape
 from gateway.wire.protocol import EXTENSION, NAMED_HEADERS, Protocol
 
+log = logging.getLogger(__name__)
+
 LENGTH_DIGITS = 18
+IGNORED_MAX_CHARS = 1_000
+UNPRINTABLE = re.compile(r"[^\w.-]", re.ASCII)  # in names of fields
 CLIENT_GONE = 499  # nginx's number for it; never sent, only recorded
 JSON = (b"content-type", b"application/json")
 
@@ -113,6 +119,13 @@ class Exchange:
     def owner(self) -> str:
         """The caller's key, under which its data is kept; "" on open paths."""
         return self.caller.key if self.caller is not None else ""
+
+    def ignore(self, names: Collection[str]) -> None:
+        """Says in the answer, and in the log, what of the request is left out."""
+        if names:
+            shown = ", ".join(UNPRINTABLE.sub("?", name) for name in sorted(names))[:IGNORED_MAX_CHARS]
+            log.info("left out of the request: %s", shown)
+            self.caller_headers += ((b"x-gateway-ignored", shown.encode()),)
 
     def body_at_once(self) -> bytes | None:
         """The whole body where it has come; None where `body` has to wait for it. Raises ApiError 413."""

@@ -12,6 +12,7 @@ from gateway.backends.protocols.base import AnswerError
 from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids, response_of_item
 from gateway.dialects.responses.items import with_own_ids
 from gateway.dialects.responses.request import REFUSED, ResponsesRequest
+from gateway.dialects.responses.tools import Tools
 from gateway.errors import ApiError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +28,8 @@ TEXT = st.text(max_size=40)
 
 
 def builder(limit: int = 1_000_000, **request: Any) -> ResponseBuilder:
-    return ResponseBuilder(request, begin(request, RESPONSE_ID), make_ids(RESPONSE_ID), limit)
+    tools = Tools(request.get("tools") or (), set())
+    return ResponseBuilder(request, begin(request, RESPONSE_ID, tools), tools, make_ids(RESPONSE_ID), limit)
 
 
 def events_of(data: bytes) -> list[dict[str, Any]]:
@@ -99,7 +101,7 @@ def test_any_deltas_give_the_response_of_the_whole_answer(
     assert response["output"] == made.response["output"]
     assert response["usage"] == made.response["usage"]
     assert [item["arguments"] for item in response["output"] if item["type"] == "function_call"] == [
-        arguments for _, arguments in calls
+        arguments or "{}" for _, arguments in calls
     ]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
 

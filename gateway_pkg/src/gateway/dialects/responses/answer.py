@@ -16,6 +16,7 @@ from typing import Any
 from gateway.backends.protocols.base import AnswerError
 from gateway.backends.usage import count_of
 from gateway.dialects.responses.items import Item, NewId
+from gateway.dialects.responses.tools import Origin, Tools, custom_input
 from gateway.dialects.turns import (
     TURN_COST,
     Piece,
@@ -33,6 +34,11 @@ from gateway.errors import ApiError
 DONE = b"data: [DONE]\n\n"
 OBFUSCATION_BLOCK = 16  # characters: deltas are padded to a multiple
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+# A response's name, a chat's name, and what OpenAI's models require where the backend tells no details.
+_USAGE_DETAILS = (
+    ("input_tokens_details", "prompt_tokens_details", {"cached_tokens": 0, "cache_write_tokens": 0}),
+    ("output_tokens_details", "completion_tokens_details", {"reasoning_tokens": 0}),
+)
 _ECHOED = (
     "instructions",
     "max_output_tokens",
@@ -79,7 +85,7 @@ def response_of_item(item_id: str) -> str:
     return f"resp_{item_id.partition('_')[2][:32]}"
 
 
-def begin(request: Mapping[str, Any], response_id: str) -> dict[str, Any]:
+def begin(request: Mapping[str, Any], response_id: str, tools: Tools) -> dict[str, Any]:
     """The empty response object of a request."""
     reasoning, text = request.get("reasoning") or {}, request.get("text") or {}
     return {
@@ -100,7 +106,7 @@ def begin(request: Mapping[str, Any], response_id: str) -> dict[str, Any]:
         "store": request.get("store") is not False,
         "text": {**text, "format": text.get("format") or {"type": "text"}},
         "tool_choice": request.get("tool_choice") or "auto",
-        "tools": [_told(tool) for tool in request.get("tools") or ()],
+        "tools": tools.told,
         "truncation": "disabled",
         "usage": None,
         **{name: request.get(name) for name in _ECHOED},
@@ -113,12 +119,15 @@ class ResponseBuilder:
     `response` is the response object so far. `limit`, in characters, bounds its size.
     """
 
-    def __init__(self, request: Mapping[str, Any], response: dict[str, Any], new_id: NewId, limit: int) -> None:
+    def __init__(
+        self, request: Mapping[str, Any], response: dict[str, Any], tools: Tools, new_id: NewId, limit: int
+    ) -> None:
         self.response = response
         reasoning = request.get("reasoning") or {}
         wants_summary = reasoning.get("summary") or reasoning.get("generate_summary")
         self._thoughts = _SUMMARY if wants_summary else _REASONING
         self._obfuscates = bool((request.get("stream_options") or {}).get("include_obfuscation"))
+        self._origins = tools.origins
         self._new_id = new_id
         self._turns = Turns(limit)
         self._room = limit
@@ -204,9 +213,7 @@ class ResponseBuilder:
         self._take_room(TURN_COST)
         self._kind, self._text = None, StringIO()
         if turn.kind == "call":
-            call_id = turn.call_id or f"call_{secrets.token_hex(12)}"
-            self._item = {"id": self._new_id("fc"), "type": "function_call", "status": "in_progress"}
-            self._item |= {"call_id": call_id, "name": turn.name, "arguments": ""}
+            self._item = self._new_call(turn)
         elif turn.kind == "reasoning":
             self._item = {"id": self._new_id("rs"), "type": "reasoning", "status": "in_progress", "summary": []}
             self._item[self._thoughts.parts] = []
@@ -216,12 +223,29 @@ class ResponseBuilder:
         self.response["output"].append(self._item)
         return self._event("response.output_item.added", output_index=self._output_index, item=self._item)
 
+    def _new_call(self, turn: Turn) -> Item:
+        origin = self._origins.get(turn.name) or Origin(turn.name)
+        prefix, kind, text = (
+            ("ctc", "custom_tool_call", "input") if origin.is_custom else ("fc", "function_call", "arguments")
+        )
+        item = {"id": self._new_id(prefix), "type": kind, "status": "in_progress"}
+        item["call_id"] = turn.call_id or f"call_{secrets.token_hex(12)}"
+        if origin.namespace is not None:
+            item["namespace"] = origin.namespace
+        return {**item, "name": origin.name, text: ""}
+
     def _end_item(self, status: str) -> bytes:
         item = self._item
         if item["type"] == "function_call":
+            events = self._tell_arguments("{}") if not self._text.tell() else b""
             item["arguments"] = self._text.getvalue()
             fields = {name: item[name] for name in ("name", "arguments")}
-            events = self._event("response.function_call_arguments.done", **self._place(), **fields)
+            events += self._event("response.function_call_arguments.done", **self._place(), **fields)
+        elif item["type"] == "custom_tool_call":
+            item["input"] = custom_input(self._text.getvalue())
+            place, name = self._place(), "response.custom_tool_call_input"
+            events = self._event(f"{name}.delta", **place, delta=item["input"])
+            events += self._event(f"{name}.done", **place, input=item["input"])
         else:
             events = self._end_part()
         item["status"] = status
@@ -230,6 +254,8 @@ class ResponseBuilder:
 
     def _tell_arguments(self, text: str) -> bytes:
         self._text.write(text)
+        if self._item["type"] == "custom_tool_call":  # its input is told when the arguments are whole
+            return b""
         kind = "response.function_call_arguments.delta"
         return self._event(kind, **self._place(), delta=text, **self._padding(text))
 
@@ -282,9 +308,10 @@ class ResponseBuilder:
         if given is None or made is None:
             return
         told: Item = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
-        for name, details in (("input_tokens_details", "prompt"), ("output_tokens_details", "completion")):
-            if isinstance(content := usage.get(f"{details}_tokens_details"), dict):
-                told[name] = {key: count for key, count in content.items() if count_of(count) is not None}
+        for name, of_chat, required in _USAGE_DETAILS:
+            content = usage.get(of_chat)
+            counts = content.items() if isinstance(content, dict) else ()
+            told[name] = required | {key: count for key, count in counts if count_of(count) is not None}
         self.response["usage"] = told
 
     def _take_room(self, size: int) -> None:
@@ -305,13 +332,6 @@ class ResponseBuilder:
     def _event(self, kind: str, **fields: Any) -> bytes:
         self._sequence += 1
         return event(kind, sequence_number=self._sequence - 1, **fields)
-
-
-def _told(tool: Item) -> Item:
-    """A tool as a response lists it: with all fields."""
-    if isinstance(tool.get("function"), dict):
-        tool = {"type": "function", **tool["function"]}
-    return {"description": None, "parameters": None, "strict": None, **tool}
 
 
 def _logprobs(content: Any) -> list[Item]:

@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
-from gateway.dialects.responses.items import Item, rest
+from gateway.dialects.responses.items import CALLS, OUTPUTS, Item, rest
 from gateway.dialects.responses.request import TRANSLATED
+from gateway.dialects.responses.tools import Tools, chat_name, custom_arguments
 from gateway.errors import invalid_value, unsupported_parameter
 from gateway.web.fields import need_text
 from gateway.wire.stepwise import STEP_ITEMS
 
 _OUTPUT_KEYS = {"annotations", "logprobs"}  # of an answer's text; a model has no use for them
-# Fields of a function tool that a chat lacks.
-_REFUSED_OF_TOOLS = ("allowed_callers", "async", "defer_loading", "output_schema")
 
 
-def to_chat(request: Mapping[str, Any], items: Iterable[Item]) -> Generator[None, None, dict[str, Any]]:
+def to_chat(request: Mapping[str, Any], items: Iterable[Item], tools: Tools) -> Generator[None, None, dict[str, Any]]:
     """OpenAI's chat request for the whole conversation, in steps; raises ApiError 400 that names a field."""
     chat = {name: value for name, value in request.items() if name not in TRANSLATED and value is not None}
     chat["messages"] = yield from _messages(request.get("instructions"), items)
@@ -27,7 +26,6 @@ def to_chat(request: Mapping[str, Any], items: Iterable[Item]) -> Generator[None
         raise invalid_value("input", "must hold a message")
     if request.get("max_output_tokens") is not None:
         chat["max_tokens"] = request["max_output_tokens"]
-    tools = [_tool(tool, f"tools.{index}") for index, tool in enumerate(request.get("tools") or ())]
     chat |= _tool_fields(request, tools)
     if effort := (request.get("reasoning") or {}).get("effort"):
         chat["reasoning_effort"] = effort
@@ -54,12 +52,12 @@ def _messages(instructions: str | None, items: Iterable[Item]) -> Generator[None
         if kind == "reasoning":
             thoughts += (part["text"] for part in item.get("content") or item["summary"])
             continue
-        if shown and kind != "function_call_output":
+        if shown and kind not in OUTPUTS:
             chat.add({"role": "user", "content": shown})
             shown = []
-        if kind == "function_call" or (kind == "message" and item["role"] == "assistant"):
+        if kind in CALLS or (kind == "message" and item["role"] == "assistant"):
             chat.add_of_assistant(item, thoughts)
-        elif kind == "function_call_output":
+        elif kind in OUTPUTS:
             chat.add(_tool_message(item, shown))
         else:
             chat.add(_chat_message(item))
@@ -90,13 +88,11 @@ class _Chat:
     def add_of_assistant(self, item: Item, thoughts: Iterable[str]) -> None:
         """Adds what the model said or called; a call joins the message before it, as in a chat."""
         last = self._messages[-1] if self._messages and self._messages[-1]["role"] == "assistant" else None
-        if item["type"] == "function_call":
+        if item["type"] in CALLS:
             if last is None:
                 last = {"role": "assistant", "content": None}
                 self.add(last)
-            call = {"id": item["call_id"], "type": "function"}
-            call["function"] = {"name": item["name"], "arguments": item["arguments"]}
-            last.setdefault("tool_calls", []).append({**rest(item, "call_id", "name", "arguments"), **call})
+            last.setdefault("tool_calls", []).append(_call(item))
         elif last is not None and "tool_calls" in last and isinstance(last["content"], str | None):
             # The model spoke after the calls of the same turn.
             self._said += (part.get("text") or part.get("refusal") or "" for part in item["content"])
@@ -118,6 +114,13 @@ class _Chat:
             before = self._messages[-1].get("reasoning_content")
             self._messages[-1]["reasoning_content"] = (before if isinstance(before, str) else "") + text
         self._said, self._thoughts = [], []
+
+
+def _call(item: Item) -> dict[str, Any]:
+    arguments = item["arguments"] if item["type"] == "function_call" else custom_arguments(item["input"])
+    function = {"name": chat_name(item["name"], item.get("namespace")), "arguments": arguments}
+    own = rest(item, "call_id", "name", "namespace", "arguments", "input")
+    return {**own, "id": item["call_id"], "type": "function", "function": function}
 
 
 def _tool_message(item: Item, shown: list[Item]) -> dict[str, Any]:
@@ -157,63 +160,23 @@ def _chat_part(part: Item) -> Item:
     return {**rest(part, name, *_OUTPUT_KEYS), "type": "text", "text": part[name]}
 
 
-def _tool(tool: Item, param: str) -> dict[str, Any]:
-    if isinstance(tool.get("function"), dict):  # as chats have it
-        tool = {"type": tool.get("type"), **tool["function"]}
-    if tool.get("type") != "function":
-        raise unsupported_parameter(f"{param}.type", f"the tool must be of type function, not '{tool.get('type')}'")
-    need_text(tool, "name", param)
-    for name in _REFUSED_OF_TOOLS:
-        if tool.get(name) and tool[name] != ["direct"]:
-            raise unsupported_parameter(f"{param}.{name}", "leave it out: the model calls functions directly")
-    names = ("name", "description", "parameters", "strict")
-    function = {name: tool[name] for name in names if tool.get(name) is not None}
-    return {**rest(tool, *names, *_REFUSED_OF_TOOLS), "type": "function", "function": function}
-
-
-def _tool_fields(request: Mapping[str, Any], tools: list[dict[str, Any]]) -> dict[str, Any]:
+def _tool_fields(request: Mapping[str, Any], tools: Tools) -> dict[str, Any]:
     """`tools`, and the fields that a chat accepts only together with tools."""
-    choice = request.get("tool_choice")
+    choice, functions = request.get("tool_choice"), tools.functions
     if isinstance(choice, dict):
-        choice, tools = _chosen(choice, tools)
+        choice, functions = tools.chosen(choice)
     elif choice not in (None, "none", "auto", "required"):
         raise invalid_value("tool_choice", "must be none, auto, required, or an object")
-    if not tools:
+    if not functions:
         if choice not in (None, "none", "auto"):
             raise invalid_value("tool_choice", "requires a tool call, but `tools` is empty")
         return {}
-    fields: dict[str, Any] = {"tools": tools}
+    fields: dict[str, Any] = {"tools": functions}
     if choice is not None:
         fields["tool_choice"] = choice
     if request.get("parallel_tool_calls") is not None:
         fields["parallel_tool_calls"] = request["parallel_tool_calls"]
     return fields
-
-
-def _chosen(choice: Item, tools: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
-    """A chat's tool_choice, and the allowed tools: a chat has no list of allowed tools."""
-    known = {tool["function"]["name"] for tool in tools}
-    if choice.get("type") == "function":
-        of_chat = choice.get("function")
-        name = of_chat.get("name") if isinstance(of_chat, dict) else choice.get("name")
-        if not isinstance(name, str) or name not in known:
-            raise invalid_value("tool_choice.name", f"must name a function of `tools`, not '{str(name)[:100]}'")
-        return {"type": "function", "function": {"name": name}}, tools
-    if choice.get("type") != "allowed_tools":
-        raise unsupported_parameter("tool_choice.type", "it must be function or allowed_tools")
-    if choice.get("mode") not in ("auto", "required"):
-        raise invalid_value("tool_choice.mode", "must be auto or required")
-    allowed = choice.get("tools")
-    if not isinstance(allowed, list) or not all(
-        isinstance(tool, dict)
-        and tool.get("type") == "function"
-        and isinstance(tool.get("name"), str)
-        and tool["name"] in known
-        for tool in allowed
-    ):
-        raise invalid_value("tool_choice.tools", "must be a list of functions of `tools`")
-    names = {tool["name"] for tool in allowed}
-    return choice["mode"], [tool for tool in tools if tool["function"]["name"] in names]
 
 
 def _response_format(wanted: Mapping[str, Any] | None) -> dict[str, Any] | None:

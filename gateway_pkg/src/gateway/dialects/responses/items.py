@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from gateway.errors import invalid_value, unsupported_parameter
@@ -12,11 +14,21 @@ from gateway.wire.stepwise import STEP_ITEMS
 Item = dict[str, Any]
 NewId = Callable[[str], str]
 
+CALLS = ("function_call", "custom_tool_call")
+OUTPUTS = ("function_call_output", "custom_tool_call_output")
+# Traces of hosted tools, from a conversation that began elsewhere; from the SDK's `ResponseInputItem`.
+_OF_HOSTED = re.compile(
+    r"(?:apply_patch|code_interpreter|computer|file_search|image_generation|local_shell|mcp|shell|tool_search"
+    r"|web_search)_(?:call|call_output|output|list_tools|approval_request|approval_response)|program(?:_output)?"
+)
 _ROLES = ("user", "assistant", "system", "developer")
 
 
-def read_items(request: Mapping[str, Any], new_id: NewId) -> Generator[None, None, list[Item]]:
-    """The request's own items, full and with ids, references unresolved; raises ApiError 400 with an item's place."""
+def read_items(request: Mapping[str, Any], new_id: NewId, ignored: set[str]) -> Generator[None, None, list[Item]]:
+    """The request's own items, full and with ids, references unresolved; raises ApiError 400 with an item's place.
+
+    Items of hosted tools are left out, and named in `ignored`.
+    """
     name = "messages" if request.get("input") is None else "input"
     given = request.get(name)
     if isinstance(given, str):
@@ -25,6 +37,10 @@ def read_items(request: Mapping[str, Any], new_id: NewId) -> Generator[None, Non
     for index, item in enumerate(given or ()):
         if index % STEP_ITEMS == STEP_ITEMS - 1:
             yield
+        kind = item.get("type")
+        if isinstance(kind, str) and _OF_HOSTED.fullmatch(kind):
+            ignored.add(f"input.{kind}")
+            continue
         items += (_item(part, f"{name}.{index}", new_id) for part in _of_chat(item, f"{name}.{index}"))
     if not items and not request.get("previous_response_id"):
         raise invalid_value("input", "is missing; send a text or a list of items")
@@ -92,13 +108,16 @@ def _part(part: Any, param: str, role: str) -> Item:
     raise unsupported_parameter(f"{param}.type", advice)
 
 
-def _function_call(item: Item, param: str) -> Item:
-    for name in ("call_id", "name", "arguments"):
+def _call(text: str, item: Item, param: str) -> Item:
+    """A call, of which the field `text` holds what the tool is given."""
+    for name in ("call_id", "name", text):
         need_text(item, name, param)
+    if item.get("namespace") is not None:
+        need_text(item, "namespace", param)
     return {**item, "status": item.get("status") or "completed"}
 
 
-def _function_call_output(item: Item, param: str) -> Item:
+def _output(item: Item, param: str) -> Item:
     need_text(item, "call_id", param)
     output = item.get("output")
     if isinstance(output, list):
@@ -129,12 +148,21 @@ def _item_reference(item: Item, param: str) -> Item:
 
 _READERS: dict[str, Callable[[Item, str], Item]] = {
     "message": _message,
-    "function_call": _function_call,
-    "function_call_output": _function_call_output,
+    "function_call": partial(_call, "arguments"),
+    "function_call_output": _output,
+    "custom_tool_call": partial(_call, "input"),
+    "custom_tool_call_output": _output,
     "reasoning": _reasoning,
     "item_reference": _item_reference,
 }
-_ID_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+_ID_PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "reasoning": "rs",
+}
 
 
 def _of_chat(message: Item, param: str) -> list[Item]:

@@ -12,7 +12,7 @@ from pydantic import Field, with_config
 from typing_extensions import TypedDict
 
 from gateway.errors import invalid_value, unsupported_parameter
-from gateway.features.conversations.stored import INCLUDABLE, check_include
+from gateway.features.conversations.stored import INCLUDABLE
 from gateway.web.fields import CLOSED, OPEN, Array, Object, closed
 from gateway.web.schemas import Model
 
@@ -82,7 +82,10 @@ class ResponsesRequest(_OfChat, total=False):
     previous_response_id: Annotated[str | None, Field(description="The stored response that this request continues.")]
     store: Annotated[bool | None, Field(description="Whether the response is stored; true by default.")]
     stream_options: Annotated[ResponsesStreamOptions, closed(ResponsesStreamOptions)] | None
-    tools: Annotated[Array[dict[str, Any]] | None, Field(description="Function tools; others are refused by name.")]
+    tools: Annotated[
+        Array[dict[str, Any]] | None,
+        Field(description="Functions, custom tools, namespaces of both; hosted tools are left out."),
+    ]
     tool_choice: str | dict[str, Any] | None
     parallel_tool_calls: bool | None
     max_tool_calls: Annotated[int | None, Field(ge=1, description="Without effect: it bounds only built-in tools.")]
@@ -98,21 +101,23 @@ class ResponsesRequest(_OfChat, total=False):
         Object[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
         Field(max_length=16, description="Kept with the response."),
     ]
-    truncation: Annotated[str | None, Field(description="`disabled`: the backend refuses too long a conversation.")]
+    truncation: Annotated[
+        str | None,
+        Field(description="`auto` leaves out the oldest messages of a conversation that is too long for the model."),
+    ]
 
 
 TRANSLATED = REFUSED.keys() | ResponsesRequest.__annotations__.keys() - _OfChat.__annotations__.keys()
 
 
-def check(request: Mapping[str, Any]) -> None:
-    """Raises ApiError 400 for an unsupported field."""
+def check(request: Mapping[str, Any], ignored: set[str]) -> None:
+    """Raises ApiError 400 for an unsupported field; values of `include` that belong to hosted tools are ignored."""
     for name, advice in REFUSED.items():
         if request.get(name) and not (name == "n" and request[name] == 1):
             raise unsupported_parameter(name, advice)
-    if request.get("truncation") not in (None, "disabled"):
-        raise unsupported_parameter("truncation", "leave it out: the gateway does not shorten conversations")
-    for index, name in enumerate(request.get("include") or ()):
-        check_include(f"include.{index}", name)
+    if request.get("truncation") not in (None, "disabled", "auto"):
+        raise invalid_value("truncation", "must be auto or disabled")
+    ignored.update(f"include.{name}" for name in request.get("include") or () if name not in INCLUDABLE)
     for name in ("context", "mode"):
         if (request.get("reasoning") or {}).get(name) not in (None, "auto", "standard"):
             raise unsupported_parameter(f"reasoning.{name}", "leave it out: the model decides")

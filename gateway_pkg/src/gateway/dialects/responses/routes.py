@@ -19,6 +19,7 @@ from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids, 
 from gateway.dialects.responses.chat import to_chat
 from gateway.dialects.responses.items import Item, read_items, with_own_ids
 from gateway.dialects.responses.request import ResponsesRequest, check
+from gateway.dialects.responses.tools import Tools
 from gateway.errors import ApiError
 from gateway.features.conversations.feature import Conversations
 from gateway.features.conversations.store import Sized
@@ -66,18 +67,21 @@ class Responses(Feature):
         request = parse(await exchange.body(), REQUEST)
         size = exchange.bytes_in
         await turn(size)
-        check(request)
-        response = begin(request, f"resp_{uuid4().hex}")
+        ignored: set[str] = set()
+        check(request, ignored)
+        tools = Tools(request.get("tools") or (), ignored)
+        response = begin(request, f"resp_{uuid4().hex}", tools)
         new_id = make_ids(response["id"])
         owner = exchange.owner
-        items = await stepwise.run(read_items(request, new_id))
+        items = await stepwise.run(read_items(request, new_id, ignored))
         items = await self._conversation(owner, request, items, size)
         items = with_own_ids(items, new_id)
+        exchange.ignore(ignored)
         await turn(size)
-        chat = await stepwise.run(to_chat(request, items))
+        chat = await stepwise.run(to_chat(request, items, tools))
         await turn(size)
         limit = min(self._dispatcher.max_response_bytes, PARSED_MAX_BYTES)
-        builder = ResponseBuilder(request, response, new_id, limit)
+        builder = ResponseBuilder(request, response, tools, new_id, limit)
         try:
             async with self._dispatcher.ask(exchange, "chat", chat) as answer:
                 if chat.get("stream"):
