@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
@@ -46,7 +46,10 @@ class Refusal(Exception):
 
 @dataclass(eq=False)
 class ApiError(Exception):
-    """An error answer. `headers` are further response headers, with lower-case names."""
+    """An error answer. `headers` are further response headers, with lower-case names.
+
+    `kind` is OpenAI's `type` where it is another than the status's own; `more` holds further fields of a backend's.
+    """
 
     status: int
     message: str
@@ -54,14 +57,17 @@ class ApiError(Exception):
     code: str | None = None
     param: str | None = None
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    kind: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.message
 
     def body(self) -> bytes:
         """`{"error": {message, type, param, code}}` as JSON."""
-        kind = TYPES.get(self.status, "internal_error" if self.status >= 500 else "invalid_request_error")
-        return orjson.dumps({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+        kind = self.kind or TYPES.get(self.status, "internal_error" if self.status >= 500 else "invalid_request_error")
+        told = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": {**self.more, **told}})
 
     def event(self) -> bytes:
         """The body as one server-sent event, for a stream that has begun."""

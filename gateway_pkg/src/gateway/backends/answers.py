@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.backends.failures import wrong_type
-from gateway.backends.protocols.base import AnswerError, check_inside, event, json_object, json_object_in_steps
+from gateway.backends.protocols.base import (
+    AnswerError,
+    ErrorStatus,
+    check_inside,
+    event,
+    json_object,
+    json_object_in_steps,
+)
 from gateway.backends.request import Request
 from gateway.backends.slots import Slots
 from gateway.backends.usage import usage_of
@@ -115,6 +122,11 @@ async def read_json(response: Response, limit: int) -> bytes:
     if not content_type.startswith(JSON_TYPE):
         raise wrong_type(content_type, "JSON")
     return await response.read(limit)
+
+
+async def refusal(response: Response, limit: int) -> ErrorStatus:
+    """The error of an answer whose status is no good one; raises UpstreamError."""
+    return ErrorStatus(response.status, await response.read(limit), response.header(b"retry-after"))
 
 
 async def pieces(response: Response) -> AsyncIterator[bytes]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from gateway.backends.answers import Answer, read_json
+from gateway.backends.answers import Answer, read_json, refusal
 from gateway.backends.converse import converse
 from gateway.backends.failures import Effect, told
-from gateway.backends.protocols.base import AnswerError, ErrorStatus
+from gateway.backends.protocols.base import AnswerError
 from gateway.backends.protocols.steps import Steps
 from gateway.backends.protocols.wire_protocol import below
 from gateway.backends.registry import Registry, Route
@@ -138,7 +138,7 @@ class Dispatcher:
                     lines = backend.auth_headers + message.lines
                     response = await backend.pool.request(message.method, message.target, lines, message.body)
                 if response.status not in passes:
-                    raise ErrorStatus(response.status, await response.read(self.max_response_bytes))
+                    raise await refusal(response, self.max_response_bytes)
                 yield response
             except (UpstreamError, AnswerError) as error:
                 raise failed(error, backend) from error
@@ -263,7 +263,7 @@ class Call:
         """As `ask`, for what sends by itself."""
         response = self._response = await self._on_one_host(send)
         if response.status != 200:
-            raise ErrorStatus(response.status, await response.read(self._dispatcher.max_response_bytes))
+            raise await refusal(response, self._dispatcher.max_response_bytes)
         return response
 
     async def converse(self, steps: Callable[[Slots], Steps[T]]) -> T:

@@ -76,7 +76,7 @@ async def _do(backend: Backend, step: Step, max_response_bytes: int, only_once: 
     prefix = backend.origin.prefix
     target = prefix + (step.path.removeprefix("/v1") if prefix else step.path).encode("latin-1")
     response = await backend.pool.request(step.method.encode("ascii"), target, headers, step.body, only_once)
-    return Reply(response.status, await response.read(max_response_bytes))
+    return Reply(response.status, await response.read(max_response_bytes), response.header(b"retry-after"))
 
 
 def _abandon(backend: Backend, steps: Steps[Any], max_response_bytes: int) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from gateway.backends.answers import EVENTS_TYPE, JSON_TYPE, Answer, check_end
+from gateway.backends.answers import EVENTS_TYPE, JSON_TYPE, Answer, check_end, refusal
 from gateway.backends.call import Dispatcher, asks_for_usage, failed
 from gateway.backends.failures import wrong_type
 from gateway.backends.protocols.base import (
     AnswerError,
-    ErrorStatus,
     check_inside,
     embeddings_written,
     json_object_in_steps,
@@ -148,7 +147,7 @@ class HotHandler:
                 slots = await self._dispatcher.other(exchange, route, slots, error)
                 response = await self._dispatcher.send(exchange, slots, request, body)
             if response.status != 200:
-                raise ErrorStatus(response.status, await response.read(self._max_response_bytes))
+                raise await refusal(response, self._max_response_bytes)
             content_type = response.header(b"content-type") or b""
             if slots.adapter is None and not is_streamed and content_type.startswith(JSON_TYPE):
                 answer = response.read_at_once(self._max_response_bytes)

@@ -21,12 +21,13 @@ class AnswerError(Exception):
 
 
 class ErrorStatus(AnswerError):
-    """The backend answered with an error status; `body` is the answer's body."""
+    """The backend answered with an error status; `body` and `retry_after`, the header, are the answer's."""
 
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(self, status: int, body: bytes, retry_after: bytes | None = None) -> None:
         super().__init__(f"status {status}")
         self.status = status
         self.body = body
+        self.retry_after = retry_after
 
 
 class ErrorInside(AnswerError):

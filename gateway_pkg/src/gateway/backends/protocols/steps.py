@@ -33,11 +33,12 @@ class Reply(NamedTuple):
 
     status: int
     body: bytes
+    retry_after: bytes | None = None
 
     def content(self) -> bytes:
         """The body of a 2xx; raises ErrorStatus for another status."""
         if not 200 <= self.status < 300:
-            raise ErrorStatus(self.status, self.body)
+            raise ErrorStatus(self.status, self.body, self.retry_after)
         return self.body
 
     def json(self) -> dict[str, Any]:

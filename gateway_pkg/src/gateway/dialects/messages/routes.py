@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from gateway.backends.answers import EVENTS_TYPE, Answer
 from gateway.backends.call import Message, as_understood
+from gateway.backends.overflow import CODE
 from gateway.backends.protocols.base import AnswerError, ErrorStatus, json_object
 from gateway.backends.registry import Route
 from gateway.backends.slots import Slots
@@ -72,6 +73,9 @@ def messages_errors(request_id: str | None = None) -> ErrorShape:
     def body(error: ApiError) -> bytes:
         kind = ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         message = error.message
+        if error.code == CODE:  # in Anthropic's words: by these its clients know to shorten the conversation
+            asked, limit = error.more.get("n_prompt_tokens"), error.more.get("n_ctx")
+            message = f"prompt is too long: {f'{asked} tokens > {limit} maximum' if asked and limit else message}"
         if error.param is not None and error.param not in message:
             message = f"{error.param}: {message}"
         told: dict[str, Any] = {"type": kind, "message": message}
