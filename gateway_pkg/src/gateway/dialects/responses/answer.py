@@ -107,7 +107,7 @@ def begin(request: Mapping[str, Any], response_id: str, tools: Tools) -> dict[st
         "text": {**text, "format": text.get("format") or {"type": "text"}},
         "tool_choice": request.get("tool_choice") or "auto",
         "tools": tools.told,
-        "truncation": "disabled",
+        "truncation": request.get("truncation") or "disabled",
         "usage": None,
         **{name: request.get(name) for name in _ECHOED},
     }

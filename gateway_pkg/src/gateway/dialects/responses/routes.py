@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
 from pydantic import TypeAdapter
 
 from gateway.backends.answers import EVENTS_TYPE, Answer
+from gateway.backends.overflow import CODE
 from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids, response_of_item
 from gateway.dialects.responses.chat import to_chat
 from gateway.dialects.responses.items import Item, read_items, with_own_ids
 from gateway.dialects.responses.request import ResponsesRequest, check
 from gateway.dialects.responses.tools import Tools
+from gateway.dialects.responses.truncation import shortened
 from gateway.errors import ApiError
 from gateway.features.conversations.feature import Conversations
 from gateway.features.conversations.store import Sized
@@ -83,7 +86,7 @@ class Responses(Feature):
         limit = min(self._dispatcher.max_response_bytes, PARSED_MAX_BYTES)
         builder = ResponseBuilder(request, response, tools, new_id, limit)
         try:
-            async with self._dispatcher.ask(exchange, "chat", chat) as answer:
+            async with self._ask(exchange, request, chat) as answer:
                 if chat.get("stream"):
                     await _stream(exchange, answer, builder)
                 else:
@@ -106,6 +109,19 @@ class Responses(Feature):
             await exchange.end_stream()
         else:
             await exchange.answer(200, dump(response), [JSON])
+
+    @asynccontextmanager
+    async def _ask(self, exchange: Exchange, request: Mapping[str, Any], chat: dict[str, Any]) -> AsyncIterator[Answer]:
+        """As `Dispatcher.ask`; with `truncation: auto` once more, shortened, where the conversation is too long."""
+        async with AsyncExitStack() as stack:
+            try:
+                answer = await stack.enter_async_context(self._dispatcher.ask(exchange, "chat", chat))
+            except ApiError as error:
+                shorter = shortened(chat, error) if error.code == CODE and request.get("truncation") == "auto" else None
+                if shorter is None:
+                    raise
+                answer = await stack.enter_async_context(self._dispatcher.ask(exchange, "chat", shorter))
+            yield answer
 
     async def _conversation(self, owner: str, request: Mapping[str, Any], items: list[Item], size: int) -> list[Item]:
         """What came before, and the request's own items with what they refer to; `size` is the request's, in bytes.
