@@ -43,7 +43,9 @@ class Messages:
     requests = TypeAdapter(MessagesRequest)
 
     def chat(self, request: bytes) -> Json:
-        return message_to_chat(parse(request, self.requests))
+        ignored: set[str] = set()
+        chat = message_to_chat(parse(request, self.requests), ignored)
+        return chat | {"ignored": sorted(ignored)} if ignored else chat
 
     def answers(self, request: Json, chunks: list[Json], whole: Json) -> tuple[bytes, Json]:
         stops, words = request.get("stop_sequences", ()), prefill(self.chat(json.dumps(request).encode()))

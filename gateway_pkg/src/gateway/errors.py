@@ -75,15 +75,16 @@ class ApiError(Exception):
 
 
 class ErrorShape(NamedTuple):
-    """How a family of routes writes its errors: as a JSON body, and as an event of a stream.
+    """How a family of routes writes an error and the request's id: as a JSON body, and as an event of a stream.
 
-    `schema` is the body's JSON schema; the OpenAPI page shows it under `name`.
+    `schema` is the body's JSON schema; the OpenAPI page shows it under `name`. `id_header` has the request's id too.
     """
 
-    body: Callable[[ApiError], bytes]
-    event: Callable[[ApiError], bytes]
+    body: Callable[[ApiError, str], bytes]
+    event: Callable[[ApiError, str], bytes]
     name: str
     schema: Mapping[str, Any]
+    id_header: bytes = b""
 
 
 SCHEMA = {
@@ -102,7 +103,7 @@ SCHEMA = {
         }
     },
 }
-OPENAI_ERRORS = ErrorShape(ApiError.body, ApiError.event, "Error", SCHEMA)
+OPENAI_ERRORS = ErrorShape(lambda error, _: error.body(), lambda error, _: error.event(), "Error", SCHEMA)
 
 
 def retry_after(seconds: int) -> tuple[tuple[bytes, bytes], ...]:

@@ -45,6 +45,25 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class AnthropicModel(BaseModel):
+    """Anthropic's model object."""
+
+    type: Literal["model"] = "model"
+    id: str
+    display_name: str
+    created_at: Literal["1970-01-01T00:00:00Z"] = "1970-01-01T00:00:00Z"  # unknown, in Anthropic's words
+    lifecycle: Literal["active"] = "active"
+    max_input_tokens: int | None
+    max_tokens: int | None
+
+
+class AnthropicModels(BaseModel):
+    data: list[AnthropicModel]
+    has_more: Literal[False] = False
+    first_id: str
+    last_id: str
+
+
 def make_router(registry: Registry, metrics: Metrics | None, problems: health.Problems) -> APIRouter:
     """The routes, bound to the gateway's state; `metrics` is None where METRICS_ENABLED is false."""
     router = APIRouter()
@@ -83,8 +102,12 @@ def make_router(registry: Registry, metrics: Metrics | None, problems: health.Pr
         response_model_exclude_none=True,
         responses={200: {"links": {"show": FIRST_MODEL}}},
     )
-    async def list_models(request: Request) -> ModelList:
-        return ModelList(data=list(known_models(registry, caller_of(request)).values()))
+    async def list_models(request: Request) -> ModelList | AnthropicModels:
+        """With the header `anthropic-version` in Anthropic's shape."""
+        models = list(known_models(registry, caller_of(request)).values())
+        if not _is_anthropics(request):
+            return ModelList(data=models)
+        return AnthropicModels(data=[*map(_as_anthropics, models)], first_id=models[0].id, last_id=models[-1].id)
 
     @router.get(
         "/v1/models/{model_id:path}",
@@ -93,15 +116,26 @@ def make_router(registry: Registry, metrics: Metrics | None, problems: health.Pr
         responses={404: {"description": "Unknown model; the message has the nearest names"}},
         response_model_exclude_none=True,
     )
-    async def get_model(model_id: str, request: Request) -> Model:
+    async def get_model(model_id: str, request: Request) -> Model | AnthropicModel:
+        """With the header `anthropic-version` in Anthropic's shape."""
         models = known_models(registry, caller_of(request))
         by_upstream = (model for model in models.values() if model.upstream_model == model_id)
         found = models.get(model_id) or models.get(model_id.casefold()) or next(by_upstream, None)
         if found is None:
             raise unknown_model(model_id, caller_of(request).known(registry.names))
-        return found
+        found = found.model_copy(update={"id": model_id})
+        return _as_anthropics(found) if _is_anthropics(request) else found
 
     return router
+
+
+def _is_anthropics(request: Request) -> bool:
+    return "anthropic-version" in request.headers
+
+
+def _as_anthropics(model: Model) -> AnthropicModel:
+    context, cap = model.context_window, model.max_tokens_cap
+    return AnthropicModel(id=model.id, display_name=model.id, max_input_tokens=context, max_tokens=cap)
 
 
 def known_models(registry: Registry, caller: Caller) -> dict[str, Model]:

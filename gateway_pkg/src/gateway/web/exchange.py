@@ -188,13 +188,16 @@ class Exchange:
         A stream of other data, such as audio, breaks off, so that nobody takes it for whole.
         """
         if not self.status:
-            await self.answer(error.status, self.errors.body(error), [JSON, *error.headers])
+            headers = [JSON, *error.headers]
+            if self.errors.id_header:
+                headers.append((self.errors.id_header, self.request_id.encode()))
+            await self.answer(error.status, self.errors.body(error, self.request_id), headers)
             return
         self.abort_reason = error.code or "error"
         if not self._has_events:
             await self.break_off()
             return
-        await self.stream(self.errors.event(error))
+        await self.stream(self.errors.event(error, self.request_id))
         await self.end_stream()
 
     async def break_off(self) -> None:

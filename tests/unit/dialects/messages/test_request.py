@@ -18,7 +18,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 def chat(**fields: Any) -> dict[str, Any]:
     body = json.dumps({"model": "m", "max_tokens": 10, "messages": HELLO, **fields})
-    return to_chat(parse(body.encode(), REQUEST))
+    return to_chat(parse(body.encode(), REQUEST), set())
 
 
 def test_prefill() -> None:

@@ -21,7 +21,7 @@ from gateway.dialects.messages.request import CountRequest, MessagesRequest, pre
 from gateway.errors import ApiError, ErrorShape
 from gateway.features.face import Core, Feature
 from gateway.routing.body import dump
-from gateway.web.endpoint import JSON_TYPE, Endpoint, Handler, parse
+from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.schemas import COUNT, TEXT, events, record
 from gateway.wire.collector import paused, turn
@@ -45,12 +45,13 @@ EVENTS = "Anthropic's events, `message_start` to `message_stop`; `error` where i
 REQUEST_ID = {
     "responses": {"200": {"headers": {"request-id": {"description": "The same as `X-Request-Id`", "schema": TEXT}}}}
 }
+INTERLEAVED = b"interleaved-thinking-2025-05-14"  # of `anthropic-beta`
 # What a server answers that does not know the path: it has no tokenizer to ask.
 CANNOT_COUNT = (404, 405, 501)
 
 _ERROR = record(
-    {"request_id": {"type": ["string", "null"]}},
     type={"const": "error"},
+    request_id=TEXT,
     error=record({"details": {"type": "object", "properties": {"error_code": TEXT}}}, type=TEXT, message=TEXT),
 )
 _COUNT = COUNT | {"type": ["integer", "null"]}
@@ -67,26 +68,27 @@ _MESSAGE = record(
 )
 
 
-def messages_errors(request_id: str | None = None) -> ErrorShape:
+def _error_body(error: ApiError, request_id: str) -> bytes:
     """Anthropic's error object; `details.error_code` is the gateway's own code, the message names the field."""
-
-    def body(error: ApiError) -> bytes:
-        kind = ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-        message = error.message
-        if error.code == CODE:  # in Anthropic's words: by these its clients know to shorten the conversation
-            asked, limit = error.more.get("n_prompt_tokens"), error.more.get("n_ctx")
-            message = f"prompt is too long: {f'{asked} tokens > {limit} maximum' if asked and limit else message}"
-        if error.param is not None and error.param not in message:
-            message = f"{error.param}: {message}"
-        told: dict[str, Any] = {"type": kind, "message": message}
-        if error.code is not None:
-            told["details"] = {"error_code": error.code}
-        return orjson.dumps({"type": "error", "error": told, "request_id": request_id})
-
-    return ErrorShape(body, lambda error: b"event: error\ndata: " + body(error) + b"\n\n", "AnthropicError", _ERROR)
+    kind = ERROR_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+    message = error.message
+    if error.code == CODE:  # in Anthropic's words: by these its clients know to shorten the conversation
+        asked, limit = error.more.get("n_prompt_tokens"), error.more.get("n_ctx")
+        message = f"prompt is too long: {f'{asked} tokens > {limit} maximum' if asked and limit else message}"
+    if error.param is not None and error.param not in message:
+        message = f"{error.param}: {message}"
+    told: dict[str, Any] = {"type": kind, "message": message}
+    if error.code is not None:
+        told["details"] = {**error.more, "error_code": error.code}
+    return orjson.dumps({"type": "error", "error": told, "request_id": request_id})
 
 
-_endpoint = partial(Endpoint, capability="chat", tag="anthropic", errors=messages_errors(), openapi_extra=REQUEST_ID)
+def _error_event(error: ApiError, request_id: str) -> bytes:
+    return b"event: error\ndata: " + _error_body(error, request_id) + b"\n\n"
+
+
+ERRORS = ErrorShape(_error_body, _error_event, "AnthropicError", _ERROR, id_header=b"request-id")
+_endpoint = partial(Endpoint, capability="chat", tag="anthropic", errors=ERRORS, openapi_extra=REQUEST_ID)
 MESSAGES = _endpoint(
     "/v1/messages",
     summary="Answer a conversation, as Anthropic's API",
@@ -106,10 +108,7 @@ class Messages(Feature):
 
     def __init__(self, core: Core) -> None:
         self._dispatcher = core.dispatcher
-        self.endpoints = (
-            (MESSAGES, _telling_request_id(self.create)),
-            (COUNT_TOKENS, _telling_request_id(self.count_tokens)),
-        )
+        self.endpoints = (MESSAGES, self.create), (COUNT_TOKENS, self.count_tokens)
 
     async def create(self, exchange: Exchange, endpoint: Endpoint) -> None:
         request, chat = await _read(exchange, REQUEST)
@@ -151,8 +150,10 @@ async def _read(exchange: Exchange, adapter: TypeAdapter[Any]) -> tuple[Mapping[
     request = parse(await exchange.body(), adapter)
     size = exchange.bytes_in
     await turn(size)
+    ignored: set[str] = set()
     with paused(size):
-        chat = to_chat(request)
+        chat = to_chat(request, ignored, INTERLEAVED in exchange.headers.get(b"anthropic-beta", b""))
+    exchange.ignore(ignored)
     await turn(size)
     return request, chat
 
@@ -168,20 +169,6 @@ async def _stream(exchange: Exchange, answer: Answer, facts: Facts) -> None:
             await exchange.stream(events)
     await exchange.stream(stream.end())
     await exchange.end_stream()
-
-
-def _telling_request_id(handler: Handler) -> Handler:
-    """Errors tell the request's id too, in their body and where Anthropic's SDKs look for it."""
-
-    async def handle(exchange: Exchange, endpoint: Endpoint) -> None:
-        exchange.errors = messages_errors(exchange.request_id)
-        try:
-            await handler(exchange, endpoint)
-        except ApiError as error:
-            error.headers = (*error.headers, _request_id(exchange))
-            raise
-
-    return handle
 
 
 def _request_id(exchange: Exchange) -> tuple[bytes, bytes]:
