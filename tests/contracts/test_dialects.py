@@ -32,6 +32,7 @@ from tests.support.pieces import ended
 
 GOLDEN = Path(__file__).parent / "dialects"
 Json = dict[str, Any]
+SEALED = {"sealed": "Where?"}
 
 
 class Messages:
@@ -69,7 +70,7 @@ class Responses:
         check(checked, ignored)
         tools = Tools(checked.get("tools") or (), ignored)
         items, _ = ended(read_items(checked, make_ids(self.id), ignored))
-        chat: Json = ended(response_to_chat(checked, items, tools))[0]
+        chat: Json = ended(response_to_chat(checked, items, tools, SEALED.get))[0]
         return chat | {"ignored": sorted(ignored)} if ignored else chat
 
     def answers(self, request: Json, chunks: list[Json], whole: Json) -> tuple[bytes, Json]:
@@ -81,7 +82,8 @@ class Responses:
 
     def builder(self, request: Json) -> ResponseBuilder:
         tools = Tools(request.get("tools") or (), set())
-        return ResponseBuilder(request, begin(request, self.id, tools), tools, make_ids(self.id), 1_000_000)
+        seal = (lambda _: "sealed") if request.get("include") else None
+        return ResponseBuilder(request, begin(request, self.id, tools), tools, make_ids(self.id), 1_000_000, seal)
 
 
 DIALECTS: Mapping[str, Any] = {"messages": Messages(), "responses": Responses()}

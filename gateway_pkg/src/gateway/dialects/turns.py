@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic_core import from_json
 
-from gateway.backends.protocols.base import AnswerError
+from gateway.backends.protocols.base import THOUGHTS, AnswerError
 from gateway.routing.body import dump
 from gateway.wire.stepwise import is_heavy
 
@@ -27,8 +27,6 @@ LOGPROB_COST = 100
 PIECE_COST = 100  # of a piece that waits
 CALLS_MAX = 1_000  # in an answer; OpenAI's API takes 128 tools
 ARGUMENTS_MAX_VALUES = 400_000
-# The servers' names for a model's thoughts: llama.cpp and LiteLLM, vLLM, the earlier gateway.
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 class Piece(NamedTuple):
@@ -261,7 +259,7 @@ def first_choice(answer: Mapping[str, Any]) -> Entry | None:
 
 
 def read_thoughts(message: Mapping[str, Any]) -> str:
-    return next(filter(None, (read_text(message, name) for name in _THOUGHTS)), "")
+    return next(filter(None, (read_text(message, name) for name in THOUGHTS)), "")
 
 
 def read_text(content: Mapping[str, Any], name: str) -> str:

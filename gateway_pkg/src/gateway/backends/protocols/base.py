@@ -16,6 +16,10 @@ FLOATS_AT_ONCE = 1 << 16
 QUOTED_BYTES = 500  # of a malformed answer
 
 
+# Names of a model's thoughts: llama.cpp's and LiteLLM's, vLLM's and OpenRouter's, Ollama's and the earlier gateway's.
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
+
 class AnswerError(Exception):
     """A backend's answer is malformed, or is an error."""
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.backends.protocols import openai
-from gateway.backends.protocols.base import AnswerError, Outgoing, json_object
+from gateway.backends.protocols.base import THOUGHTS, AnswerError, Outgoing, json_object
 from gateway.backends.protocols.wire_protocol import TokenCount, WireProtocol
 from gateway.backends.usage import count_of
 from gateway.errors import ApiError
@@ -21,10 +21,14 @@ _TOKENS = re.compile(rb'\s*\{\s*"tokens"\s*:\s*\[[\d,\s]*\]\s*\}\s*')
 
 
 def chat(request: Mapping[str, Any], body: bytes) -> bytes:
-    """An object `tool_choice`, which the server would take for `auto`, as `required` and no tool but the named one.
+    """The body in the server's words; raises ApiError 400 where `tool_choice` names no function of `tools`.
 
-    Raises ApiError 400 where it names no function of `tools`.
+    An object `tool_choice`, which the server would take for `auto`, becomes `required` and no tool but the named one.
+    Thoughts that come by another name become `reasoning_content`.
     """
+    if b'"reasoning"' in body or b'"thinking"' in body:
+        content = load(body)
+        body = dump({**content, "messages": [*map(_message, content["messages"])]})
     if not isinstance(request.get("tool_choice"), dict):
         return body
     content = load(body)
@@ -35,6 +39,13 @@ def chat(request: Mapping[str, Any], body: bytes) -> bytes:
             return dump({**content, "tools": [tool], "tool_choice": "required"})
     problem = "'tool_choice': an object must name one function of 'tools' on this backend"
     raise ApiError(400, problem, param="tool_choice", code="invalid_value")
+
+
+def _message(message: dict[str, Any]) -> dict[str, Any]:
+    thoughts = [message[name] for name in THOUGHTS if isinstance(message.get(name), str)]
+    if message["role"] != "assistant" or not thoughts:
+        return message
+    return {**{name: value for name, value in message.items() if name not in THOUGHTS}, THOUGHTS[0]: thoughts[0]}
 
 
 def count_request(model: str, request: Mapping[str, Any], prefix: bytes) -> Outgoing:

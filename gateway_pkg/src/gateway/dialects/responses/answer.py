@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from itertools import count
@@ -116,11 +116,18 @@ def begin(request: Mapping[str, Any], response_id: str, tools: Tools) -> dict[st
 class ResponseBuilder:
     """Builds a response and its events from a chat's chunks; each method returns whole events.
 
-    `response` is the response object so far. `limit`, in characters, bounds its size.
+    `response` is the response object so far. `limit`, in characters, bounds its size. `seal` makes the encrypted
+    content of reasoning where the client asks for it.
     """
 
     def __init__(
-        self, request: Mapping[str, Any], response: dict[str, Any], tools: Tools, new_id: NewId, limit: int
+        self,
+        request: Mapping[str, Any],
+        response: dict[str, Any],
+        tools: Tools,
+        new_id: NewId,
+        limit: int,
+        seal: Callable[[str], str] | None = None,
     ) -> None:
         self.response = response
         reasoning = request.get("reasoning") or {}
@@ -128,6 +135,7 @@ class ResponseBuilder:
         self._thoughts = _SUMMARY if wants_summary else _REASONING
         self._obfuscates = bool((request.get("stream_options") or {}).get("include_obfuscation"))
         self._origins = tools.origins
+        self._seal = seal
         self._new_id = new_id
         self._turns = Turns(limit)
         self._room = limit
@@ -247,7 +255,10 @@ class ResponseBuilder:
             events = self._event(f"{name}.delta", **place, delta=item["input"])
             events += self._event(f"{name}.done", **place, input=item["input"])
         else:
+            thoughts = self._text.getvalue() if self._kind is self._thoughts else ""
             events = self._end_part()
+            if item["type"] == "reasoning" and self._seal is not None:
+                item["encrypted_content"] = self._seal(thoughts)
         item["status"] = status
         self._item = {}
         return events + self._event("response.output_item.done", output_index=self._output_index, item=item)

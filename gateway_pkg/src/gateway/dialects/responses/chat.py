@@ -5,7 +5,7 @@ The text of a reasoning item becomes `reasoning_content` of the message that the
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 from gateway.dialects.responses.items import CALLS, OUTPUTS, Item, rest
@@ -15,13 +15,19 @@ from gateway.errors import invalid_value, unsupported_parameter
 from gateway.web.fields import need_text
 from gateway.wire.stepwise import STEP_ITEMS
 
+Unseal = Callable[[str], str | None]
 _OUTPUT_KEYS = {"annotations", "logprobs"}  # of an answer's text; a model has no use for them
 
 
-def to_chat(request: Mapping[str, Any], items: Iterable[Item], tools: Tools) -> Generator[None, None, dict[str, Any]]:
-    """OpenAI's chat request for the whole conversation, in steps; raises ApiError 400 that names a field."""
+def to_chat(
+    request: Mapping[str, Any], items: Iterable[Item], tools: Tools, unseal: Unseal
+) -> Generator[None, None, dict[str, Any]]:
+    """OpenAI's chat request for the whole conversation, in steps; raises ApiError 400 that names a field.
+
+    `unseal` reads the encrypted content of a reasoning item; None where the gateway did not seal it for this caller.
+    """
     chat = {name: value for name, value in request.items() if name not in TRANSLATED and value is not None}
-    chat["messages"] = yield from _messages(request.get("instructions"), items)
+    chat["messages"] = yield from _messages(request.get("instructions"), items, unseal)
     if not chat["messages"]:
         raise invalid_value("input", "must hold a message")
     if request.get("max_output_tokens") is not None:
@@ -41,7 +47,9 @@ def to_chat(request: Mapping[str, Any], items: Iterable[Item], tools: Tools) -> 
     return chat
 
 
-def _messages(instructions: str | None, items: Iterable[Item]) -> Generator[None, None, list[dict[str, Any]]]:
+def _messages(
+    instructions: str | None, items: Iterable[Item], unseal: Unseal
+) -> Generator[None, None, list[dict[str, Any]]]:
     chat = _Chat(instructions)
     thoughts: list[str] = []
     shown: list[Item] = []  # images of tool results that wait for a user message
@@ -50,7 +58,9 @@ def _messages(instructions: str | None, items: Iterable[Item]) -> Generator[None
             yield
         kind = item["type"]
         if kind == "reasoning":
-            thoughts += (part["text"] for part in item.get("content") or item["summary"])
+            sealed = item.get("encrypted_content")
+            own = unseal(sealed) if sealed else None
+            thoughts += (part["text"] for part in item.get("content") or item["summary"]) if own is None else (own,)
             continue
         if shown and kind not in OUTPUTS:
             chat.add({"role": "user", "content": shown})

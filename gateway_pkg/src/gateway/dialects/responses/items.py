@@ -136,8 +136,8 @@ def _reasoning(item: Item, param: str) -> Item:
             if not isinstance(part, dict):
                 raise invalid_value(f"{param}.{name}.{index}", "must be an object")
             need_text(part, "text", f"{param}.{name}.{index}")
-    if item.get("encrypted_content"):
-        raise unsupported_parameter(f"{param}.encrypted_content", "only its maker can read it; send its text instead")
+    if item.get("encrypted_content") is not None:
+        need_text(item, "encrypted_content", param)
     return {**item, "summary": item.get("summary") or []}
 
 

@@ -93,7 +93,7 @@ class ResponsesRequest(_OfChat, total=False):
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)]
     include: Annotated[
         Array[str] | None,
-        Field(description=f"Any of {', '.join(INCLUDABLE)}. Reasoning is plain text in its item, not encrypted."),
+        Field(description=f"Any of {', '.join(INCLUDABLE)}. Others are ignored."),
     ]
     text: Text | None
     reasoning: Reasoning | None

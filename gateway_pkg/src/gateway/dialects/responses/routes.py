@@ -44,6 +44,7 @@ EVENTS = "OpenAI's events, `response.created` to `response.completed` or `.incom
 UNKNOWN = "Unknown model; the message has the nearest names. Or an item that is referred to, and not kept"
 _ID = {"response_id": "$response.body#/id"}
 LINKS: dict[str, Any] = {"show": {"operationId": "get_response", "parameters": _ID}, **OF_STORED}
+ENCRYPTED = "reasoning.encrypted_content"
 # A conversation is sent whole with each response: what goes on beyond this would only make it slow.
 CONVERSATION_MAX_BYTES = 4_000_000
 
@@ -63,7 +64,8 @@ class Responses(Feature):
 
     def __init__(self, core: Core) -> None:
         self._dispatcher = core.dispatcher
-        self._store = core.find(Conversations).store
+        conversations = core.find(Conversations)
+        self._store, self._sealer = conversations.store, conversations.sealer
         self.endpoints = ((RESPONSES, self.create),)
 
     async def create(self, exchange: Exchange, endpoint: Endpoint) -> None:
@@ -81,10 +83,17 @@ class Responses(Feature):
         items = with_own_ids(items, new_id)
         exchange.ignore(ignored)
         await turn(size)
-        chat = await stepwise.run(to_chat(request, items, tools))
+        wants_sealed = ENCRYPTED in (request.get("include") or ())
+        seals = None
+        if wants_sealed or any(item.get("encrypted_content") for item in items):
+            with store_errors():
+                seals = await self._sealer.of(owner)
+        unseal = seals.open if seals is not None else lambda _: None
+        chat = await stepwise.run(to_chat(request, items, tools, unseal))
         await turn(size)
         limit = min(self._dispatcher.max_response_bytes, PARSED_MAX_BYTES)
-        builder = ResponseBuilder(request, response, tools, new_id, limit)
+        seal = seals.seal if seals is not None and wants_sealed else None
+        builder = ResponseBuilder(request, response, tools, new_id, limit, seal)
         try:
             async with self._ask(exchange, request, chat) as answer:
                 if chat.get("stream"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.config.settings import Section, setting
-from gateway.features.conversations.store import MIGRATIONS, ResponseStore
+from gateway.features.conversations import seal, store
+from gateway.features.conversations.seal import Sealer
+from gateway.features.conversations.store import ResponseStore
 from gateway.features.face import Core, Feature
 
 if TYPE_CHECKING:
@@ -24,11 +26,12 @@ class ConversationSettings(Section, heading="What is stored"):
 class Conversations(Feature):
     name = "conversations"
     section = ConversationSettings
-    migrations = MIGRATIONS
+    migrations = (*store.MIGRATIONS, *seal.MIGRATIONS)
 
     def __init__(self, core: Core) -> None:
         settings = core.settings[ConversationSettings]
         self.store = ResponseStore(core.database, settings.responses_ttl_sec, settings.responses_max_bytes)
+        self.sealer = Sealer(core.database)
         self.parts = (self.store,)
 
     def router(self) -> APIRouter:

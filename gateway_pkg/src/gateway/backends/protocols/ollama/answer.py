@@ -7,7 +7,15 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from gateway.backends.protocols.base import Adapter, AnswerError, Outgoing, event, json_object, json_object_in_steps
+from gateway.backends.protocols.base import (
+    THOUGHTS,
+    Adapter,
+    AnswerError,
+    Outgoing,
+    event,
+    json_object,
+    json_object_in_steps,
+)
 from gateway.backends.protocols.ollama import request as outgoing
 from gateway.backends.usage import count_of
 from gateway.wire import rawjson
@@ -129,7 +137,7 @@ class _Chat:
         if content or not self._began:
             delta["content"] = content
         if thinking:
-            delta["thinking"] = thinking
+            delta |= dict.fromkeys(THOUGHTS, thinking)
         if calls:
             delta["tool_calls"] = calls
         self._began = True
@@ -139,7 +147,7 @@ class _Chat:
         content, thinking, calls = self._message(data, line)
         message: Json = {"role": "assistant", "content": content if content or not calls else None}
         if thinking:
-            message["thinking"] = thinking
+            message |= dict.fromkeys(THOUGHTS, thinking)
         if calls:
             message["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in calls]
         return {"message": message, **_chat_logprobs(line)}
@@ -192,7 +200,7 @@ class _Text:
             raise AnswerError("a line without a response")
         said: Json = {"text": _text(line, "response"), **self._logprobs(line)}
         if thinking := _text(line, "thinking"):
-            said["thinking"] = thinking
+            said |= dict.fromkeys(THOUGHTS, thinking)
         return said
 
     whole = event

@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from gateway.backends.protocols.base import THOUGHTS
 from gateway.errors import ApiError, invalid_value, unsupported_value
 
 Json = dict[str, Any]
@@ -223,8 +224,8 @@ def _message(message: Json, at: str, names: dict[str, str]) -> Json:
     said = {name: value for name, value in message.items() if value is not None}
     if said["role"] == "developer":
         said["role"] = "system"
-    if "reasoning_content" in said:
-        said["thinking"] = said.pop("reasoning_content")
+    if thoughts := [said.pop(name) for name in THOUGHTS if name in said]:
+        said["thinking"] = thoughts[0]
     said |= _content(said.get("content", ""), f"{at}.content")
     if "tool_calls" in said:
         said["tool_calls"] = _calls(said["tool_calls"], f"{at}.tool_calls", names)
