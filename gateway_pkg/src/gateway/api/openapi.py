@@ -127,7 +127,7 @@ def openapi_page(
     }
     errors = {endpoint.path: endpoint.errors for endpoint in endpoints}
     made = {
-        endpoint.path: {"post": _operation(endpoint, endpoint.form or requests[endpoint.path, "validation"])}
+        endpoint.path: {"post": _operation(endpoint, requests.get((endpoint.path, "validation")))}
         for endpoint in endpoints
     }
     page["paths"] = {**made, **page["paths"]}  # first what most come for
@@ -138,8 +138,9 @@ def openapi_page(
     return page
 
 
-def _operation(endpoint: Endpoint, schema: Mapping[str, Any]) -> dict[str, Any]:
-    media = JSON_TYPE if endpoint.form is None else "multipart/form-data"
+def _operation(endpoint: Endpoint, request: Mapping[str, Any] | None) -> dict[str, Any]:
+    schemas = {"multipart/form-data": endpoint.form, JSON_TYPE: request}
+    bodies = {media: {"schema": schema} for media, schema in schemas.items() if schema is not None}
     headers = _headers(ROUTING_HEADERS)
     answers = {
         str(status): {
@@ -149,15 +150,14 @@ def _operation(endpoint: Endpoint, schema: Mapping[str, Any]) -> dict[str, Any]:
         }
         for status, content in endpoint.answers.items()
     }
-    body: dict[str, Any] = {"schema": schema}
     if endpoint.path in EXAMPLES:
-        body["example"] = EXAMPLES[endpoint.path]
+        bodies[JSON_TYPE]["example"] = EXAMPLES[endpoint.path]
     operation = {
         "tags": [endpoint.tag],
         "summary": endpoint.summary,
         "operationId": endpoint.path.removeprefix("/v1/").replace("/", "_"),
         "parameters": [_parameter(name) for name in ("X-Backend", "X-Request-Type")],
-        "requestBody": {"required": True, "content": {media: body}},
+        "requestBody": {"required": True, "content": bodies},
         "responses": {
             **answers,
             **{status: {"description": words, "headers": dict(headers)} for status, words in ERRORS.items()},

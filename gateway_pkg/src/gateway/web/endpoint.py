@@ -20,7 +20,7 @@ class Endpoint:
     """One POST route.
 
     `capability` is what a backend must be able to do. `request` checks a JSON body; a multipart one has `form`, its
-    JSON schema, instead. `answers`: for each status, media type to JSON schema. `openapi_extra` is merged into the
+    JSON schema. `answers`: for each status, media type to JSON schema. `openapi_extra` is merged into the
     page's operation, as FastAPI's of this name.
     """
 

@@ -127,6 +127,12 @@ class Exchange:
             log.info("left out of the request: %s", shown)
             self.caller_headers += ((b"x-gateway-ignored", shown.encode()),)
 
+    @property
+    def base_url(self) -> str:
+        """The gateway's address as the client wrote it; "" where it named no host."""
+        host = self.headers.get(b"host", b"").decode("latin-1")
+        return f"{self.scope['scheme']}://{host}" if host else ""
+
     def body_at_once(self) -> bytes | None:
         """The whole body where it has come; None where `body` has to wait for it. Raises ApiError 413."""
         whole = self._connection.take_body()

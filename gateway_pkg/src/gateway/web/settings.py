@@ -12,4 +12,6 @@ class RequestSettings(Section, heading="Requests and answers"):
     response_send_timeout_sec: float = setting(
         300, "How long a client may stop reading before the gateway closes its connection.", gt=0
     )
-    public_base_url: str = setting("", "Start of the URLs of stored images and music; empty: URLs are paths.")
+    public_base_url: str = setting(
+        "", "Start of the URLs of stored images and music; empty: as in the request's `Host`."
+    )

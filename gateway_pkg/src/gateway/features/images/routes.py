@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
+from base64 import b64decode
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Required
 
@@ -29,6 +31,7 @@ from gateway.routing.body import dump
 from gateway.routing.policy import MODEL_MAX_CHARS, Decision, decide_in_class
 from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
+from gateway.web.fields import Array
 from gateway.web.multipart import Form
 from gateway.web.schemas import TEXT, record
 from gateway.wire import stepwise
@@ -39,6 +42,7 @@ CAPABILITY = "images"
 FILES = "/ui/images"
 IMAGES_IN_MAX = 16  # as OpenAI's
 _MOCKED = ((b"x-backend-used", b"mock"), (b"x-model-used", b"mock"), (b"x-router-reason", b"direct:model"))
+_IN_BASE64 = re.compile(r"(?:chat)?gpt-image", re.IGNORECASE)  # models that OpenAI gives no URL for
 # What an answer of OpenAI's has beside its images, passed on where the backend has it.
 _OPENAI_FIELDS = ("background", "output_format", "quality", "size", "usage")
 
@@ -49,7 +53,12 @@ class _Fields(TypedDict, total=False):
     n: Annotated[int, Field(description="1 to 4")] | None
     size: Annotated[str, Field(description="WIDTHxHEIGHT or auto; 1024x1024 without")] | None
     response_format: (
-        Annotated[Literal["url", "b64_json"], Field(description="`url` unless the backend's policy says otherwise")]
+        Annotated[
+            Literal["url", "b64_json"],
+            Field(
+                description="`b64_json` for gpt-image models, else `url`, unless the backend's policy says otherwise"
+            ),
+        ]
         | None
     )
     background: Literal["transparent", "opaque", "auto"] | None
@@ -88,8 +97,25 @@ class ImageEditRequest(_Fields, total=False):
     )
 
 
+class ImageReference(TypedDict, total=False):
+    """A picture in a JSON body."""
+
+    image_url: Required[Annotated[str, Field(description="A data URL in base64")]]
+
+
+@with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))
+class ImageEditJsonRequest(_Fields, total=False):
+    """OpenAI's `POST /v1/images/edits` as JSON."""
+
+    images: Required[Annotated[Array[ImageReference], Field(min_length=1, max_length=IMAGES_IN_MAX)]]
+    mask: ImageReference | None
+    input_fidelity: Literal["high", "low"] | None
+    strength: Annotated[float, Field(ge=0, le=1)] | None
+
+
 GENERATION = TypeAdapter(ImageGenerationRequest)
 EDIT = TypeAdapter(ImageEditRequest)
+EDIT_JSON = TypeAdapter(ImageEditJsonRequest)
 
 _ITEM = {"type": "object", "properties": dict.fromkeys(("url", "b64_json", "revised_prompt"), TEXT)}
 _ABOUT = {
@@ -129,6 +155,7 @@ EDITS = Endpoint(
     "/v1/images/edits",
     CAPABILITY,
     "Edit an image by a text",
+    EDIT_JSON,
     form=_form_schema(),
     answers=ANSWERS,
     openapi_extra=OPENAPI_EXTRA,
@@ -144,13 +171,14 @@ class ImageHandler:
         self._dispatcher = dispatcher
         self._settings = settings
         self._store = store
-        self._urls = f"{public_base_url.rstrip('/')}{FILES}"
+        self._base_url = public_base_url.rstrip("/")
 
     async def generate(self, exchange: Exchange, endpoint: Endpoint) -> None:
         await self._answer(exchange, parse(await exchange.body(), GENERATION), (), None)
 
     async def edit(self, exchange: Exchange, endpoint: Endpoint) -> None:
-        given, images, mask = await _read_form(exchange)
+        is_json = exchange.headers.get(b"content-type", b"").startswith(JSON_TYPE.encode())
+        given, images, mask = await (_read_json if is_json else _read_form)(exchange)
         await self._answer(exchange, given, images, mask)
 
     async def _answer(
@@ -166,7 +194,8 @@ class ImageHandler:
             # Off the loop: it hashes the images that the request has.
             painting = await asyncio.to_thread(mock.draw, request)
             about = _about("mock", "mock", request, reason, painting)
-            body = await self._body(exchange.owner, painting, about, wanted or "url", allow_base64=True)
+            wanted = wanted or ("b64_json" if _IN_BASE64.match(model) else "url")
+            body = await self._body(exchange, painting, about, wanted, allow_base64=True)
             await exchange.answer(200, body, [JSON, *_MOCKED])
             return
         usual = self._settings.images_backend_class
@@ -181,9 +210,9 @@ class ImageHandler:
             protocol = self._protocol(backend)
             name = protocol.images_backend or protocol.name
             about = _about(name, route.decision.backend_class, request, reason, painting)
-            wanted = _response_format(wanted, backend)
+            wanted = _response_format(wanted, backend, given.get("model") or "")
             allow_base64 = backend.record.payload_policy.images_allow_base64
-            body = await self._body(exchange.owner, painting, about, wanted, allow_base64=allow_base64)
+            body = await self._body(exchange, painting, about, wanted, allow_base64=allow_base64)
             await exchange.answer(200, body, [JSON])
 
     def _is_mocked(self, exchange: Exchange, model: str) -> bool:
@@ -206,7 +235,7 @@ class ImageHandler:
 
     async def _paint(self, call: Call, request: ImageRequest, wanted: str) -> Painting:
         def steps(slots: Slots) -> Steps[Painting]:
-            _response_format(wanted, slots.backend)  # which is refused before anything is made
+            _response_format(wanted, slots.backend, "")  # which is refused before anything is made
             return promised(self._protocol(slots.backend).paint)(request)
 
         seconds = self._settings.images_http_timeout_sec
@@ -215,7 +244,7 @@ class ImageHandler:
             return await call.converse(steps)
 
     async def _body(
-        self, owner: str, painting: Painting, about: dict[str, Any], response_format: str, *, allow_base64: bool
+        self, exchange: Exchange, painting: Painting, about: dict[str, Any], response_format: str, *, allow_base64: bool
     ) -> bytes:
         items = []
         texts: Sequence[str | None] = painting.texts or [None] * len(painting.images)
@@ -223,16 +252,17 @@ class ImageHandler:
             if response_format == "b64_json":
                 item = {"b64_json": await stepwise.run(stepwise.encoded(data))}
             else:
-                item = {"url": await self._url(data, owner, allow_base64)}
+                item = {"url": await self._url(data, exchange, allow_base64)}
             items.append(item if text is None else {**item, "revised_prompt": text})
         kept = {name: painting.upstream[name] for name in _OPENAI_FIELDS if name in painting.upstream}
         return dump({"created": int(time.time()), "data": items, **kept, "_gateway": about})
 
-    async def _url(self, data: bytes, owner: str, allow_base64: bool) -> str:
+    async def _url(self, data: bytes, exchange: Exchange, allow_base64: bool) -> str:
         """Where the image is; the image itself as a `data:` URL when it cannot be stored."""
         kind = kind_of(data) or ""
         try:
-            return f"{self._urls}/{await self._store.save(data, kind, owner)}"
+            name = await self._store.save(data, kind, exchange.owner)
+            return f"{self._base_url or exchange.base_url}{FILES}/{name}"
         except OSError as error:
             log.warning("an image cannot be stored: %s", error)
         if not allow_base64:
@@ -266,13 +296,35 @@ async def _read_form(exchange: Exchange) -> tuple[dict[str, Any], tuple[Upload, 
     return parse(orjson.dumps(fields), EDIT), tuple(images), mask
 
 
-def _response_format(wanted: str, backend: Backend) -> str:
+async def _read_json(exchange: Exchange) -> tuple[dict[str, Any], tuple[Upload, ...], Upload | None]:
+    """As `_read_form`, of a JSON body."""
+    given = parse(await exchange.body(), EDIT_JSON)
+    pictures, mask = given.pop("images"), given.pop("mask", None)
+    images = [await _from_data_url(one, f"images.{index}") for index, one in enumerate(pictures)]
+    return given, tuple(images), await _from_data_url(mask, "mask") if mask is not None else None
+
+
+async def _from_data_url(reference: ImageReference, param: str) -> Upload:
+    """Raises ApiError 400: the gateway keeps no files, and fetches none for a client."""
+    head, comma, text = (reference.get("image_url") or "").partition(",")
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        raise invalid_value(f"{param}.image_url", "must be a data URL in base64, such as data:image/png;base64,…")
+    try:
+        data = await asyncio.to_thread(b64decode, text, validate=True)
+    except ValueError:
+        raise invalid_value(f"{param}.image_url", "is not valid base64") from None
+    return Upload(param, MEDIA_TYPES.get(kind_of(data) or "", ""), data)
+
+
+def _response_format(wanted: str, backend: Backend, model: str) -> str:
     """The format to answer in; raises ApiError 400 for one that the backend's payload policy does not allow."""
     policy = backend.record.payload_policy
     allowed = [name for name in ("url", "b64_json") if policy.images_format in ("", name)]
     if not policy.images_allow_base64 and "b64_json" in allowed:
         allowed.remove("b64_json")
     if not wanted:
+        if "b64_json" in allowed and _IN_BASE64.match(model):
+            return "b64_json"
         return allowed[0] if allowed else "url"
     if wanted not in allowed:
         rule = "images_allow_base64" if wanted == "b64_json" and not policy.images_allow_base64 else "images_format"

@@ -141,6 +141,7 @@ class MusicHandler:
     async def _make(self, job: Job, exchange: Exchange, route: Route, wanted: Mapping[str, Any]) -> None:
         """The job's own task: admission, the request, and what the client is told of the answer."""
         path, body = self._settings.heartmula_generate_path, dump(wanted)
+        urls = f"{self._public_base_url or exchange.base_url}/ui/heartmula/audio"
         limit = _music(route.slots[0]).time_limit(wanted, self._settings.heartmula_timeout_sec)
         async with self._dispatcher.call(exchange, route, is_job=True) as call:
             job.status, job.started_at = "running", int(time())
@@ -149,15 +150,14 @@ class MusicHandler:
                 response = await call.ask(lambda slots: to_path(slots, path, body))
                 content = _music(call.slots).read(await response.read(ANSWER_MAX_BYTES))
             job.backend, job.file = call.slots.backend.name, _music(call.slots).file(content)
-            job.result = self._told(call.slots.backend, content, job.file, path, call.ms)
+            job.result = self._told(call.slots.backend, content, f"{urls}/{job.file}", path, call.ms)
 
-    def _told(
-        self, backend: Backend, content: Mapping[str, Any], file: str, path: str, latency_ms: float
-    ) -> dict[str, Any]:
+    @staticmethod
+    def _told(backend: Backend, content: Mapping[str, Any], url: str, path: str, latency_ms: float) -> dict[str, Any]:
         """The server's answer, its audio where the client can fetch it."""
         return {
             **content,
-            "audio_url": f"{self._public_base_url}/ui/heartmula/audio/{file}",
+            "audio_url": url,
             "_gateway": {
                 "backend": backend.name,
                 "backend_class": backend.record.backend_class,
