@@ -249,16 +249,22 @@ def test_addresses(
         assert answer.json()["error"]["message"].endswith(f"to {expected}")
 
 
-def test_api_key_header(policed: Gateway) -> None:
+def test_first_good_credential_counts(policed: Gateway) -> None:
     url = f"http://127.0.0.1:{policed.port}/v1/models"
     for _ in range(2):  # the second time it is remembered
-        assert httpx.get(url, headers={"x-api-key": TOKEN}).status_code == 200
+        for good in (
+            {"x-api-key": TOKEN},
+            {"api-key": TOKEN},
+            {"x-api-key": TOKEN, "Authorization": "Basic abc"},
+            {"x-api-key": TOKEN, "Authorization": "Bearer wrong"},
+            {"x-api-key": "wrong", "Authorization": f"Bearer {TOKEN}"},
+        ):
+            assert httpx.get(url, headers=good).status_code == 200
         for wrong in (
             {"x-api-key": f"{TOKEN}x"},
             {"x-api-key": f"Bearer {TOKEN}"},
             {"x-api-key": SINGLE},
-            {"x-api-key": TOKEN, "Authorization": "Basic abc"},
-            {"x-api-key": TOKEN, "Authorization": "Bearer wrong"},
+            {"x-api-key": "wrong", "Authorization": "Bearer wrong"},
         ):
             answer = httpx.get(url, headers=wrong)
             assert answer.status_code == 401

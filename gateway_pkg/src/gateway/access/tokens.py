@@ -151,6 +151,10 @@ class Caller:
             raise ApiError(403, message, code="admin_required")
 
 
+# Headers with a token, and what comes before it: OpenAI's, Anthropic's, Azure's. The first good token counts.
+CREDENTIALS = ((b"authorization", b"bearer "), (b"x-api-key", b""), (b"api-key", b""))
+
+
 class Authenticator:
     """Checks tokens and addresses.
 
@@ -209,7 +213,7 @@ class Authenticator:
             raise ApiError(403, message, code="ip_not_allowed")
 
     def identify(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Caller:
-        """The caller of `Authorization: Bearer <token>` or, without that header, of `x-api-key: <token>`.
+        """The caller of the first good token in `Authorization: Bearer <token>`, `x-api-key`, `api-key`.
 
         Raises:
             ApiError: 401 without a known token; 403 when the token's policy is malformed, or the client's address is
@@ -231,30 +235,36 @@ class Authenticator:
         return client_address(client[0], forwarded, self._proxies)
 
     def _look_up(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Caller:
-        authorization, key = headers.get(b"authorization"), headers.get(b"x-api-key")
-        if authorization is None and key is not None:
-            accepted, header, token = self._accepted_keys, key, key
-            known = accepted.get(header)
-            if known is not None:
-                return known
-        elif authorization is not None and authorization[:7].lower() == b"bearer ":
-            accepted, header, token = self._accepted, authorization, authorization[7:]
-        else:
-            self.check_address(scope)
-            message = "Missing bearer token: send the header 'Authorization: Bearer <token>'"
-            raise ApiError(401, message, code="missing_token", headers=CHALLENGE)
-        digest = sha256(token.strip()).digest()
+        refusal: ApiError | None = None
+        for name, scheme in CREDENTIALS:
+            header = headers.get(name)
+            if header is None or header[: len(scheme)].lower() != scheme:
+                continue
+            accepted, token = self._accepted if scheme else self._accepted_keys, header[len(scheme) :]
+            caller = accepted.get(header)
+            if caller is not None:
+                return caller
+            digest = sha256(token.strip()).digest()
+            caller = self._callers.get(digest)
+            if caller is not None and digest not in self._malformed:
+                if len(token) == len(token.strip()):  # else spaces would make ever new headers of one token
+                    accepted[header] = caller
+                return caller
+            refusal = refusal or self._refusal(scope, digest)
+        if refusal is not None:
+            raise refusal
+        self.check_address(scope)
+        message = "Missing bearer token: send the header 'Authorization: Bearer <token>'"
+        raise ApiError(401, message, code="missing_token", headers=CHALLENGE)
+
+    def _refusal(self, scope: Scope, digest: bytes) -> ApiError:
+        """Why the token of this hash is not good; raises ApiError 403 for the address of an unknown one."""
         if digest in self._malformed:
             why = "its policy is malformed; the gateway's log says why"
-            raise ApiError(403, f"Token {shown(digest.hex())} is refused because {why}", code="token_policy_malformed")
-        caller = self._callers.get(digest)
-        if caller is None:
-            self.check_address(scope)
-            message = "Invalid bearer token: the gateway does not know this token; ask its operator for one"
-            raise ApiError(401, message, code="invalid_token", headers=CHALLENGE)
-        if len(token) == len(token.strip()):  # else spaces would make ever new headers of one token
-            accepted[header] = caller
-        return caller
+            return ApiError(403, f"Token {shown(digest.hex())} is refused because {why}", code="token_policy_malformed")
+        self.check_address(scope)
+        message = "Invalid bearer token: the gateway does not know this token; ask its operator for one"
+        return ApiError(401, message, code="invalid_token", headers=CHALLENGE)
 
 
 def _alias_name(asked: str, reason: str) -> str:

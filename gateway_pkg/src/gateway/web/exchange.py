@@ -19,6 +19,8 @@ from gateway.backends.registry import Route
 from gateway.backends.slots import Slots
 from gateway.backends.usage import Usage
 from gateway.errors import OPENAI_ERRORS, ApiError, ClientDisconnected, ErrorShape
+from gateway.web.codings import decoded
+from gateway.web.media import media_bytes
 from gateway.wire.protocol import EXTENSION, NAMED_HEADERS, Protocol
 
 log = logging.getLogger(__name__)
@@ -38,17 +40,45 @@ class Exchange:
     """Reads the body once, sends the answer, cancels the work when the client leaves, keeps what is recorded.
 
     `status` is 0 until the head is out; `first_byte_at` is in time.perf_counter seconds; `route` is None until the
-    request has one, and its headers go out with whatever is answered. `caller` is None on open paths, `caller_headers`
-    tell of its limits. `limit` bounds the body, in bytes, as the setting `limit_name` says; `bytes_in` is its size.
+    request has one, and its headers go out with whatever is answered. So do `own_headers`. `caller` is None on
+    open paths. `limit` bounds the body without its pictures and sounds, `whole_limit` with them, in bytes, as the
+    settings `limit_name` and `whole_name` say; `bytes_in` is the size of what has come.
     `usage` is what the backend told; `slots` is what the request has of a backend now.
     """
 
     # Slots, because the interpreter reads them several times as fast as other attributes.
     __slots__ = (
-        "_connection", "_has_events", "_is_disconnected", "_send", "_task", "abort_reason", "bytes_in", "bytes_out",
-        "caller", "caller_headers", "chunks_out", "errors", "first_byte_at", "has_tools", "headers", "limit",
-        "limit_name", "queued_ms", "receive", "request_id", "retried", "route", "scope", "slots", "started", "status",
-        "streamed", "upstream_ms", "usage",
+        "_connection",
+        "_has_events",
+        "_is_disconnected",
+        "_send",
+        "_task",
+        "abort_reason",
+        "bytes_in",
+        "bytes_out",
+        "caller",
+        "chunks_out",
+        "errors",
+        "first_byte_at",
+        "has_tools",
+        "headers",
+        "limit",
+        "limit_name",
+        "own_headers",
+        "queued_ms",
+        "receive",
+        "request_id",
+        "retried",
+        "route",
+        "scope",
+        "slots",
+        "started",
+        "status",
+        "streamed",
+        "upstream_ms",
+        "usage",
+        "whole_limit",
+        "whole_name",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
@@ -64,10 +94,10 @@ class Exchange:
         self.slots: Slots | None
         self._task: asyncio.Task[Any] | None
         self.caller = self.usage = self.abort_reason = self.route = self.slots = self._task = None
-        self.caller_headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.own_headers: tuple[tuple[bytes, bytes], ...] = ()
         self.errors: ErrorShape = OPENAI_ERRORS
-        self.limit_name = ""
-        self.status = self.chunks_out = self.bytes_in = self.bytes_out = self.limit = 0
+        self.limit_name = self.whole_name = ""
+        self.status = self.chunks_out = self.bytes_in = self.bytes_out = self.limit = self.whole_limit = 0
         self.first_byte_at = self.upstream_ms = self.queued_ms = 0.0
         self.streamed = self.has_tools = self.retried = self._has_events = self._is_disconnected = False
         self._connection: Protocol = scope["extensions"][EXTENSION]
@@ -125,7 +155,7 @@ class Exchange:
         if names:
             shown = ", ".join(UNPRINTABLE.sub("?", name) for name in sorted(names))[:IGNORED_MAX_CHARS]
             log.info("left out of the request: %s", shown)
-            self.caller_headers += ((b"x-gateway-ignored", shown.encode()),)
+            self.own_headers += ((b"x-gateway-ignored", shown.encode()),)
 
     @property
     def base_url(self) -> str:
@@ -134,20 +164,48 @@ class Exchange:
         return f"{self.scope['scheme']}://{host}" if host else ""
 
     def body_at_once(self) -> bytes | None:
-        """The whole body where it has come; None where `body` has to wait for it. Raises ApiError 413."""
+        """The whole body where it has come plain; None where `body` has to wait for it or to decode it.
+
+        Raises ApiError 413.
+        """
+        if b"content-encoding" in self.headers:
+            return None
         whole = self._connection.take_body()
-        length = self.headers.get(b"content-length", b"0")
         if whole is not None:
             self.bytes_in = len(whole)
-        if len(length) > LENGTH_DIGITS or (self.bytes_in if whole is not None else int(length)) > self.limit:
-            raise too_large(self.limit, self.limit_name)
+            if self.bytes_in > self.limit:
+                self._check_size(whole)
         return whole
 
     async def body(self) -> bytes:
-        """The whole body; raises ApiError 413 beyond `limit`, 408 when it is too slow; ClientDisconnected."""
-        whole = self.body_at_once()
-        if whole is not None:
-            return whole
+        """The whole body, decoded; raises ApiError 413 beyond the limits, 408 when it is too slow, 400 and 415 for a
+        coding; ClientDisconnected.
+        """
+        body = self.body_at_once()
+        if body is None:
+            body = await self._receive()
+            if b"content-encoding" in self.headers:
+                body = await self._decoded(body)
+            self._check_size(body)
+        return body
+
+    async def _decoded(self, body: bytes) -> bytes:
+        plain = await asyncio.to_thread(decoded, body, self.headers[b"content-encoding"], self.whole_limit)
+        if plain is None:
+            raise too_large(self.whole_limit, self.whole_name)
+        return plain
+
+    def _check_size(self, body: bytes) -> None:
+        if len(body) > self.whole_limit:
+            raise too_large(self.whole_limit, self.whole_name)
+        if len(body) > self.limit and len(body) - media_bytes(body) > self.limit:
+            raise too_large(self.limit, self.limit_name)
+
+    async def _receive(self) -> bytes:
+        """All of the body that comes in pieces."""
+        length = self.headers.get(b"content-length", b"0")
+        if len(length) > LENGTH_DIGITS or int(length) > self.whole_limit:
+            raise too_large(self.whole_limit, self.whole_name)
         parts, has_more = [], True
         longest = self._connection.body_timeout
         while has_more:
@@ -161,15 +219,15 @@ class Exchange:
                 raise ClientDisconnected
             parts.append(message.get("body", b""))
             self.bytes_in += len(parts[-1])
-            if self.bytes_in > self.limit:
-                raise too_large(self.limit, self.limit_name)
+            if self.bytes_in > self.whole_limit:
+                raise too_large(self.whole_limit, self.whole_name)
             has_more = message.get("more_body", False)
         return b"".join(parts)
 
     def answer_at_once(self, head: bytes, body: bytes) -> bool:
         """Sends a backend's JSON answer as it is, with `Route.head`; False, and nothing sent, where `answer` has to."""
         lines = b"content-length: %d\r\nx-request-id: %b\r\n" % (len(body), self.request_id.encode())
-        is_sent = not self.caller_headers and self._connection.write_answer(head, lines, body)
+        is_sent = not self.own_headers and self._connection.write_answer(head, lines, body)
         if is_sent:
             self.status = 200
             self.bytes_out = len(body)
@@ -179,7 +237,7 @@ class Exchange:
         """Sends a whole answer with `headers` and those that every answer has."""
         if self.route is not None:
             headers += self.route.headers
-        headers += self.caller_headers
+        headers += self.own_headers
         headers.append((b"content-length", b"%d" % len(body)))
         headers.append((b"x-request-id", self.request_id.encode()))
         self.status = status
@@ -224,7 +282,7 @@ class Exchange:
             (b"x-accel-buffering", b"no"),
             (b"x-request-id", self.request_id.encode()),
             *(self.route.headers if self.route is not None else ()),
-            *self.caller_headers,
+            *self.own_headers,
         ]
         self.status = 200
         self.streamed = True
@@ -249,7 +307,7 @@ class Exchange:
             self._connection.answer_begins()
             message["headers"] = [
                 *message.get("headers", ()),
-                *self.caller_headers,
+                *self.own_headers,
                 (b"x-request-id", self.request_id.encode()),
             ]
         elif message["type"] == "http.response.body":

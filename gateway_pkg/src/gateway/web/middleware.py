@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.access.tokens import Authenticator
 from gateway.errors import ApiError, ClientDisconnected
+from gateway.web.cors import Cors, is_preflight
 from gateway.web.endpoint import Endpoints
 from gateway.web.exchange import Exchange, request_id
 from gateway.web.settings import RequestSettings
@@ -26,7 +27,7 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 # Of these there is one, or a proxy before the gateway may have looked at another than it does.
 SINGLE_HEADERS = frozenset(
-    (b"authorization", b"content-encoding", b"content-type", b"x-api-key", b"x-backend", b"x-request-type")
+    (b"api-key", b"authorization", b"content-encoding", b"content-type", b"x-api-key", b"x-backend", b"x-request-type")
 )
 
 
@@ -55,10 +56,14 @@ class Middleware:
         self._pages = pages
         self._open_paths = open_paths
         self._open_directories = open_directories
+        own, upload = (settings.max_request_bytes, "MAX_REQUEST_BYTES"), (settings.max_upload_bytes, "MAX_UPLOAD_BYTES")
+        # With pictures and sounds, and without.
         limits = {
-            True: (settings.max_request_bytes, "MAX_REQUEST_BYTES"),
-            False: (settings.max_upload_bytes, "MAX_UPLOAD_BYTES"),
+            True: own + (own if settings.max_request_bytes_strict else max(own, upload)),
+            False: upload + upload,
         }
+        self._cors = Cors(settings.cors_allow_origins)
+        self._has_cors = bool(settings.cors_allow_origins)
         self._endpoints = {
             endpoint.path: (endpoint, handler, *limits[endpoint.form is None]) for endpoint, handler in endpoints
         }
@@ -81,24 +86,29 @@ class Middleware:
         try:
             if len(headers) != len(scope["headers"]):
                 check_once(scope["headers"])
+            if is_preflight(scope["method"], headers):
+                await self._cors.answer_preflight(exchange)
+                return
+            if self._has_cors:
+                self._cors.allow(exchange)
             path = scope["path"]
             served = self._endpoints.get(path)
             if served is None:
                 await self._page(exchange, path)
                 return
-            endpoint, handler, limit, limit_name = served
+            endpoint, handler, limit, limit_name, whole_limit, whole_name = served
             exchange.errors = endpoint.errors
             exchange.caller = caller = self._doorkeeper.identify(scope, headers)
             if caller.is_limited:
                 caller.admit(exchange.started, uses_tokens=True)
-                exchange.caller_headers = caller.headers(exchange.started)
+                exchange.own_headers += caller.headers(exchange.started)
             if scope["method"] != "POST":
                 raise ApiError(405, f"{path} takes POST", code="method_not_allowed", headers=((b"allow", b"POST"),))
             own = caller.policy.max_request_bytes
             if own is not None:
-                limit, limit_name = own, "max_request_bytes of the token's policy"
-            exchange.limit = limit
-            exchange.limit_name = limit_name
+                limit, limit_name = whole_limit, whole_name = own, "max_request_bytes of the token's policy"
+            exchange.limit, exchange.limit_name = limit, limit_name
+            exchange.whole_limit, exchange.whole_name = whole_limit, whole_name
             await handler(exchange, endpoint)
         except ApiError as error:
             await exchange.fail(error)
@@ -123,6 +133,6 @@ class Middleware:
         else:
             exchange.caller = caller = self._doorkeeper.identify(exchange.scope, exchange.headers)
             caller.admit(exchange.started, uses_tokens=False)
-            exchange.caller_headers = caller.headers(exchange.started)
+            exchange.own_headers += caller.headers(exchange.started)
         exchange.scope["gateway.exchange"] = exchange
         await self._pages(exchange.scope, exchange.receive, exchange.send)
