@@ -13,6 +13,8 @@ from starlette.routing import compile_path
 
 from gateway.errors import ApiError
 
+METHODS = "DELETE, GET, HEAD, OPTIONS, POST"  # of all paths together
+
 
 def answer_errors(pages: FastAPI, paths: list[str]) -> None:
     """Makes `pages` answer errors in OpenAI's shape; `paths` may be meant where no such path is."""
@@ -29,20 +31,25 @@ def _no_such_path(request: Request) -> str:
 
 def _methods(request: Request) -> str:
     """What a path takes, for `Allow`; Starlette tells those of the first route alone."""
-    methods: set[str] = set()
+    methods = {"OPTIONS"}
     for route in iter_route_contexts(request.app.routes):
         if compile_path(route.path or "")[0].match(request.scope["path"]):
             methods |= route.methods or set()
+    if "GET" in methods:
+        methods.add("HEAD")
     return ", ".join(sorted(methods))
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
+        allow = METHODS if request.scope["path"] == "*" else _methods(request) if error.status_code == 405 else ""
+        if allow and request.method == "OPTIONS":
+            return Response(headers={"allow": allow})
         error = ApiError(
             error.status_code,
             _no_such_path(request) if error.status_code == 404 else str(error.detail),
             code={404: "not_found", 405: "method_not_allowed"}.get(error.status_code),
-            headers=((b"allow", _methods(request).encode()),) if error.status_code == 405 else (),
+            headers=((b"allow", allow.encode()),) if error.status_code == 405 else (),
         )
     if isinstance(error, RequestValidationError):
         problem = error.errors()[0]

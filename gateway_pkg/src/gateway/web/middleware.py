@@ -87,6 +87,7 @@ class Middleware:
             if len(headers) != len(scope["headers"]):
                 check_once(scope["headers"])
             if is_preflight(scope["method"], headers):
+                self._doorkeeper.check_address(scope)
                 await self._cors.answer_preflight(exchange)
                 return
             if self._has_cors:
@@ -103,7 +104,11 @@ class Middleware:
                 caller.admit(exchange.started, uses_tokens=True)
                 exchange.own_headers += caller.headers(exchange.started)
             if scope["method"] != "POST":
-                raise ApiError(405, f"{path} takes POST", code="method_not_allowed", headers=((b"allow", b"POST"),))
+                allow = (b"allow", b"OPTIONS, POST")
+                if scope["method"] != "OPTIONS":
+                    raise ApiError(405, f"{path} takes POST", code="method_not_allowed", headers=(allow,))
+                await exchange.answer(200, b"", [allow])
+                return
             own = caller.policy.max_request_bytes
             if own is not None:
                 limit, limit_name = whole_limit, whole_name = own, "max_request_bytes of the token's policy"
@@ -135,4 +140,7 @@ class Middleware:
             caller.admit(exchange.started, uses_tokens=False)
             exchange.own_headers += caller.headers(exchange.started)
         exchange.scope["gateway.exchange"] = exchange
-        await self._pages(exchange.scope, exchange.receive, exchange.send)
+        # Who is asked for a head alone answers as to GET; the server leaves the body out.
+        is_head = exchange.scope["method"] == "HEAD"
+        scope = {**exchange.scope, "method": "GET"} if is_head else exchange.scope
+        await self._pages(scope, exchange.receive, exchange.send)

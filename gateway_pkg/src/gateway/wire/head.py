@@ -8,7 +8,7 @@ from gateway.errors import ApiError
 
 
 def check_head(version: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raises ApiError 400, 501 or 505 (RFC 9112, 2.3, 3.2 and 6.1). Names of headers are in lower case.
+    """Raises ApiError 400, 417, 501 or 505 (RFC 9110, 10.1.1; RFC 9112, 2.3, 3.2, 6.1). Names are in lower case.
 
     The parser itself refuses a second Content-Length, one beside Transfer-Encoding, folded lines, blanks in names.
     """
@@ -17,6 +17,9 @@ def check_head(version: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
     hosts = sum(name == b"host" for name, _ in headers)
     if hosts > 1 or (hosts == 0 and version == "1.1"):
         raise ApiError(400, f"The request has {hosts} Host headers; send exactly one", code="invalid_host")
+    expectations = [value.strip().lower() for name, value in headers if name == b"expect"]
+    if version == "1.1" and expectations not in ([], [b"100-continue"]):
+        raise ApiError(417, "The only expectation met here is 100-continue", code="expectation_failed")
     codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
     if codings and version == "1.0":
         problem = "HTTP/1.0 has no Transfer-Encoding; send Content-Length, or HTTP/1.1"

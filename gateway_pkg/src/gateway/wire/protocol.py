@@ -13,7 +13,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import unquote
 
-from httptools import HttpParserError, HttpParserInvalidURLError, HttpParserUpgrade, HttpRequestParser, parse_url
+from httptools import (
+    HttpParserError,
+    HttpParserInvalidMethodError,
+    HttpParserInvalidURLError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+    parse_url,
+)
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -52,6 +59,7 @@ _GONE: Any = SimpleNamespace(
 )
 
 
+_OTHER_VERSION = ("Invalid HTTP version", "Pause on PRI")  # llhttp's words; the latter begins HTTP/2
 # The event of a request that nobody waits for, since most requests come whole.
 _UNHEARD: Any = SimpleNamespace(set=bool, clear=bool)
 
@@ -241,7 +249,14 @@ class Protocol(HttpToolsProtocol):
         self._is_in_head = False
         parser, headers, named = self.parser, self.headers, self._named
         version = parser.get_http_version()
-        if len(named) != len(headers) or b"host" not in named or b"transfer-encoding" in named:
+        expects = named.get(b"expect")
+        if (
+            version != "1.1"
+            or expects is not None
+            or len(named) != len(headers)
+            or b"host" not in named
+            or b"transfer-encoding" in named
+        ):
             check_head(version, headers)
         raw_path, query = self.url, b""
         if raw_path[:1] != b"/" or raw_path.find(b"?") >= 0 or raw_path.find(b"#") >= 0:
@@ -275,7 +290,7 @@ class Protocol(HttpToolsProtocol):
             self.access_log,
             self.server_state.default_headers,
             _UNHEARD,
-            b"expect" in named and named[b"expect"].lower() == b"100-continue",
+            expects is not None and version == "1.1",
             version != "1.0" and parser.should_keep_alive(),
             self.on_response_complete,
         )
@@ -395,6 +410,12 @@ class Protocol(HttpToolsProtocol):
             self._refuse(ApiError(400, problem, code="invalid_target"))
         elif reason is not None:
             raise error
+        elif isinstance(error, HttpParserInvalidMethodError):
+            self._refuse(
+                ApiError(501, "The request's method is unknown; names are in upper case", code="unknown_method")
+            )
+        elif str(error).startswith(_OTHER_VERSION):
+            self._refuse(ApiError(505, "This version of HTTP is not served here; send HTTP/1.1", code="http_version"))
         else:
             self._refuse(ApiError(400, f"This is not a valid HTTP/1.1 request: {error}", code="invalid_request"))
 

@@ -14,7 +14,7 @@ _INERT = {"content-disposition": "attachment", "content-security-policy": "sandb
 
 
 def make_media_router(store: MediaStore, prefix: str) -> APIRouter:
-    """`GET` and `HEAD` of `{prefix}/{name}`: an open route, since the name is the key."""
+    """`GET` of `{prefix}/{name}`: an open route, since the name is the key."""
     router = APIRouter()
 
     async def get_file(name: str) -> FileResponse:
@@ -41,5 +41,4 @@ def make_media_router(store: MediaStore, prefix: str) -> APIRouter:
             416: {"description": "There is no such range", "content": {"text/plain": {}}},
         },
     )
-    router.add_api_route(f"{prefix}/{{name}}", get_file, methods=["HEAD"], include_in_schema=False)
     return router
