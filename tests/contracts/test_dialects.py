@@ -18,9 +18,9 @@ from gateway.dialects.messages.request import MessagesRequest, prefill, shows_th
 from gateway.dialects.messages.request import to_chat as message_to_chat
 from gateway.dialects.responses.answer import ResponseBuilder, begin, make_ids
 from gateway.dialects.responses.chat import to_chat as response_to_chat
+from gateway.dialects.responses.conversation import REQUEST
 from gateway.dialects.responses.items import read_items
 from gateway.dialects.responses.request import check
-from gateway.dialects.responses.routes import REQUEST
 from gateway.dialects.responses.tools import Tools
 from gateway.errors import ApiError
 from gateway.web.endpoint import parse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Required
 
 from pydantic import Field, TypeAdapter, with_config
@@ -24,6 +25,7 @@ from gateway.web.fields import OPEN, Array
 from gateway.web.schemas import TEXT, Model, Whole, record
 from gateway.wire.stepwise import run
 
+PATHS = ("/v1/rerank", "/v2/rerank", "/rerank")  # Jina's, Cohere's newer one, and that of TEI and llama.cpp
 DOCUMENTS_MAX = 1_000  # Cohere's own figure
 OWN_FIELDS = frozenset({"model", "query", "documents", "top_n", "return_documents", "rank_fields"})
 # Cohere's fields that cosines of embeddings have no counterpart for.
@@ -72,7 +74,7 @@ class Rerank(Feature):
 
     def __init__(self, core: Core) -> None:
         self._dispatcher = core.dispatcher
-        self.endpoints = ((RERANK, self.rank),)
+        self.endpoints = [(replace(RERANK, path=path), self.rank) for path in PATHS]
 
     async def rank(self, exchange: Exchange, endpoint: Endpoint) -> None:
         request = parse(await exchange.body(), REQUEST)

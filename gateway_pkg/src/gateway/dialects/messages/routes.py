@@ -11,16 +11,12 @@ import orjson
 from pydantic import TypeAdapter
 
 from gateway.backends.answers import EVENTS_TYPE, Answer
-from gateway.backends.call import Message, as_understood
 from gateway.backends.overflow import CODE
-from gateway.backends.protocols.base import AnswerError, ErrorStatus, json_object
-from gateway.backends.registry import Route
-from gateway.backends.slots import Slots
+from gateway.dialects.counting import input_tokens
 from gateway.dialects.messages.answer import Facts, MessageStream, message
 from gateway.dialects.messages.request import CountRequest, MessagesRequest, prefill, shows_thinking, to_chat
 from gateway.errors import ApiError, ErrorShape
 from gateway.features.face import Core, Feature
-from gateway.routing.body import dump
 from gateway.web.endpoint import JSON_TYPE, Endpoint, parse
 from gateway.web.exchange import JSON, Exchange
 from gateway.web.schemas import COUNT, TEXT, events, record
@@ -46,8 +42,6 @@ REQUEST_ID = {
     "responses": {"200": {"headers": {"request-id": {"description": "The same as `X-Request-Id`", "schema": TEXT}}}}
 }
 INTERLEAVED = b"interleaved-thinking-2025-05-14"  # of `anthropic-beta`
-# What a server answers that does not know the path: it has no tokenizer to ask.
-CANNOT_COUNT = (404, 405, 501)
 
 _ERROR = record(
     type={"const": "error"},
@@ -124,25 +118,8 @@ class Messages(Feature):
     async def count_tokens(self, exchange: Exchange, endpoint: Endpoint) -> None:
         """Counts what the chat would be, so that the answer is that of the same tokenizer and template."""
         _, chat = await _read(exchange, CONVERSATION)
-        path = exchange.scope["path"]
-        route = await self._dispatcher.routes.chat(exchange, "chat", chat["model"], chat, path)
-        asked = dump({**chat, "model": route.decision.model})
-
-        def say(slots: Slots) -> Message:
-            path = slots.protocol.chat_tokens_path
-            if not path:
-                raise _cannot_count(route)
-            return Message(slots.target + path.encode(), as_understood(slots, chat, asked))
-
-        async with self._dispatcher.call(exchange, route) as call:
-            try:
-                response = await call.ask(say)
-            except ErrorStatus as error:
-                if error.status in CANNOT_COUNT:
-                    raise _cannot_count(route) from None
-                raise
-            body = await call.read_json(response)
-            await exchange.answer(200, orjson.dumps({"input_tokens": _count(body)}), [JSON, _request_id(exchange)])
+        tokens = await input_tokens(self._dispatcher, exchange, chat)
+        await exchange.answer(200, orjson.dumps({"input_tokens": tokens}), [JSON, _request_id(exchange)])
 
 
 async def _read(exchange: Exchange, adapter: TypeAdapter[Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -173,19 +150,3 @@ async def _stream(exchange: Exchange, answer: Answer, facts: Facts) -> None:
 
 def _request_id(exchange: Exchange) -> tuple[bytes, bytes]:
     return b"request-id", exchange.request_id.encode()
-
-
-def _count(body: bytes) -> int:
-    counted = json_object(body).get("input_tokens")
-    if not isinstance(counted, int):
-        raise AnswerError("a count of tokens without input_tokens")
-    return counted
-
-
-def _cannot_count(route: Route) -> ApiError:
-    return ApiError(
-        400,
-        f"Backend '{route.decision.backend_class}' has no route to count tokens; read the usage of an answer instead",
-        param="model",
-        code="capability_not_supported",
-    )

@@ -154,7 +154,7 @@ class ResponseBuilder:
 
     def feed(self, chunk: Mapping[str, Any]) -> bytes:
         """The events for a chat.completion.chunk; raises AnswerError for a malformed chunk."""
-        self._look_at_usage(chunk.get("usage"))
+        self.response["usage"] = response_usage(chunk.get("usage")) or self.response["usage"]
         if isinstance(chunk.get("service_tier"), str):
             self.response["service_tier"] = chunk["service_tier"]
         choice = first_choice(chunk)
@@ -312,19 +312,6 @@ class ResponseBuilder:
         place = {"item_id": self._item["id"], "output_index": self._output_index}
         return place if kind is None else {**place, f"{kind.parts}_index": len(self._item[kind.parts]) - 1}
 
-    def _look_at_usage(self, usage: Any) -> None:
-        if not isinstance(usage, dict):
-            return
-        given, made = count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
-        if given is None or made is None:
-            return
-        told: Item = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
-        for name, of_chat, required in _USAGE_DETAILS:
-            content = usage.get(of_chat)
-            counts = content.items() if isinstance(content, dict) else ()
-            told[name] = required | {key: count for key, count in counts if count_of(count) is not None}
-        self.response["usage"] = told
-
     def _take_room(self, size: int) -> None:
         self._room -= size
         if self._room < 0:
@@ -343,6 +330,21 @@ class ResponseBuilder:
     def _event(self, kind: str, **fields: Any) -> bytes:
         self._sequence += 1
         return event(kind, sequence_number=self._sequence - 1, **fields)
+
+
+def response_usage(usage: Any) -> Item | None:
+    """A chat's usage as a response's; None where the backend tells no counts."""
+    if not isinstance(usage, dict):
+        return None
+    given, made = count_of(usage.get("prompt_tokens")), count_of(usage.get("completion_tokens"))
+    if given is None or made is None:
+        return None
+    told: Item = {"input_tokens": given, "output_tokens": made, "total_tokens": given + made}
+    for name, of_chat, required in _USAGE_DETAILS:
+        content = usage.get(of_chat)
+        counts = content.items() if isinstance(content, dict) else ()
+        told[name] = required | {key: count for key, count in counts if count_of(count) is not None}
+    return told
 
 
 def _logprobs(content: Any) -> list[Item]:

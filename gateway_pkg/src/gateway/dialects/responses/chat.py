@@ -15,6 +15,7 @@ from gateway.errors import invalid_value, unsupported_parameter
 from gateway.web.fields import need_text
 from gateway.wire.stepwise import STEP_ITEMS
 
+SUMMARY = "This is your summary of the conversation until here:"
 Unseal = Callable[[str], str | None]
 _OUTPUT_KEYS = {"annotations", "logprobs"}  # of an answer's text; a model has no use for them
 
@@ -57,6 +58,10 @@ def _messages(
         if index % STEP_ITEMS == STEP_ITEMS - 1:
             yield
         kind = item["type"]
+        if kind == "compaction":
+            if (summary := unseal(item["encrypted_content"])) is not None:
+                chat.add({"role": "user", "content": f"{SUMMARY}\n\n{summary}"})
+            continue
         if kind == "reasoning":
             sealed = item.get("encrypted_content")
             own = unseal(sealed) if sealed else None

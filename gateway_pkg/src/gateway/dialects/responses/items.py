@@ -19,7 +19,7 @@ OUTPUTS = ("function_call_output", "custom_tool_call_output")
 # Traces of hosted tools, from a conversation that began elsewhere; from the SDK's `ResponseInputItem`.
 _OF_HOSTED = re.compile(
     r"(?:apply_patch|code_interpreter|computer|file_search|image_generation|local_shell|mcp|shell|tool_search"
-    r"|web_search)_(?:call|call_output|output|list_tools|approval_request|approval_response)|program(?:_output)?"
+    r"|web_search)_(?:call|call_output|output|list_tools|approval_request|approval_response)|program(?:_output)?|compaction_trigger"
 )
 _ROLES = ("user", "assistant", "system", "developer")
 
@@ -141,6 +141,11 @@ def _reasoning(item: Item, param: str) -> Item:
     return {**item, "summary": item.get("summary") or []}
 
 
+def _compaction(item: Item, param: str) -> Item:
+    need_text(item, "encrypted_content", param)
+    return dict(item)
+
+
 def _item_reference(item: Item, param: str) -> Item:
     need_text(item, "id", param)
     return {"type": "item_reference", "id": item["id"]}
@@ -153,6 +158,7 @@ _READERS: dict[str, Callable[[Item, str], Item]] = {
     "custom_tool_call": partial(_call, "input"),
     "custom_tool_call_output": _output,
     "reasoning": _reasoning,
+    "compaction": _compaction,
     "item_reference": _item_reference,
 }
 _ID_PREFIXES = {
@@ -162,6 +168,7 @@ _ID_PREFIXES = {
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
     "reasoning": "rs",
+    "compaction": "cmp",
 }
 
 
