@@ -14,7 +14,7 @@ from gateway.web.schemas import TEXT, record
 
 SUMMARISE = (
     "Write a summary of this conversation for yourself, so that you can go on without having seen it. Say what was "
-    "asked for, what was decided and why, what was done and found, with names, paths and numbers, and what is still to do. "
+    "asked for, what was decided and why, what was done and found, with names, paths and numbers, and what is left. "
     "Write the summary alone."
 )
 _ITEM = {"type": "object", "required": ["id", "type"]}
