@@ -69,7 +69,7 @@ POST, BODY = b"POST /v1/embeddings HTTP/1.1\r\n" + HOST + AUTH, b"Content-Length
             id="other expectation",
         ),
         pytest.param(
-            b"POST /v1/embeddings HTTP/1.0\r\nExpect: 100-continue\r\n" + AUTH + BODY,
+            POST.replace(b"1.1", b"1.0", 1) + b"Expect: 100-continue\r\n" + BODY + b"{}",
             400,
             True,
             id="expectation of 1.0",
