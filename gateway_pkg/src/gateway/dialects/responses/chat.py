@@ -93,10 +93,12 @@ class _Chat:
 
     def add(self, message: dict[str, Any]) -> None:
         """Adds a message; system messages at the beginning become one, since many models' templates take only one."""
-        is_plain = message.keys() == {"role", "content"} and isinstance(message["content"], str)
-        if not self._messages and is_plain and message["role"] == "system":
-            self._opening.append(message["content"])
-            return
+        if not self._messages and message["role"] == "system" and message.keys() == {"role", "content"}:
+            content = message["content"]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            if all(part.keys() == {"type", "text"} for part in parts):
+                self._opening += (part["text"] for part in parts)
+                return
         self._close()
         self._messages.append(message)
 
