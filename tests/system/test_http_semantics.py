@@ -87,3 +87,13 @@ def test_request_on_a_bare_socket(served: Gateway, request_: bytes, status: int,
         if closes:
             while connection.recv(65536):
                 pass
+
+
+@pytest.mark.parametrize("piece", [4_000, 65_536, 1_000_000])
+@pytest.mark.parametrize(("size", "status"), [(65_400, 200), (65_600, 431), (130_000, 431)])
+def test_head_of_64_kib_passes_and_no_larger_one(served: Gateway, size: int, status: int, piece: int) -> None:
+    request = b"GET /health HTTP/1.1\r\n" + HOST + b"X-A: " + b"a" * (size - 42) + b"\r\n\r\n"
+    with connect(served.port) as connection:
+        for start in range(0, len(request), piece):
+            connection.sendall(request[start : start + piece])
+        assert read_until(connection, b"\r\n\r\n").startswith(b"HTTP/1.1 %d " % status)

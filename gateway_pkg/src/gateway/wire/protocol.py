@@ -75,6 +75,10 @@ class _Cycle(RequestResponseCycle):
         return await super().receive()
 
 
+def _head_too_large(place: str) -> ApiError:
+    return ApiError(431, f"{place} is larger than {REQUEST_HEAD_MAX_BYTES} bytes", code="head_too_large")
+
+
 class _ServerLines:
     """uvicorn's own headers as lines; it makes the list anew each second, for the date."""
 
@@ -161,6 +165,7 @@ class Protocol(HttpToolsProtocol):
     task: asyncio.Task[None] | None = None  # of the request under way, or of the last one
     _answering: RequestResponseCycle | None = None  # whose handler runs, or ran last; `cycle` is the newest
     _is_in_head = False  # of a request has come, but not its end
+    _is_long_head = False  # it came in more than one piece
     _has_moved = False  # a request has begun, its head has ended, or some of its body has come
     _loose_bytes = 0  # that came since then
     _is_deaf = False  # what comes is thrown away
@@ -248,6 +253,10 @@ class Protocol(HttpToolsProtocol):
         self._has_moved = True
         self._is_in_head = False
         parser, headers, named = self.parser, self.headers, self._named
+        if self._is_long_head:
+            self._is_long_head = False
+            if len(self.url) + sum(len(name) + len(value) + 4 for name, value in headers) > REQUEST_HEAD_MAX_BYTES:
+                raise _head_too_large("The request's head")
         version = parser.get_http_version()
         expects = named.get(b"expect")
         if (
@@ -367,10 +376,9 @@ class Protocol(HttpToolsProtocol):
         else:
             self._loose_bytes += len(data)
             if self._loose_bytes > REQUEST_HEAD_MAX_BYTES:
-                place = "The head, or what stands between the body's chunks or behind them,"
-                problem = f"{place} is larger than {REQUEST_HEAD_MAX_BYTES} bytes"
-                self._refuse(ApiError(431, problem, code="head_too_large"))
+                self._refuse(_head_too_large("The head, or what stands between the body's chunks or behind them,"))
                 return
+        self._is_long_head = self._is_in_head
         if self._head_due == NEVER and (self._is_in_head or self.cycle.response_complete):
             self._wait_for_head()
 
