@@ -56,7 +56,7 @@ def test_url_and_base64_are_the_same_image(studio: Studio, kind: str) -> None:
     by_url = studio.generate(kind, response_format="url", **fields).json()["data"][0]
     inline = studio.generate(kind, response_format="b64_json", **fields).json()["data"][0]
     assert set(inline) - {"revised_prompt"} == {"b64_json"}
-    assert by_url["url"].startswith("/ui/images/")
+    assert by_url["url"].startswith(f"http://127.0.0.1:{studio.gateway.port}/ui/images/")
     assert by_url["url"].endswith(".png")
     if kind != "openai":
         assert studio.image(by_url) == studio.image(inline)

@@ -6,6 +6,7 @@ A known field that is wrong is a 400 that names it; an answer that is wrong is a
 from __future__ import annotations
 
 import ast
+import base64
 import copy
 import json
 import random
@@ -211,6 +212,7 @@ class Request(NamedTuple):
     backend: str
 
 
+PICTURE = {"image_url": f"data:image/png;base64,{base64.b64encode(png(64, 64)).decode()}"}
 REQUESTS = (
     Target("/v1/chat/completions", CHAT, (*CHATTING, "", "auto")),
     Target("/v1/chat/completions", {"messages": CHAT["messages"]}, ("no-tools",)),
@@ -223,15 +225,20 @@ REQUESTS = (
     Target("/v1/messages/count_tokens", MESSAGES, (*CHATTING, "auto")),
     Target("/v1/responses", RESPONSES, (*CHATTING, "")),
     Target("/v1/responses", {**RESPONSES, "stream": True}, CHATTING),
+    Target("/v1/responses/input_tokens", RESPONSES, CHATTING),
+    Target("/v1/responses/compact", RESPONSES, CHATTING),
     Target(
         "/v1/rerank",
         {"query": "q", "documents": ["a", {"text": "b"}], "top_n": 1, "return_documents": True, "rank_fields": None},
         (*CHATTING, *EMBEDDING[:2], ""),
     ),
     Target("/v1/rerank", {"query": "q", "documents": ["a"]}, backends=("nexa",)),
+    Target("/v2/rerank", {"query": "q", "documents": ["a"]}, EMBEDDING[:2]),
+    Target("/rerank", {"query": "q", "documents": ["a"]}, EMBEDDING[:2]),
     Target("/v1/images/generations", IMAGES, backends=("open", "a1111", "comfyui", "invokeai")),
     Target("/v1/images/generations", {"prompt": "p", "n": 1, "size": "64x64"}, backends=("nexa",)),
     Target("/v1/images/edits", IMAGES, backends=("open", "a1111", "comfyui", "invokeai"), is_form=True),
+    Target("/v1/images/edits", {**IMAGES, "images": [PICTURE], "mask": PICTURE}, backends=("open", "a1111", "comfyui")),
     Target("/v1/audio/speech", {"input": "hi", "voice": "v", "response_format": "wav", "speed": 1, "text": None}),
     Target("/v1/tts/generations", {"text": "hi", "format": "wav", "stream_format": "sse"}),
     Target("/v1/audio/transcriptions", {"response_format": "json", "language": "en", "stream": "false"}, is_form=True),

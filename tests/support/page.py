@@ -15,6 +15,7 @@ from gateway.web.endpoint import Endpoint
 from tests.support.gateways import TOKEN, write_files
 
 BODIES = [
+    "/rerank",
     "/v1/audio/speech",
     "/v1/chat/completions",
     "/v1/completions",
@@ -25,7 +26,10 @@ BODIES = [
     "/v1/music/generations",
     "/v1/rerank",
     "/v1/responses",
+    "/v1/responses/compact",
+    "/v1/responses/input_tokens",
     "/v1/tts/generations",
+    "/v2/rerank",
 ]
 FORMS = ["/v1/audio/transcriptions", "/v1/audio/translations", "/v1/images/edits"]
 REQUIRED: dict[str, Any] = {
@@ -53,8 +57,8 @@ class Page:
                 yield method, path, operation
 
     def body(self, path: str) -> dict[str, Any]:
-        """The schema of what is posted there, JSON or a form."""
-        (content,) = self.document["paths"][path]["post"]["requestBody"]["content"].values()
+        """The schema of what is posted there, JSON or else a form, if there is one."""
+        content = next(iter(self.document["paths"][path]["post"]["requestBody"]["content"].values()))
         schema: dict[str, Any] = content["schema"]
         if reference := schema.get("$ref"):
             schema = self.document["components"]["schemas"][reference.rpartition("/")[2]]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from gateway.app import load_settings
 from gateway.backends.protocols import comfyui, invokeai
+from gateway.backends.protocols.image_formats import size_of
 from gateway.backends.records import load_backends
 
 from tests.support.faces.images import OpenAIImages
@@ -159,12 +160,14 @@ async def test_mock_needs_no_backend_and_always_draws_the_same(tmp_path: Path) -
         assert first["data"] == second["data"]
         images = [base64.b64decode(item["b64_json"]) for item in first["data"]]
         assert images[0] != images[1]
-        assert b"<script" not in images[0]
-        for words in (b'width="200" height="100"', b"steps: 3", b"seed: 9"):
+        assert size_of(images[0]) == (200, 100)
+        for words in (b"<script>", b"steps: 3", b"seed: 9"):
             assert words in images[0]
-        assert (first["_gateway"]["mime"], first["used"]) == ("image/svg+xml", "mock")
-        status, refused = await told(gateway, {**body, "output_format": "png"})
+        assert (first["_gateway"]["mime"], first["used"]) == ("image/png", "mock")
+        status, refused = await told(gateway, {**body, "output_format": "svg"})
         assert (status, refused["error"]["param"]) == (400, "output_format")
+        for model, form in (("gpt-image-1", "b64_json"), ("dall-e-3", "url")):
+            assert list((await told(gateway, {"prompt": "a cat", "model": model}))[1]["data"][0]) == [form]
         assert (await told(gateway, {**body, "something": 10**30}))[0] == 200
         # No backend at all is no obstacle to being ready: nothing that the mock needs is missing.
         assert (await gateway.ask("GET", "/readyz", b"")).status == 200
@@ -190,7 +193,7 @@ async def test_image_is_a_data_url_when_it_cannot_be_stored(tmp_path: Path) -> N
             answer = await gateway.ask("GET", path, b"")
             return answer.status, [*json.loads(answer.body)["problems"]]
 
-        assert (await url()).startswith("data:image/svg+xml;base64,")
+        assert (await url()).startswith("data:image/png;base64,")
         assert [await problems(path) for path in ("/readyz", "/v1/gateway/status")] == [(200, ["images"])] * 2
         blocked.unlink()
         assert (await url()).startswith("https://gateway.test/ui/images/")

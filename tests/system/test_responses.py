@@ -25,7 +25,7 @@ BIG_TOOL = {**TOOL, "parameters": {"type": "object", "properties": {"n": {"type"
 def served(tmp_path_factory: pytest.TempPathFactory, script: ChatScript) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("gateway")
     write_files(home, script.url)
-    with gateway(home, GATEWAY_BEARER_TOKENS=f"{TOKEN},{OTHER}") as running:
+    with gateway(home, GATEWAY_BEARER_TOKENS=f"{TOKEN},{OTHER}", MAX_UPLOAD_BYTES="4000000") as running:
         yield running
 
 

@@ -76,6 +76,8 @@ PARAMETERS = {
     "X-Request-Type": "`coding` or `chat`, for requests that leave the model to the policy.",
 }
 _ASKED = {"model": "default", "messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+_RANKED = {"query": "Which one purrs?", "documents": ["A cat.", "A dog."]}
+_SAID = {"model": "default", "input": "Why is the sky blue?"}
 # What the page offers to send; without one it would fill in every field.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/audio/speech": {"input": "Good morning."},
@@ -86,8 +88,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/messages": {**_ASKED, "max_tokens": 200},
     "/v1/messages/count_tokens": _ASKED,
     "/v1/music/generations": {"prompt": "A calm piano", "duration": 10},
-    "/v1/rerank": {"query": "Which one purrs?", "documents": ["A cat.", "A dog."]},
-    "/v1/responses": {"model": "default", "input": "Why is the sky blue?"},
+    "/v1/rerank": _RANKED,
+    "/v2/rerank": _RANKED,
+    "/rerank": _RANKED,
+    "/v1/responses": _SAID,
+    "/v1/responses/compact": _SAID,
+    "/v1/responses/input_tokens": _SAID,
     "/v1/tts/generations": {"text": "Good morning."},
 }
 SECURITY_SCHEMES = {

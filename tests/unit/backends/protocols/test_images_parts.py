@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
+import zlib
+from dataclasses import replace
+from struct import unpack_from
 
 import orjson
 import pytest
 from gateway.backends.protocols import a1111, comfyui, image_parts, invokeai
 from gateway.backends.protocols.base import AnswerError
-from gateway.backends.protocols.image_formats import SEGMENTS_MAX, has_alpha, kind_of, size_of
+from gateway.backends.protocols.image_formats import PNG, SEGMENTS_MAX, Size, has_alpha, kind_of, size_of
 from gateway.backends.protocols.image_request import ImageRequest, Upload, read_request
 from gateway.backends.protocols.steps import Abandoned, Ask, Reply
 from gateway.errors import ApiError
@@ -101,15 +103,20 @@ def test_image_without_pixels_is_damaged() -> None:
 @given(
     st.text(min_size=1, max_size=900), st.dictionaries(st.sampled_from(["style", "seed", "x"]), st.text(max_size=99))
 )
-def test_placeholder_is_an_svg_whatever_is_asked_for(prompt: str, fields: dict[str, str]) -> None:
-    request = ImageRequest(prompt, 1, None, "", fields)
-    (image,) = mock.draw(request).images
-    assert mock.draw(request).images == [image]
-    assert kind_of(image) == "svg"
-    root = ET.fromstring(image)  # noqa: S314 - our own text: this is the proof that it is well-formed
-    assert {element.tag.rpartition("}")[2] for element in root.iter()} <= {
-        "svg", "defs", "linearGradient", "stop", "rect", "text", "tspan",
-    }  # fmt: skip
+def test_placeholder_is_a_png_that_depends_on_all_that_is_asked_for(prompt: str, fields: dict[str, str]) -> None:
+    request = ImageRequest(prompt, 2, Size(31, 17), "", fields)
+    image, other = mock.draw(request).images
+    assert mock.draw(request).images == [image, other]
+    assert mock.draw(replace(request, fields={**fields, "other": 1})).images[0] != image != other
+    assert size_of(image) == Size(31, 17)
+    at, pixels = len(PNG), b""
+    while at < len(image):
+        length, kind = unpack_from(">I4s", image, at)
+        data = image[at + 8 : at + 8 + length]
+        assert unpack_from(">I", image, at + 8 + length)[0] == zlib.crc32(kind + data)
+        pixels += data if kind == b"IDAT" else b""
+        at += length + 12
+    assert len(zlib.decompress(pixels)) == 17 * (31 + 1)
 
 
 def request() -> ImageRequest:
