@@ -84,7 +84,7 @@ class Appliance(Site):
             "appliance_services_override": self.override,
             "gateway_bearer_token": "a-token-that-is-long-enough",
             "service_health_timeout": 10,
-            "firewall_revert_after": 12,
+            "firewall_revert_after": 60,
             **variables,
         }
         file = self.directory / "site.yml"

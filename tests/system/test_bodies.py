@@ -1,7 +1,8 @@
-"""Bodies of requests: their codings, and how much of them counts."""
+"""Bodies of requests: their codings, how much of them counts, and who reads why one is refused."""
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from base64 import b64encode
@@ -9,11 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import brotli
+import openai
 import pytest
 import zstandard
 
-from tests.support.gateways import Gateway, gateway, write_files
+from tests.support.gateways import TOKEN, Gateway, gateway, write_files
 from tests.support.upstream import Upstream
+from tests.support.waiting import PATIENCE_SEC
 
 CHAT = "/v1/chat/completions"
 PICTURE = b64encode(b"\x89PNG\r\n\x1a\n" + bytes(900_000)).decode()
@@ -69,3 +72,23 @@ def test_picture_counts_against_the_upload_limit_alone(served: Gateway, strict: 
         answer = running.client.post(CHAT, json=body)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
         assert "MAX_REQUEST_BYTES" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("key", "model", "status"), [("x" * 20, "echo", 401), (TOKEN, "nowhere", 404), (TOKEN, "echo", 413)]
+)
+def test_sdk_that_sends_more_than_it_may_reads_why(served: Gateway, key: str, model: str, status: int) -> None:
+    """It sends all before it reads. Also when its connections are kept: each of them still works."""
+    text = "word " * (1_000_000 if status != 404 else 100_000)
+
+    async def ask(client: openai.AsyncOpenAI) -> int:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}])
+        return caught.value.status_code
+
+    async def test() -> list[int]:
+        url = f"http://127.0.0.1:{served.port}/v1"
+        async with openai.AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=PATIENCE_SEC) as client:
+            return await asyncio.gather(*(ask(client) for _ in range(8))) + [await ask(client) for _ in range(8)]
+
+    assert asyncio.run(test()) == [status] * 16

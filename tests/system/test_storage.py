@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import apsw
@@ -271,6 +271,46 @@ def test_killed_in_a_loop_it_has_all_that_was_acknowledged(tmp_path: Path) -> No
     assert len(said) >= 5 * 5
     assert connection.pragma("integrity_check") == "ok"
     connection.close()
+
+
+def disk(*command: str | Path) -> None:
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small tmpfs needs root")
+async def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    await asyncio.to_thread(disk, "mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place)
+    try:
+        async with opened(place / "x.sqlite") as database:
+            await add(database, "before")
+            with pytest.raises(StorageError, match=r"full|disk I/O"):
+                for number in range(100):
+                    await add(database, f"{number}" + "z" * 20_000)
+            assert "before" in await texts(database)
+    finally:
+        await asyncio.to_thread(disk, "umount", place)
+
+
+async def test_log_cut_anywhere_opens_with_whole_commits_alone(tmp_path: Path) -> None:
+    """A power cut leaves some of the log's last pages out: a copy cut there has a prefix of the commits."""
+    path, copy, frame, seen = tmp_path / "x.sqlite", tmp_path / "cut.sqlite", 4096 + 24, set[int]()
+    expected = [text for n in range(6) for text in (f"{n} " + "y" * 3_000, f"{n} more")]
+    async with opened(path) as database:
+        for number in range(0, 12, 2):
+            await add(database, *expected[number : number + 2])
+        log, main = path.with_name("x.sqlite-wal").read_bytes(), path.read_bytes()
+    for end in range(32, len(log) + 1, frame):
+        copy.write_bytes(main)
+        copy.with_name("cut.sqlite-wal").write_bytes(log[: end + frame // 2])
+        copy.with_name("cut.sqlite-shm").unlink(missing_ok=True)
+        with closing(apsw.Connection(str(copy))) as connection:
+            if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'notes'").get:
+                rows = [row[0] for row in connection.execute("SELECT text FROM notes")]
+                assert rows == expected[: len(rows)]
+                seen.add(len(rows))
+    assert seen >= set(range(0, 13, 2))
 
 
 async def test_migrates_after_a_backup_and_goes_back(tmp_path: Path) -> None:
