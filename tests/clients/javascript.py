@@ -27,12 +27,22 @@ def run(directory: Path, *argv: str, **environment: str) -> None:
 
 
 def node_test(directory: str, name: str, **environment: str) -> None:
-    """Runs the tests of a file there, after its packages are as the lock has them; skips where there is no npm."""
+    """Runs the tests of a file there."""
+    run(packages(directory), "node", "--test", name, **environment)
+
+
+def packages(directory: str) -> Path:
+    """The directory, once its packages are there; skips where there is no npm.
+
+    They are as the lock has them, or else of the versions in package.json: a lock without the index's address cannot
+    hold packages under another name, as Codex has them.
+    """
     if shutil.which("npm") is None:
         pytest.skip("node and npm are missing; type: sudo apt-get install nodejs npm")
     place = HERE / directory
-    there, lock = place / "node_modules" / ".package-lock.json", place / "package-lock.json"
-    if not there.exists() or there.stat().st_mtime < lock.stat().st_mtime:
-        run(place, "npm", "ci", "--no-fund", "--no-audit")
+    lock, there = place / "package-lock.json", place / "node_modules" / ".package-lock.json"
+    pinned = lock if lock.exists() else place / "package.json"
+    if not there.exists() or there.stat().st_mtime < pinned.stat().st_mtime:
+        run(place, "npm", *(["ci"] if lock.exists() else ["install", "--no-package-lock"]), "--no-fund", "--no-audit")
         there.touch()
-    run(place, "node", "--test", name, **environment)
+    return place

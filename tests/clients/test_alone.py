@@ -35,7 +35,7 @@ TOOLS: list[ChatCompletionToolParam] = [
 def test_it_serves_without_provisioning(sdk: openai.OpenAI) -> None:
     assert f"tools:{upstream.MODEL}" in [model.id for model in sdk.models.list()]
     answer = sdk.chat.completions.create(model=upstream.MODEL, messages=HELLO)
-    assert answer.to_dict() == upstream.whole()
+    assert answer.to_dict() == upstream.whole(upstream.CALLS)
 
 
 @pytest.mark.proves("/v1/chat/completions", "tools", "tool_choice", "parallel_tool_calls", backend="openai")
@@ -64,7 +64,7 @@ def test_tool_deltas_of_a_stream_keep_index_id_and_every_byte(sdk: openai.OpenAI
     stream = sdk.chat.completions.create(model=upstream.MODEL, messages=HELLO, tools=TOOLS, stream=True)
     chunks: list[ChatCompletionChunk] = list(stream)
     deltas = [chunk.choices[0].delta.to_dict() for chunk in chunks]
-    assert deltas == [*upstream.deltas(), {}]
+    assert deltas == [*upstream.deltas(upstream.CALLS), {}]
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     assert caller.requests[0]["tools"] == TOOLS
 
