@@ -212,7 +212,7 @@ class Request(NamedTuple):
     backend: str
 
 
-PICTURE = {"image_url": f"data:image/png;base64,{base64.b64encode(png(64, 64)).decode()}"}
+AS_URL = {"image_url": f"data:image/png;base64,{base64.b64encode(png(64, 64)).decode()}"}
 REQUESTS = (
     Target("/v1/chat/completions", CHAT, (*CHATTING, "", "auto")),
     Target("/v1/chat/completions", {"messages": CHAT["messages"]}, ("no-tools",)),
@@ -238,7 +238,7 @@ REQUESTS = (
     Target("/v1/images/generations", IMAGES, backends=("open", "a1111", "comfyui", "invokeai")),
     Target("/v1/images/generations", {"prompt": "p", "n": 1, "size": "64x64"}, backends=("nexa",)),
     Target("/v1/images/edits", IMAGES, backends=("open", "a1111", "comfyui", "invokeai"), is_form=True),
-    Target("/v1/images/edits", {**IMAGES, "images": [PICTURE], "mask": PICTURE}, backends=("open", "a1111", "comfyui")),
+    Target("/v1/images/edits", {**IMAGES, "images": [AS_URL], "mask": AS_URL}, backends=("open", "a1111", "comfyui")),
     Target("/v1/audio/speech", {"input": "hi", "voice": "v", "response_format": "wav", "speed": 1, "text": None}),
     Target("/v1/tts/generations", {"text": "hi", "format": "wav", "stream_format": "sse"}),
     Target("/v1/audio/transcriptions", {"response_format": "json", "language": "en", "stream": "false"}, is_form=True),

@@ -120,7 +120,7 @@ def test_failures_are_the_sdks_own_exceptions(
 
 def test_a_refusal_names_the_field(sdk: anthropic.Anthropic, told: ChatScript) -> None:
     with pytest.raises(anthropic.BadRequestError, match=r"'tools\.0\.type' is not supported"):
-        sdk.messages.create(**ASKED, tools=[{"type": "functoin", "name": "f"}])
+        sdk.messages.create(**{**ASKED, "tools": [{"type": "functoin", "name": "f"}]})
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
         sdk.messages.create(**{**ASKED, "max_tokens": 0})
     assert told.seen == []

@@ -131,7 +131,7 @@ def test_models(served: Gateway) -> None:
     assert ids == [f"test:{model}" for model in MODELS] + ["auto", "test", "default", "fast"]
     assert served.client.get("/v1/models/fast").json()["upstream_model"] == "echo"
     assert served.client.get("/v1/models/test:echo").json()["owned_by"] == "local"
-    assert served.client.get("/v1/models/echo").json()["id"] == "test:echo"
+    assert served.client.get("/v1/models/echo").json()["id"] == "echo"
     missing = served.client.get("/v1/models/fasst")
     assert missing.status_code == 404
     assert "fast" in missing.json()["error"]["message"]

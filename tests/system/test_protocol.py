@@ -129,18 +129,25 @@ REFUSED_LINES = (
 )  # fmt: skip
 REFUSED_CODINGS = (b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding: identity", b"Transfer-Encoding: xchunked")
 REFUSED_STARTS = (
-    b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.2\r\nHost: x\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n",
+    b"GET / HTTP/1.1\r\n",
     b"CONNECT x HTTP/1.1\r\nHost: x\r\n", b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n",
     b"GET http://x HTTP/1.1\r\nHost: x\r\n", b"GET x HTTP/1.1\r\nHost: x\r\n", b"GET /\x80 HTTP/1.1\r\nHost: x\r\n",
-    b"FOO / HTTP/1.1\r\nHost: x\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # the last one is TLS
     b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
 )  # fmt: skip
+OTHER_METHODS = (b"FOO / HTTP/1.1\r\nHost: x\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")  # the latter is TLS
+OTHER_VERSIONS = (
+    b"GET /\r\n",
+    b"GET / HTTP/1.2\r\nHost: x\r\n",
+    b"GET / HTTP/2.0\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n",
+)
 REFUSED_CHUNKS = (b"5 \r\nhello", b"0x5\r\nhello", b"5\nhello", b"5\r\nhello!", b"fffffffffffffffff\r\nhello")
 REFUSED = [
     *((WITH % lines, b"400") for lines in REFUSED_LINES),
     *((WITH % lines, b"501") for lines in REFUSED_CODINGS),
     *((start + b"\r\n", b"400") for start in REFUSED_STARTS),
-    *((start + b"\r\n\r\n", b"505") for start in (b"GET /", b"GET / HTTP/2.0")),
+    *((start + b"\r\n", b"501") for start in OTHER_METHODS),
+    *((start + b"\r\n", b"505") for start in OTHER_VERSIONS),
     *((CHUNKED % b"" + chunk + b"\r\n0\r\n\r\n", b"400") for chunk in REFUSED_CHUNKS),
 ]
 

@@ -9,7 +9,6 @@ from gateway.errors import ApiError
 CODINGS = ("gzip", "deflate", "br", "zstd")
 ZSTD_WINDOW_BYTES = 8 << 20  # RFC 9659
 CODINGS_MAX = 4  # one after the other
-CODE = "request_body_encoding_unsupported"  # Anthropic's
 
 
 def decoded(body: bytes, codings: bytes, limit: int) -> bytes | None:
@@ -22,7 +21,12 @@ def decoded(body: bytes, codings: bytes, limit: int) -> bytes | None:
     for name in names:
         if name not in CODINGS or len(names) > CODINGS_MAX:
             words = f"Content-Encoding '{name[:100]}' is not supported; send the body in {', '.join(CODINGS)}, or plain"
-            raise ApiError(415, words, code=CODE, headers=((b"accept-encoding", ", ".join(CODINGS).encode()),))
+            raise ApiError(
+                415,
+                words,
+                code="request_body_encoding_unsupported",
+                headers=((b"accept-encoding", ", ".join(CODINGS).encode()),),
+            )
     for name in reversed(names):
         try:
             undone = {"br": _brotli, "zstd": _zstd}.get(name, _zlib)(body, limit)

@@ -58,8 +58,9 @@ class Middleware:
         self._open_directories = open_directories
         own, upload = (settings.max_request_bytes, "MAX_REQUEST_BYTES"), (settings.max_upload_bytes, "MAX_UPLOAD_BYTES")
         # With pictures and sounds, and without.
+        is_one = settings.max_request_bytes_strict or settings.max_upload_bytes <= settings.max_request_bytes
         limits = {
-            True: own + (own if settings.max_request_bytes_strict else max(own, upload)),
+            True: own + (own if is_one else upload),
             False: upload + upload,
         }
         self._cors = Cors(settings.cors_allow_origins)

@@ -122,7 +122,6 @@ class _Translated(TypedDict, total=False):
     speed: Literal["standard"] | None
     stop_sequences: Array[Annotated[str, Field(min_length=1)]] | None
     metadata: Annotated[Metadata, closed(Metadata)] | None
-    thread: Annotated[Any, Field(description="Refused, so that an SDK goes on without a thread.")]
     service_tier: Literal["auto", "standard_only"] | None
 
 
@@ -134,6 +133,7 @@ class MessagesRequest(_Translated, total=False):
 
     max_tokens: Required[Annotated[int, Field(ge=1)]]
     stream: bool | None
+    thread: Annotated[Any, Field(description="Refused, so that an SDK goes on without a thread.")]
     temperature: float | None
     top_p: float | None
     top_k: int | None

@@ -19,6 +19,7 @@ from gateway.web.schemas import Model
 # Fields of the API without a counterpart, each with advice what to do instead.
 REFUSED = {
     "access_programs": "leave it out: there are no such programs here",
+    "background_options": "leave it out, with `background`",
     "background": "leave it out, and wait for the answer or stream it",
     "context_management": "leave it out, and shorten the conversation yourself",
     "conversation": "chain responses by `previous_response_id`",
