@@ -93,7 +93,8 @@ def test_models_of_a_token(policed: Gateway, seen: Upstream) -> None:
             assert error(chat(bot, model)) == refused, model
         assert error(chat(bot, "hang", stream=True)) == refused
         assert error(bot.post("/v1/embeddings", json={"model": "echo", "input": "x"})) == refused
-        assert error(bot.post("/v1/completions", json={"model": "echo", "prompt": "x"})) == refused
+        for path in ("/v1/completions", "/v1/images/generations"):  # the placeholder draws the image
+            assert error(bot.post(path, json={"model": "echo", "prompt": "x"})) == refused, path
         bot.headers["X-Backend"] = "test"
         assert error(chat(bot, "hang")) == refused
         assert chat(bot).json()["model"] == "echo"

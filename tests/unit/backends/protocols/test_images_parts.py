@@ -55,7 +55,8 @@ def test_choice_of_a_model(model: str, prompt: str, models: ImageSettings, chose
     ("data", "kind", "size"),
     [
         (png(3, 5), "png", (3, 5)),
-        (png(3, 5)[:20], "png", None),
+        (png(3, 5)[:24], "png", (3, 5)),
+        (png(3, 5)[:23], "png", None),
         (JPEG, "jpg", (64, 32)),
         (JPEG[:12], "jpg", None),
         (WEBP + b"VP8X\x0a\0\0\0\0\0\0\0\x3f\0\0\x1f\0\0", "webp", (64, 32)),
@@ -174,6 +175,24 @@ def test_invokeai_keeps_no_upload_of_a_job_that_was_left() -> None:
     assert steps.send(Reply(200, b"{}")) == Ask("DELETE", "/api/v1/images/i/source.png")
     with pytest.raises(Abandoned):
         steps.send(Reply(500, b""))
+
+
+def test_batch_that_was_cancelled_on_the_server_is_told() -> None:
+    steps = invokeai.paint(request())
+    next(steps)
+    replies = (
+        {"models": [{"name": "a", "base": "sd-1"}]},
+        {"item_ids": [7, 8]},
+        {"failed": 0, "canceled": 1, "completed": 1},
+        {"status": "completed"},
+        {"status": "canceled"},
+    )
+    for reply in replies:
+        cancel = steps.send(Reply(200, orjson.dumps(reply)))
+    assert isinstance(cancel, Ask)
+    assert cancel.path == f"{invokeai.QUEUE}/cancel_by_batch_ids"
+    with pytest.raises(AnswerError, match="the batch was cancelled there"):
+        steps.send(Reply(200, b"{}"))
 
 
 @pytest.mark.parametrize("queue", [Reply(500, b""), Reply(200, b"<html>")])

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from gateway.features.conversations.store import ResponseStore
 from gateway.storage import StorageError
@@ -66,7 +67,15 @@ async def test_a_token_evicts_only_its_own_beyond_a_fair_share(tmp_path: Path) -
         assert sums == rows
 
 
-async def test_the_oldest_go_also_where_the_newest_expire_sooner(tmp_path: Path) -> None:
+async def test_response_may_fill_the_store(tmp_path: Path) -> None:
+    size = len(orjson.dumps(response(1)) + orjson.dumps({"items": []}))
+    async with opened(tmp_path / "db.sqlite") as database:
+        await ResponseStore(database, 60, max_bytes=size).put("me", response(1), [])
+        with pytest.raises(StorageError, match="larger than RESPONSES_MAX_BYTES"):
+            await ResponseStore(database, 60, max_bytes=size - 1).put("me", response(1), [])
+
+
+async def test_oldest_go_also_where_the_newest_expire_sooner(tmp_path: Path) -> None:
     async with opened(tmp_path / "x.sqlite") as database:
         for number, ttl_sec in enumerate((600, 600, 60, 60)):
             await ResponseStore(database, ttl_sec, max_bytes=3_500).put("me", response(number), [])
