@@ -20,9 +20,19 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 SETTING = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
 # Environment variables of others: of SDKs, of examples, and what `make up` prints.
 NOT_OURS = {"OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL"}
-NOT_OURS |= {"VLLM_API_KEY", "TOKEN_FILE", "COUNTER_MAX", "UPDATE_GOLDEN", "TYPE_CHECKING"}
-# What the OpenAPI page leaves out: a word to proxies.
-NOT_ON_THE_PAGE = {"x-accel-buffering"}
+NOT_OURS |= {
+    "ANTHROPIC_MODEL",
+    "GATEWAY_TOKEN",
+    "OPENAI_API_BASE",
+    "VLLM_API_KEY",
+    "TOKEN_FILE",
+    "COUNTER_MAX",
+    "UPDATE_GOLDEN",
+    "TYPE_CHECKING",
+}
+# What the OpenAPI page leaves out: words to proxies and browsers, HTTP's own, and what few answers have.
+NOT_ON_THE_PAGE = {"access-control-allow-origin", "content-encoding", "x-accel-buffering"}
+NOT_ON_THE_PAGE |= {"anthropic-version", "x-gateway-ignored"}
 
 
 def anchors(text: str) -> Iterator[str]:
