@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import httpx
 import openai
 import pytest
-from gateway.backends.protocols.image_formats import kind_of, size_of
+from gateway.backends.protocols.image_formats import PNG, kind_of, size_of
 
 from tests.clients.appliance import Appliance
 from tests.support.faces.images import png
@@ -65,10 +66,10 @@ def test_edit(sdk: openai.OpenAI, kind: str) -> None:
 def test_placeholders(sdk: openai.OpenAI) -> None:
     answer = sdk.images.generate(prompt="a cat", response_format="b64_json")
     assert answer.data is not None
-    assert kind_of(base64.b64decode(answer.data[0].b64_json or "")) == "svg"
+    assert kind_of(base64.b64decode(answer.data[0].b64_json or "")) == "png"
     answer = sdk.images.edit(prompt="a dog", image=PICTURE, mask=MASK)
     assert answer.data is not None
-    assert (answer.data[0].url or "").endswith(".svg")
+    assert httpx.get(answer.data[0].url or "").raise_for_status().content.startswith(PNG)
 
 
 @pytest.mark.parametrize(("name", "value"), [("background", "transparent"), ("stream", True), ("n", 9)])

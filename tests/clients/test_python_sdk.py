@@ -167,7 +167,7 @@ def test_a_response_continues_another(client: openai.OpenAI) -> None:
 def test_an_image_without_a_gpu(client: openai.OpenAI) -> None:
     answer = client.images.generate(model="default", prompt="A lighthouse", response_format="b64_json")
     assert answer.data is not None
-    assert base64.b64decode(answer.data[0].b64_json or "").startswith(b"<svg")
+    assert base64.b64decode(answer.data[0].b64_json or "").startswith(b"\x89PNG")
 
 
 def cosine(one: list[float], other: list[float]) -> float:

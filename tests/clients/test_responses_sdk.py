@@ -123,11 +123,28 @@ def test_refusals_are_the_errors_that_libraries_look_for(sdk: openai.OpenAI) -> 
         sdk.responses.create(model=upstream.MODEL, input=QUESTION, previous_response_id="resp_gone")
     assert (error.value.code, error.value.param) == ("previous_response_not_found", "previous_response_id")
     with pytest.raises(openai.BadRequestError) as error:
-        sdk.responses.create(model=upstream.MODEL, input=QUESTION, tools=[{"type": "web_search"}])
-    assert error.value.param == "tools.0.type"
-    with pytest.raises(openai.BadRequestError) as error:
         sdk.responses.create(model=upstream.MODEL, input=QUESTION, background=True)
     assert error.value.param == "background"
+
+
+def test_what_home_assistant_sends(sdk: openai.OpenAI) -> None:
+    """Its own functions beside a search that OpenAI would do, sealed reasoning, nothing stored."""
+    asked = sdk.responses.with_raw_response.create(
+        model=upstream.MODEL,
+        instructions="You are a voice assistant.",
+        input=[{"type": "message", "role": "user", "content": QUESTION}],
+        tools=[*TOOLS, {"type": "web_search", "search_context_size": "medium"}],
+        include=["reasoning.encrypted_content", "web_search_call.action.sources"],
+        reasoning={"effort": "low", "summary": "auto"},
+        text={"verbosity": "medium"},
+        truncation="auto",
+        parallel_tool_calls=True,
+        max_output_tokens=3_000,
+        store=False,
+        user="home",
+    )
+    assert asked.headers["x-gateway-ignored"] == "include.web_search_call.action.sources, tools.web_search"
+    assert tuple(call.arguments for call in calls_of(asked.parse())) == upstream.ARGUMENTS
 
 
 def test_the_asynchronous_client(alone: Appliance) -> None:
