@@ -116,6 +116,12 @@ def test_a_job_that_starts_by_the_clock_need_not_run(mac: Mac) -> None:
     assert not mac.present(KeepAlive=False, StartInterval=3600)["changed"]
 
 
+def test_log_is_made_before_the_job_for_its_group_alone(mac: Mac) -> None:
+    log = mac.directory / "err.log"
+    assert mac.module(content=mac.content(), logs=[str(log)])["changed"]
+    assert log.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_job_that_launchd_refuses_is_one_message(mac: Mac) -> None:
     result = mac.module(content="this is no property list")
     assert "Bootstrap failed: 5: Input/output error" in result["msg"]
