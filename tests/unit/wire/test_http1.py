@@ -118,6 +118,17 @@ async def test_chunks_come_as_they_came(wires: list[Wire]) -> None:
         assert (response.complete, pool.open_connections) == (True, 1)
 
 
+@pytest.mark.parametrize("framing", [b"", b"Content-Length: 4\r\n"])
+async def test_answer_that_is_whole_stays_so_when_it_is_closed(wires: list[Wire], framing: bytes) -> None:
+    async with asked(wires) as (_, wire, task):
+        wire.connection.data_received(HEAD + framing + b"\r\nsome")
+        wire.end("close")
+        response = await task
+        assert await response.read(100) == b"some"
+        response.close()
+        assert (await response.next_chunk(), response.complete) == (b"", True)
+
+
 @pytest.mark.parametrize("extra", [OK, b"\r\n", b"x"])
 async def test_bytes_on_an_idle_connection_cost_it(wires: list[Wire], extra: bytes) -> None:
     async with asked(wires) as (pool, wire, task):
