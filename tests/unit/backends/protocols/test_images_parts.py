@@ -108,7 +108,9 @@ def test_placeholder_is_a_png_that_depends_on_all_that_is_asked_for(prompt: str,
     request = ImageRequest(prompt, 2, Size(31, 17), "", fields)
     image, other = mock.draw(request).images
     assert mock.draw(request).images == [image, other]
-    assert mock.draw(replace(request, fields={**fields, "other": 1})).images[0] != image != other
+    cat = Upload("cat.png", "image/png", png(8, 8))
+    for more in ({"fields": {**fields, "other": 1}}, {"images": (cat,)}, {"mask": cat}):
+        assert image not in (other, mock.draw(replace(request, **more)).images[0])
     assert size_of(image) == Size(31, 17)
     at, pixels = len(PNG), b""
     while at < len(image):
