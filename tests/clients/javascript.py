@@ -20,7 +20,7 @@ def run(directory: Path, *argv: str, **environment: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=900,  # packages of coding agents are a gigabyte
         check=False,
     )
     assert done.returncode == 0, done.stdout
