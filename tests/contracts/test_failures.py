@@ -177,7 +177,7 @@ FAILURES = {
     "another content type": Failure(always(http(b"{}", content_type="text/plain")), WRONG, where=speaks_openai),
     "no content type": Failure(always(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"), WRONG, where=speaks_openai),
     **{
-        name: Failure(lambda way, body=body: http(body or way.begins), WRONG, where=is_whole)  # type: ignore[misc]
+        name: Failure(lambda way, body=body: http(body or way.begins), WRONG, where=is_whole)  # type: ignore[misc]  # of the default
         for name, body in {"half a JSON": b"", "the end of a JSON": b'c","choices":[]}', "null": b"null\n"}.items()
     },
     "nothing": Failure(always(http(b"")), WRONG, where=is_whole),

@@ -64,7 +64,7 @@ def test_write_that_stops_half_way_leaves_whole_lines(
 
     log._write_out([b"one\n"])
     assert log._file is not None
-    log._file = Half(log._file)  # type: ignore[assignment]
+    log._file = Half(log._file)  # type: ignore[assignment]  # it writes half
     log._write_out([b"two\n", b"three\n", b"four\n"])
     log._write_out([b"five\n"])
     log._close_file()

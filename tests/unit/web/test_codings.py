@@ -10,7 +10,7 @@ import brotli
 import pytest
 import zstandard
 from gateway.errors import ApiError
-from gateway.web.codings import decoded
+from gateway.web.codings import MEMBERS_MAX, decoded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,3 +58,10 @@ def test_unknown_coding_is_refused_with_those_that_are_known(codings: str) -> No
     with pytest.raises(ApiError, match="gzip, deflate, br, zstd") as error:
         decoded(b"x", codings.encode(), 10)
     assert (error.value.status, error.value.headers) == (415, ((b"accept-encoding", b"gzip, deflate, br, zstd"),))
+
+
+def test_members_of_gzip_are_bounded() -> None:
+    """Each costs a copy of what follows: a million of them would keep a thread for hours."""
+    assert decoded(gzip.compress(b"x") * MEMBERS_MAX, b"gzip", 1_000) == b"x" * MEMBERS_MAX
+    with pytest.raises(ApiError, match="more than 100 members"):
+        decoded(gzip.compress(b"x") * (MEMBERS_MAX + 1), b"gzip", 1_000)

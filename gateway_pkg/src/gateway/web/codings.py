@@ -8,6 +8,7 @@ from gateway.errors import ApiError
 
 CODINGS = ("gzip", "deflate", "br", "zstd")
 ZSTD_WINDOW_BYTES = 8 << 20  # RFC 9659
+MEMBERS_MAX = 100  # of gzip: the rest of the body is copied for each
 CODINGS_MAX = 4  # one after the other
 
 
@@ -44,7 +45,9 @@ def _zlib(body: bytes, limit: int) -> bytes | None:
     out = b""
     windows = 15 + 32 if body[:1] in (b"\x1f", b"\x78") else -15
     try:
-        while body:
+        for _ in range(MEMBERS_MAX):
+            if not body:
+                return out
             stream = zlib.decompressobj(windows)
             out += stream.decompress(body, limit + 1 - len(out))
             if len(out) > limit:
@@ -54,6 +57,8 @@ def _zlib(body: bytes, limit: int) -> bytes | None:
             body = stream.unused_data.lstrip(b"\0")
     except zlib.error as error:
         raise ValueError(str(error)) from None
+    if body:
+        raise ValueError(f"it has more than {MEMBERS_MAX} members")
     return out
 
 
