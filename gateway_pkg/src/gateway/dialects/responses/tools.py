@@ -104,7 +104,9 @@ class Tools:
             self._ignored.add(f"tools.{kind}")
             return
         else:
-            raise unsupported_parameter(f"{param}.type", f"it must be function, custom or namespace, not '{kind}'")
+            raise unsupported_parameter(
+                f"{param}.type", f"it must be function, custom or namespace, not '{str(kind)[:100]}'"
+            )
         self.told.append(tool if kind != "function" else _TOLD | tool)
 
     def _add_namespace(self, tool: Item, param: str) -> None:
@@ -125,7 +127,7 @@ class Tools:
         origin = Origin(tool["name"], namespace, tool["type"] == "custom")
         name = chat_name(*origin[:2])
         if self.origins.setdefault(name, origin) != origin:
-            raise invalid_value(f"{param}.name", f"is the name of another tool too: '{name}'; rename one of them")
+            raise invalid_value(f"{param}.name", f"is the name of another tool too: '{name[:100]}'; rename one")
         function = {"name": name, **(_custom if origin.is_custom else _function)(tool)}
         known = ("name", "description", "parameters", "strict", "format", *_LEFT_OUT)
         self.functions.append({**rest(tool, *known), "type": "function", "function": function})
